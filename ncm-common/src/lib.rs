@@ -1,1 +1,44 @@
-//! Placeholder.
+//! What the kernel programs and user space share: the keys and values of every table, the drop reasons, the
+//! counters and the constants of the packet path. Nothing else defines any of them.
+//!
+//! Byte order: an address (MAC, IP, prefix) is an array of bytes in network order, exactly as on the wire.
+//! Every other integer (VNI, index, MTU, counter) is in host order, unless its documentation says otherwise.
+#![no_std]
+
+pub mod counters;
+pub mod drops;
+mod plain;
+pub mod tables;
+
+pub use plain::Plain;
+
+/// VXLAN's UDP destination port (RFC 7348, section 5), host order.
+pub const VXLAN_PORT: u16 = 4789;
+
+/// UDP port of the agent's own flow-based vxlan device, host order: frames that the kernel has to decapsulate are
+/// re-addressed to it, so that another overlay may keep a socket on [`VXLAN_PORT`].
+pub const RELAY_PORT: u16 = 47890;
+
+/// Bytes that the tunnel adds in front of a guest's frame over IPv4: IPv4 20, UDP 8, VXLAN 8 and the inner
+/// Ethernet header 14, which the outer MTU has to carry too.
+pub const OVERHEAD_V4: u16 = 20 + 8 + 8 + 14;
+
+/// The largest VXLAN network identifier: 24 bits (RFC 7348, section 5).
+pub const MAX_VNI: u32 = (1 << 24) - 1;
+
+/// First five bytes of the source MACs that distributed routers use; the sixth is any.
+pub const DVR_MAC_PREFIX: [u8; 5] = [0xfe, 0x16, 0x11, 0x00, 0x00];
+
+/// Names of the kernel programs in the object, one per hook.
+pub mod programs {
+    /// Native XDP on an underlay interface.
+    pub const WIRE_XDP: &str = "wire_xdp";
+    /// tcx ingress on an underlay interface: re-addresses our tunnel frames to the relay device where XDP is not used.
+    pub const WIRE_TC: &str = "wire_tc";
+    /// tcx ingress on the agent's flow-based vxlan device: frames that the kernel decapsulated.
+    pub const RELAY_TC: &str = "relay_tc";
+    /// tcx ingress on a guest's interface.
+    pub const GUEST_TC: &str = "guest_tc";
+    /// Native XDP on a guest's interface, on the operator's request.
+    pub const GUEST_XDP: &str = "guest_xdp";
+}

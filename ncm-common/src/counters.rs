@@ -1,0 +1,55 @@
+//! What the packet path counts beside drops. Each counter is declared here, once, with its name and its meaning.
+
+macro_rules! counters {
+    ($($(#[doc = $doc:literal])+ $name:ident = $number:literal, $text:literal;)+) => {
+        /// Something that the packet path counts, in packets and bytes.
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
+        #[repr(u32)]
+        pub enum PathCounter { $($(#[doc = $doc])+ $name = $number,)+ }
+
+        impl PathCounter {
+            /// Every counter, by number.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)+];
+
+            /// The name used in metrics, in the command-line tool and in documents.
+            #[must_use]
+            pub const fn name(self) -> &'static str { match self { $(Self::$name => $text,)+ } }
+
+            /// When the counter moves.
+            #[must_use]
+            pub const fn description(self) -> &'static str {
+                match self { $(Self::$name => concat!($($doc, "\n"),+),)+ }
+            }
+        }
+    };
+}
+
+counters! {
+    /// A guest's packet was handed to another guest of this host.
+    LocalDelivered = 0, "local_delivered";
+    /// A guest's packet was encapsulated and sent to another host.
+    Encapsulated = 1, "encapsulated";
+    /// A tunnel frame was decapsulated by the XDP program and handed to a guest.
+    DecapsulatedXdp = 2, "decapsulated_xdp";
+    /// A tunnel frame was decapsulated by the kernel and handed to a guest.
+    DecapsulatedRelay = 3, "decapsulated_relay";
+    /// A tunnel frame was re-addressed to the relay device, for the kernel to decapsulate.
+    Relayed = 4, "relayed";
+    /// A frame on the wire is not ours and went on to the host untouched.
+    WirePassed = 5, "wire_passed";
+    /// An ARP request was answered.
+    ArpAnswered = 6, "arp_answered";
+    /// A ping of a gateway was answered.
+    EchoAnswered = 7, "echo_answered";
+    /// An ICMP time exceeded was sent to a guest.
+    TimeExceededSent = 8, "time_exceeded_sent";
+    /// An ICMP error was owed to a guest, and its port's limit held it back.
+    IcmpLimited = 9, "icmp_limited";
+    /// The agent's heartbeat was stale or the next hop unresolved, and the kernel's own tables gave the way.
+    KernelResolved = 10, "kernel_resolved";
+    /// A frame with only a partial checksum, or in several buffers, went past XDP for the tc program to take.
+    PassedToTc = 11, "passed_to_tc";
+}
+
+/// The capacity of the table of counters.
+pub const COUNTER_SLOTS: u32 = 32;
