@@ -1,1 +1,8 @@
-//! Placeholder.
+//! What the agent serves over gRPC: goal states (package `alcor.schema`) and inspection (package `ncm.v1`).
+
+pub mod budget;
+pub mod codec;
+pub mod goalstate;
+pub mod inspect;
+pub mod reply;
+pub mod server;
