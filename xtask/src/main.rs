@@ -1,2 +1,6 @@
 //! Placeholder.
-fn main() {}
+#![allow(clippy::print_stdout, reason = "a tool prints")]
+fn main() -> anyhow::Result<()> {
+    println!("{}", xtask::object::build(&[])?.display());
+    Ok(())
+}
