@@ -2,10 +2,16 @@
 //! object. Knows no product crate, so that it builds first and quickly.
 #![allow(
     clippy::print_stderr,
-    reason = "a build tool talks to the developer's terminal; stdout belongs to build scripts"
+    clippy::print_stdout,
+    reason = "a build tool talks to the developer's terminal; what a build script calls uses stderr only"
 )]
 
+pub mod command;
+pub mod fuzz;
 pub mod linker;
+pub mod lint;
 pub mod object;
+pub mod setup;
+pub mod test;
 pub mod toolchain;
 pub mod workspace;

@@ -1,0 +1,216 @@
+//! Makes a bare machine ready: whatever is missing is installed without questions, and what is there is left alone.
+//!
+//! Made for Debian 12 with nothing but rustup's stable toolchain and a C compiler (which cargo itself needs, to link);
+//! elsewhere it says what to install.
+
+use std::{
+    fs,
+    process::{Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{
+    command::{is_root, run, which},
+    linker, toolchain,
+};
+
+/// Programs that the tests, the demo and the benchmark run, and the Debian packages they come in.
+const TOOLS: [(&str, &str); 10] = [
+    ("arping", "arping"),
+    ("bpftool", "bpftool"),
+    ("ethtool", "ethtool"),
+    ("ip", "iproute2"),
+    ("iperf3", "iperf3"),
+    ("nft", "nftables"),
+    ("ping", "iputils-ping"),
+    ("sysctl", "procps"),
+    ("tcpdump", "tcpdump"),
+    ("tracepath", "iputils-tracepath"),
+];
+
+/// What fuzzing needs on top: libFuzzer is C++.
+const FUZZ_TOOLS: [(&str, &str); 1] = [("c++", "g++")];
+
+/// A distribution's compiler and its source: Debian 12 keeps this pair at a version that browsers need.
+const DISTRIBUTION_COMPILER: [&str; 2] = ["rustc-web", "rust-web-src"];
+
+/// What a task needs beyond cargo.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    /// A compiler and a linker for the eBPF object.
+    Object,
+    /// rustfmt and clippy.
+    Components,
+    /// The programs that tests run.
+    Tools,
+    /// A C++ compiler, for libFuzzer.
+    Fuzzer,
+}
+
+/// Installs what is missing of `needs` and says what it did. Returns how many things it had to install.
+pub fn ensure(needs: &[Need]) -> Result<usize> {
+    let mut installed = 0;
+    let mut packages: Vec<&str> = Vec::new();
+    for need in needs {
+        match need {
+            Need::Tools => packages.extend(missing(&TOOLS)),
+            Need::Fuzzer => packages.extend(missing(&FUZZ_TOOLS)),
+            Need::Object | Need::Components => {}
+        }
+    }
+    if !packages.is_empty() {
+        install_packages(&packages)?;
+        installed += packages.len();
+    }
+    if needs.contains(&Need::Components) {
+        installed += ensure_components()?;
+    }
+    if needs.contains(&Need::Object) {
+        installed += usize::from(ensure_compiler()?);
+        if linker::installed().is_none() {
+            linker::install()?;
+            installed += 1;
+        }
+    }
+    Ok(installed)
+}
+
+/// `cargo xtask setup`: everything, with a last word.
+pub fn all() -> Result<()> {
+    let start = Instant::now();
+    let installed = ensure(&[Need::Tools, Need::Components, Need::Object, Need::Fuzzer])?;
+    let compiler = toolchain::find()?;
+    let took = start.elapsed().as_secs_f64();
+    match installed {
+        0 => eprintln!("everything is there ({took:.1} s)"),
+        n => eprintln!("installed {n} missing things ({took:.1} s)"),
+    }
+    eprintln!("eBPF object: {}, bpf-linker {}", compiler.origin, linker::VERSION);
+    Ok(())
+}
+
+fn missing(tools: &[(&str, &'static str)]) -> Vec<&'static str> {
+    tools.iter().filter(|(program, _)| which(program).is_none()).map(|(_, package)| *package).collect()
+}
+
+fn ensure_components() -> Result<usize> {
+    let works = |subcommand: &str| {
+        let mut cargo = Command::new("cargo");
+        cargo
+            .args([subcommand, "--version"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        cargo.status().is_ok_and(|status| status.success())
+    };
+    let absent: Vec<&str> = [("fmt", "rustfmt"), ("clippy", "clippy")]
+        .iter()
+        .filter(|(sub, _)| !works(sub))
+        .map(|(_, name)| *name)
+        .collect();
+    if !absent.is_empty() {
+        eprintln!("installing with rustup: {}", absent.join(", "));
+        run(Command::new("rustup").args(["component", "add"]).args(&absent).stdin(Stdio::null()))
+            .context("cannot install rustfmt and clippy; they are part of rustup's default profile")?;
+    }
+    Ok(absent.len())
+}
+
+/// A compiler with its source: what is there, else rustup's component, else the distribution's pair.
+fn ensure_compiler() -> Result<bool> {
+    let Err(refused) = toolchain::find() else { return Ok(false) };
+    eprintln!("{refused:#}");
+    eprintln!("trying `rustup component add rust-src`");
+    if rustup_adds_source() && toolchain::find().is_ok() {
+        return Ok(true);
+    }
+    eprintln!("rustup could not download it; trying the distribution's compiler with its source");
+    let manual = format!(
+        "run one of these, then try again:\n  rustup component add rust-src\n  apt-get install {}",
+        DISTRIBUTION_COMPILER.join(" ")
+    );
+    install_packages(&DISTRIBUTION_COMPILER).with_context(|| manual.clone())?;
+    toolchain::find().with_context(|| manual)?;
+    Ok(true)
+}
+
+/// Whether rustup can download the source. Without a network it is given up on after two minutes.
+fn rustup_adds_source() -> bool {
+    let mut rustup = Command::new("rustup");
+    rustup.args(["component", "add", "rust-src"]).stdin(Stdio::null());
+    let Ok(mut child) = rustup.spawn() else { return false };
+    let deadline = Instant::now() + Duration::from_secs(120);
+    loop {
+        match child.try_wait() {
+            Ok(Some(status)) => return status.success(),
+            Ok(None) if Instant::now() < deadline => thread::sleep(Duration::from_millis(100)),
+            _ => {
+                drop(child.kill());
+                drop(child.wait());
+                return false;
+            }
+        }
+    }
+}
+
+fn install_packages(packages: &[&str]) -> Result<()> {
+    let by_hand = format!("apt-get install --no-install-recommends {}", packages.join(" "));
+    if which("apt-get").is_none() {
+        bail!(
+            "this machine has no apt-get; install what these Debian packages hold, then try again: {}",
+            packages.join(" ")
+        );
+    }
+    let prefix: &[&str] = if is_root() {
+        &[]
+    } else if sudo_without_password() {
+        &["sudo", "-n"]
+    } else {
+        bail!("not root; run this as root, then try again:\n  {by_hand}");
+    };
+    eprintln!("installing with apt-get: {}", packages.join(" "));
+    if !apt_lists_present() {
+        apt(prefix, &["update"])?;
+        return apt_install(prefix, packages).with_context(|| format!("run `{by_hand}` to see more"));
+    }
+    // Lists that are old name packages that the mirror no longer has.
+    if apt_install(prefix, packages).is_err() {
+        apt(prefix, &["update"])?;
+        apt_install(prefix, packages).with_context(|| format!("run `{by_hand}` to see more"))?;
+    }
+    Ok(())
+}
+
+fn apt_install(prefix: &[&str], packages: &[&str]) -> Result<()> {
+    let mut arguments = vec!["install", "--yes", "--no-install-recommends"];
+    arguments.extend(packages);
+    apt(prefix, &arguments)
+}
+
+fn apt(prefix: &[&str], arguments: &[&str]) -> Result<()> {
+    let mut line: Vec<&str> = prefix.to_vec();
+    line.extend(["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "--quiet", "--quiet"]);
+    // Another apt may be running on a machine that has just been started.
+    line.extend(["-o", "DPkg::Lock::Timeout=300", "-o", "Dpkg::Use-Pty=0"]);
+    line.extend(arguments);
+    let (program, arguments) = line.split_first().context("an empty command")?;
+    run(Command::new(program).args(arguments).stdin(Stdio::null()))
+}
+
+fn sudo_without_password() -> bool {
+    let mut sudo = Command::new("sudo");
+    sudo.args(["-n", "true"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    sudo.status().is_ok_and(|status| status.success())
+}
+
+/// Whether apt knows any package: an image is often delivered without its lists.
+fn apt_lists_present() -> bool {
+    let mut entries = fs::read_dir("/var/lib/apt/lists").into_iter().flatten().flatten();
+    entries.any(|entry| {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        name.contains("_Packages") || name.contains("_InRelease")
+    })
+}
