@@ -1,1 +1,14 @@
-//! Placeholder.
+//! The dataplane's tables in readable form: every key and value decoded into named columns, numbered things shown by
+//! the names that the table of names keeps. The agent's inspection service and the tool (which reads the pinned
+//! tables itself while no agent runs) share this, as do the generated documents.
+
+mod columns;
+mod describe;
+pub mod documents;
+mod keys;
+mod names;
+mod values;
+
+pub use columns::{KeyError, Value};
+pub use describe::{Description, describe, descriptions};
+pub use names::Names;
