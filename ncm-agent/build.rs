@@ -10,7 +10,7 @@ use tonic_build::manual::{Builder, Method, Service};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let root = Path::new("../proto");
-    println!("cargo::rerun-if-changed={}", root.join("ncm/v1").display());
+    println!("cargo::rerun-if-changed={}", root.display());
     let out = PathBuf::from(env::var("OUT_DIR")?);
 
     let mut files: Vec<PathBuf> = fs::read_dir(root.join("ncm/v1"))?

@@ -1,1 +1,268 @@
-//! Being written.
+//! gRPC's framing for the goal-state services: length-prefixed messages over an HTTP/2 body.
+//!
+//! Why not tonic's own codec: messages here reach a gigabyte. They are received into one allocation of exactly their
+//! length, after their length was reserved from the [`Budget`], and the allocation goes when the message does; tonic's
+//! decoder would keep it for as long as the stream stays open.
+
+use std::time::Duration;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use http::{HeaderMap, HeaderValue, Response, header};
+use http_body::Frame;
+use http_body_util::{BodyExt, StreamBody};
+use tokio::time::{Instant, timeout_at};
+use tokio_stream::StreamExt;
+use tonic::Status;
+use tonic::body::Body;
+
+use super::budget::{Budget, Reserved};
+
+/// Flag and length in front of each message.
+const PREFIX: usize = 5;
+
+/// Bytes that have to arrive in each stall interval, unless the message needs fewer to be complete.
+const PROGRESS: usize = 64 << 10;
+
+/// What bounds the messages of one stream.
+#[derive(Clone, Debug)]
+pub struct Bounds {
+    /// Bytes of all messages together.
+    pub budget: Budget,
+    /// Largest message, in bytes.
+    pub max_message: u64,
+    /// How long a message that has begun may make no progress.
+    pub stall: Duration,
+}
+
+/// A message as received, and the part of the budget that it holds.
+#[derive(Debug)]
+pub struct Received {
+    /// The encoded message.
+    pub bytes: Bytes,
+    /// Given back when the message is done with.
+    pub reserved: Reserved,
+}
+
+/// The messages of one request body.
+#[derive(Debug)]
+pub struct Messages {
+    body: Body,
+    pending: Bytes,
+    bounds: Bounds,
+    number: u64,
+}
+
+impl Messages {
+    /// Reads messages from `body`.
+    #[must_use]
+    pub fn new(body: Body, bounds: Bounds) -> Self {
+        Self { body, pending: Bytes::new(), bounds, number: 0 }
+    }
+
+    /// How many messages were begun so far.
+    #[must_use]
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// The next message, or `None` when the sender has half-closed. Waits without limit for a message to begin, and
+    /// without limit for the budget.
+    ///
+    /// # Errors
+    ///
+    /// The body is not gRPC, is cut short, is larger than allowed, or makes no progress.
+    pub async fn next(&mut self) -> Result<Option<Received>, Status> {
+        while self.pending.is_empty() {
+            match self.frame(None).await? {
+                Some(data) => self.pending = data,
+                None => return Ok(None),
+            }
+        }
+        self.number += 1;
+        let mut prefix = [0; PREFIX];
+        self.fill(&mut prefix.as_mut_slice(), PREFIX).await?;
+        let length = (&prefix[1..]).get_u32();
+        match prefix[0] {
+            0 => {}
+            1 => {
+                return Err(Status::unimplemented(format!(
+                    "message {}: compressed messages are not accepted",
+                    self.number
+                )));
+            }
+            flag => {
+                return Err(Status::invalid_argument(format!(
+                    "message {}: byte 0 is {flag}: gRPC's compression flag is 0 or 1",
+                    self.number
+                )));
+            }
+        }
+        if u64::from(length) > self.bounds.max_message {
+            return Err(Status::resource_exhausted(format!(
+                "message {}: {length} bytes, more than api.max_message_bytes ({}) allows",
+                self.number, self.bounds.max_message
+            )));
+        }
+        let reserved = self.bounds.budget.reserve(length).await.ok_or_else(|| {
+            Status::resource_exhausted(format!(
+                "message {}: {length} bytes are more than api.max_buffered_bytes allows",
+                self.number
+            ))
+        })?;
+        let length = length as usize;
+        let bytes = if self.pending.len() >= length {
+            // A copy, so that a small message does not keep the frame it came in.
+            Bytes::copy_from_slice(&self.pending.split_to(length))
+        } else {
+            let mut message = BytesMut::with_capacity(length);
+            self.fill(&mut message, length).await?;
+            message.freeze()
+        };
+        Ok(Some(Received { bytes, reserved }))
+    }
+
+    /// Puts the next `length` bytes of the body into `target`.
+    async fn fill(&mut self, target: &mut impl BufMut, length: usize) -> Result<(), Status> {
+        let (mut missing, mut arrived) = (length, 0);
+        let mut deadline = Instant::now() + self.bounds.stall;
+        loop {
+            let part = self.pending.len().min(missing);
+            target.put(self.pending.split_to(part));
+            missing -= part;
+            if missing == 0 {
+                return Ok(());
+            }
+            arrived += part;
+            if arrived >= PROGRESS {
+                arrived = 0;
+                deadline = Instant::now() + self.bounds.stall;
+            }
+            self.pending = self.frame(Some(deadline)).await?.ok_or_else(|| {
+                Status::invalid_argument(format!(
+                    "message {}: the stream ends after {} of {length} bytes",
+                    self.number,
+                    length - missing
+                ))
+            })?;
+        }
+    }
+
+    async fn frame(&mut self, deadline: Option<Instant>) -> Result<Option<Bytes>, Status> {
+        loop {
+            let frame = match deadline {
+                None => self.body.frame().await,
+                Some(deadline) => timeout_at(deadline, self.body.frame()).await.map_err(|_| {
+                    Status::deadline_exceeded(format!(
+                        "message {}: fewer than {PROGRESS} bytes in {} s; api.stall_seconds sets the limit",
+                        self.number,
+                        self.bounds.stall.as_secs()
+                    ))
+                })?,
+            };
+            let Some(frame) = frame else { return Ok(None) };
+            // Trailers carry nothing here.
+            if let Ok(data) = frame?.into_data() {
+                return Ok(Some(data));
+            }
+        }
+    }
+}
+
+/// An encoded message with its prefix.
+#[must_use]
+pub fn framed(message: &[u8]) -> Bytes {
+    let mut frame = BytesMut::with_capacity(PREFIX + message.len());
+    frame.put_u8(0);
+    frame.put_u32(u32::try_from(message.len()).unwrap_or(u32::MAX));
+    frame.put_slice(message);
+    frame.freeze()
+}
+
+/// The response whose messages are `messages` (each with its prefix); an error ends it with that status.
+pub fn response(
+    messages: impl futures::Stream<Item = Result<Bytes, Status>> + Send + 'static,
+) -> Response<Body> {
+    let mut failed = None;
+    let frames = messages.map(Some).chain(tokio_stream::once(None)).filter_map(move |item| {
+        // After an error no more data follows, only its trailers.
+        match item {
+            Some(Ok(data)) if failed.is_none() => Some(Ok::<_, Status>(Frame::data(data))),
+            Some(Ok(_)) => None,
+            Some(Err(status)) => {
+                failed.get_or_insert(status);
+                None
+            }
+            None => Some(Ok(Frame::trailers(trailers(failed.as_ref())))),
+        }
+    });
+    let mut response = Response::new(Body::new(StreamBody::new(frames)));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    response
+}
+
+fn trailers(status: Option<&Status>) -> HeaderMap {
+    let mut trailers = HeaderMap::new();
+    let added = match status {
+        Some(status) => status.add_header(&mut trailers),
+        None => Status::ok("").add_header(&mut trailers),
+    };
+    if added.is_err() {
+        trailers.insert("grpc-status", HeaderValue::from(tonic::Code::Internal as i32));
+    }
+    trailers
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn messages(parts: &[&[u8]], max_message: u64) -> Messages {
+        let frames: Vec<_> =
+            parts.iter().map(|part| Ok::<_, Status>(Frame::data(Bytes::copy_from_slice(part)))).collect();
+        let body = Body::new(StreamBody::new(tokio_stream::iter(frames)));
+        let budget = Budget::new(1 << 20);
+        Messages::new(body, Bounds { budget, max_message, stall: Duration::from_millis(200) })
+    }
+
+    #[tokio::test]
+    async fn messages_are_put_together_from_any_frames() {
+        let mut stream = Vec::new();
+        for message in [&b"first"[..], b"", b"the third one"] {
+            stream.extend_from_slice(&framed(message));
+        }
+        for size in 1..stream.len() {
+            let parts: Vec<_> = stream.chunks(size).collect();
+            let mut messages = messages(&parts, 100);
+            for expected in [&b"first"[..], b"", b"the third one"] {
+                let message = messages.next().await.expect("valid").expect("there is one more");
+                assert_eq!(message.bytes, expected, "with frames of {size} bytes");
+            }
+            assert!(messages.next().await.expect("valid").is_none());
+        }
+    }
+
+    #[tokio::test]
+    async fn faults_of_the_framing_name_their_place() {
+        let cases: [(&[&[u8]], tonic::Code, &str); 4] = [
+            (&[b"\x00\x00\x00\x00\x09abc"], tonic::Code::InvalidArgument, "after 3 of 9 bytes"),
+            (&[b"\x00\x00"], tonic::Code::InvalidArgument, "after 2 of 5 bytes"),
+            (&[b"\x07\x00\x00\x00\x00"], tonic::Code::InvalidArgument, "compression flag"),
+            (&[b"\x00\x00\x00\x01\x00"], tonic::Code::ResourceExhausted, "api.max_message_bytes"),
+        ];
+        for (parts, code, text) in cases {
+            let status = messages(parts, 100).next().await.expect_err("must be refused");
+            assert_eq!(status.code(), code, "{status}");
+            assert!(status.message().contains(text), "expected {text:?} in {status}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_sender_that_stalls_within_a_message_is_cut() {
+        let first = futures::stream::iter([Ok::<_, Status>(Frame::data(Bytes::from_static(b"\0\0\0\0\x09ab")))]);
+        let body = Body::new(StreamBody::new(futures::StreamExt::chain(first, futures::stream::pending())));
+        let bounds = Bounds { budget: Budget::new(100), max_message: 100, stall: Duration::from_secs(30) };
+        let status = Messages::new(body, bounds.clone()).next().await.expect_err("must be cut");
+        assert_eq!(status.code(), tonic::Code::DeadlineExceeded, "{status}");
+        assert_eq!(bounds.budget.used(), 0, "what it had reserved is free again");
+    }
+}
