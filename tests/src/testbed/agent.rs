@@ -1,0 +1,359 @@
+//! An agent process on a host: its configuration, goal states over gRPC, and the operator's tool.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::PathBuf;
+use std::process::ExitStatus;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use ncm_model::wire;
+use tokio::runtime::Runtime;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::codegen::http::uri::PathAndQuery;
+use tonic::transport::{Channel, Endpoint, Uri};
+use tonic_prost::ProstCodec;
+
+use super::namespace::{Namespace, Outcome};
+use super::process::{Output, Process};
+
+/// Replies must fit senders that keep gRPC's default limit, with room to spare.
+const LARGEST_REPLY: usize = 3_670_016;
+
+/// Where agents take goal states, inside their host.
+const LISTENER: &str = "127.0.0.1:50001";
+
+/// An agent's configuration, as sections of keys and values in TOML's own writing.
+#[derive(Clone, Debug)]
+pub struct AgentConfig {
+    sections: BTreeMap<String, BTreeMap<String, String>>,
+}
+
+impl AgentConfig {
+    /// The configuration of a node with one tunnel endpoint.
+    #[must_use]
+    pub fn new(instance: &str, endpoint: Ipv4Addr, interfaces: &[&str]) -> Self {
+        let list = |items: &[&str]| format!("[{}]", items.iter().map(|item| format!("{item:?}")).collect::<Vec<_>>().join(", "));
+        let mut config = Self { sections: BTreeMap::new() };
+        config
+            .set("", "instance", format!("{instance:?}"))
+            .set("node", "id", format!("{instance:?}"))
+            .set("node", "addresses", list(&[&endpoint.to_string()]))
+            .set("underlay", "endpoint_v4", format!("\"{endpoint}\""))
+            .set("underlay", "interfaces", list(interfaces))
+            .set("api", "listeners", list(&[LISTENER]))
+            .set("api", "socket", format!("\"/run/ncm/{instance}.sock\""))
+            .set("metrics", "listen", "\"127.0.0.1:9477\"")
+            .set("paths", "state", "\"/run/ncm-state\"")
+            .set("paths", "run", "\"/run/ncm\"")
+            .set("paths", "bpffs", "\"/sys/fs/bpf\"");
+        config
+    }
+
+    /// Sets a key; `value` is TOML, so texts carry their quotes. The section `""` is the top level.
+    pub fn set(&mut self, section: &str, key: &str, value: impl Into<String>) -> &mut Self {
+        self.sections.entry(section.to_owned()).or_default().insert(key.to_owned(), value.into());
+        self
+    }
+
+    /// The file's text.
+    #[must_use]
+    pub fn to_toml(&self) -> String {
+        let mut text = String::new();
+        for (section, keys) in &self.sections {
+            if !section.is_empty() {
+                let _ = writeln!(text, "\n[{section}]");
+            }
+            for (key, value) in keys {
+                let _ = writeln!(text, "{key} = {value}");
+            }
+        }
+        text
+    }
+}
+
+/// The path of a program of this workspace, beside the running one.
+///
+/// # Errors
+/// If it has not been built.
+pub fn binary(name: &str) -> Result<PathBuf> {
+    let own = std::env::current_exe().context("find the own program")?;
+    let path = own
+        .ancestors()
+        .map(|directory| directory.join(name))
+        .find(|path| path.is_file())
+        .with_context(|| format!("no `{name}` beside {}: run `cargo xtask build` first", own.display()))?;
+    Ok(path)
+}
+
+/// A running agent; dropping it kills the process and leaves its pins.
+pub struct Agent {
+    process: Process,
+    ns: Namespace,
+    instance: String,
+    runtime: Runtime,
+    channel: Channel,
+}
+
+impl Agent {
+    /// Starts an agent and waits until it takes goal states. `run` is the lab's `/run` as seen from here.
+    ///
+    /// # Errors
+    /// If it ends, or does not listen within ten seconds; the message has its log.
+    pub fn start(ns: &Namespace, run: &std::path::Path, instance: &str, config: &AgentConfig) -> Result<Self> {
+        let file = format!("{instance}.toml");
+        std::fs::write(run.join(&file), config.to_toml()).context("write the agent's configuration")?;
+        let program = binary("ncm-agent")?;
+        let words = [&program.to_string_lossy(), "--config", &format!("/run/{file}")].map(str::to_owned);
+        let mut process = ns.start(&words)?;
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().context("start a runtime")?;
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let stream = loop {
+            let address: SocketAddr = LISTENER.parse()?;
+            let connected = ns.inside(|| Ok(TcpStream::connect_timeout(&address, Duration::from_secs(1))?));
+            match connected {
+                Ok(stream) => break stream,
+                Err(_) if !process.runs() => bail!("the agent {instance} ended:\n{}", process.output().tail(60)),
+                Err(error) if Instant::now() > deadline => {
+                    return Err(error.context(format!(
+                        "the agent {instance} does not listen on {LISTENER}:\n{}",
+                        process.output().tail(60)
+                    )));
+                }
+                Err(_) => std::thread::sleep(Duration::from_millis(10)),
+            }
+        };
+        let channel = runtime.block_on(connect(stream))?;
+        Ok(Self { process, ns: ns.clone(), instance: instance.to_owned(), runtime, channel })
+    }
+
+    /// What it has logged.
+    #[must_use]
+    pub fn log(&self) -> Output {
+        self.process.output()
+    }
+
+    /// Its process.
+    #[must_use]
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    /// Waits for a line with `text` in its log.
+    ///
+    /// # Errors
+    /// If it does not come within `limit`.
+    pub fn wait_for_log(&mut self, text: &str, limit: Duration) -> Result<String> {
+        self.process.wait_for(text, limit)
+    }
+
+    /// Stops it as a service manager does; its programs go on forwarding.
+    ///
+    /// # Errors
+    /// If it takes longer than five seconds.
+    pub fn stop(self) -> Result<ExitStatus> {
+        self.process.stop()
+    }
+
+    /// Pushes a V1 goal state.
+    ///
+    /// # Errors
+    /// On a gRPC error, or a reply over the limit.
+    pub fn push(&self, state: &wire::GoalState) -> Result<Statuses> {
+        self.unary("PushNetworkResourceStates", state.clone())
+    }
+
+    /// Pushes neighbours by `PushGoalstates`.
+    ///
+    /// # Errors
+    /// On a gRPC error, or a reply over the limit.
+    pub fn push_neighbors(&self, request: &wire::NeighborRulesRequest) -> Result<Statuses> {
+        self.unary("PushGoalstates", request.clone())
+    }
+
+    /// Pushes a V2 goal state over a stream of its own.
+    ///
+    /// # Errors
+    /// On a gRPC error, or a reply over the limit.
+    pub fn push_v2(&self, state: &wire::GoalStateV2) -> Result<Statuses> {
+        let mut stream = self.stream()?;
+        stream.send(state.clone())?;
+        let statuses = stream.next()?.context("the agent ended the stream without a reply")?;
+        stream.finish()?;
+        Ok(statuses)
+    }
+
+    /// Opens a stream of V2 goal states.
+    ///
+    /// # Errors
+    /// If the agent refuses it.
+    pub fn stream(&self) -> Result<Stream<'_>> {
+        let (sender, receiver) = mpsc::channel(16);
+        let mut client = tonic::client::Grpc::new(self.channel.clone());
+        let codec: ProstCodec<wire::GoalStateV2, wire::GoalStateOperationReply> = ProstCodec::default();
+        let replies = self.runtime.block_on(async {
+            client.ready().await.map_err(|error| anyhow!("{error}"))?;
+            let call = client.streaming(
+                tonic::Request::new(ReceiverStream::new(receiver)),
+                PathAndQuery::from_static("/alcor.schema.GoalStateProvisioner/PushGoalStatesStream"),
+                codec,
+            );
+            Ok::<_, anyhow::Error>(call.await.context("open the stream")?.into_inner())
+        })?;
+        Ok(Stream { agent: self, sender: Some(sender), replies })
+    }
+
+    fn unary<M: prost::Message + 'static>(&self, method: &str, message: M) -> Result<Statuses> {
+        let path = PathAndQuery::try_from(format!("/alcor.schema.GoalStateProvisioner/{method}"))?;
+        let codec: ProstCodec<M, wire::GoalStateOperationReply> = ProstCodec::default();
+        let mut client = tonic::client::Grpc::new(self.channel.clone());
+        let reply = self.runtime.block_on(async {
+            client.ready().await.map_err(|error| anyhow!("{error}"))?;
+            client.unary(tonic::Request::new(message), path, codec).await.context("the agent refused")
+        });
+        Statuses::new(reply.with_context(|| method.to_owned())?.into_inner())
+    }
+
+    /// Runs `ncmctl` against this agent.
+    ///
+    /// # Errors
+    /// If it cannot be started; its failure is in the outcome.
+    pub fn ncmctl(&self, arguments: &[&str]) -> Result<Outcome> {
+        ncmctl(&self.ns, &self.instance, arguments)
+    }
+
+    /// Resident memory and its peak, in bytes.
+    ///
+    /// # Errors
+    /// If the process has ended.
+    pub fn memory(&self) -> Result<(u64, u64)> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id()))?;
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)).context("no memory figures")?;
+            Ok::<u64, anyhow::Error>(line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
+        };
+        Ok((field("VmRSS:")?, field("VmHWM:")?))
+    }
+}
+
+/// Runs `ncmctl` for an instance, whether its agent runs or not.
+///
+/// # Errors
+/// If it cannot be started.
+pub(super) fn ncmctl(ns: &Namespace, instance: &str, arguments: &[&str]) -> Result<Outcome> {
+    let program = binary("ncmctl")?;
+    let socket = format!("/run/ncm/{instance}.sock");
+    let fixed = [&program.to_string_lossy(), "--instance", instance, "--socket", &socket].map(str::to_owned);
+    let words: Vec<String> = fixed.into_iter().chain(arguments.iter().map(|word| (*word).to_owned())).collect();
+    ns.outcome(&words)
+}
+
+async fn connect(stream: TcpStream) -> Result<Channel> {
+    stream.set_nonblocking(true)?;
+    let mut stream = Some(tokio::net::TcpStream::from_std(stream)?);
+    let connector = tower::service_fn(move |_: Uri| {
+        let stream = stream.take().ok_or_else(|| std::io::Error::other("the connection to the agent is lost"));
+        async move { stream.map(hyper_util::rt::TokioIo::new) }
+    });
+    Endpoint::from_static("http://agent")
+        .connect_with_connector(connector)
+        .await
+        .context("connect to the agent")
+}
+
+/// An open stream of goal states.
+pub struct Stream<'a> {
+    agent: &'a Agent,
+    sender: Option<mpsc::Sender<wire::GoalStateV2>>,
+    replies: tonic::Streaming<wire::GoalStateOperationReply>,
+}
+
+impl Stream<'_> {
+    /// Sends a goal state without waiting for its reply.
+    ///
+    /// # Errors
+    /// If the stream has ended.
+    pub fn send(&mut self, state: wire::GoalStateV2) -> Result<()> {
+        let sender = self.sender.as_ref().context("the stream is finished")?;
+        self.agent.runtime.block_on(sender.send(state)).map_err(|_| anyhow!("the agent ended the stream"))
+    }
+
+    /// The next reply, or `None` when the agent has ended the stream well.
+    ///
+    /// # Errors
+    /// On a gRPC error, or when none comes within two minutes.
+    pub fn next(&mut self) -> Result<Option<Statuses>> {
+        let next = async { tokio::time::timeout(Duration::from_mins(2), self.replies.message()).await };
+        let reply = self.agent.runtime.block_on(next).context("no reply within two minutes")?;
+        reply.context("the stream failed")?.map(Statuses::new).transpose()
+    }
+
+    /// Half-closes the stream and expects it to end well, without further replies.
+    ///
+    /// # Errors
+    /// If it does not.
+    pub fn finish(mut self) -> Result<()> {
+        self.sender.take();
+        match self.next()? {
+            None => Ok(()),
+            Some(extra) => bail!("expected the end of the stream, came {extra:?}"),
+        }
+    }
+}
+
+/// What an agent answered to a push.
+#[derive(Clone, Debug)]
+pub struct Statuses {
+    /// The reply itself.
+    pub reply: wire::GoalStateOperationReply,
+}
+
+impl Statuses {
+    fn new(reply: wire::GoalStateOperationReply) -> Result<Self> {
+        let length = prost::Message::encoded_len(&reply);
+        ensure!(length <= LARGEST_REPLY, "the reply has {length} bytes, more than {LARGEST_REPLY}");
+        Ok(Self { reply })
+    }
+
+    /// The status of a resource, by its id; the first if there are several.
+    #[must_use]
+    pub fn of(&self, id: &str) -> Option<wire::OperationStatus> {
+        let rows = &self.reply.operation_statuses;
+        rows.iter().find(|row| row.resource_id == id).map(|row| row.operation_status())
+    }
+
+    /// How many rows have a status.
+    #[must_use]
+    pub fn count(&self, status: wire::OperationStatus) -> usize {
+        self.reply.operation_statuses.iter().filter(|row| row.operation_status() == status).count()
+    }
+
+    /// Expects a resource to have a status.
+    ///
+    /// # Errors
+    /// If it has another, or none.
+    pub fn expect(&self, id: &str, status: wire::OperationStatus) -> Result<&Self> {
+        let came = self.of(id);
+        ensure!(came == Some(status), "expected {id} to be {status:?}, came {came:?} in {:#?}", self.reply);
+        Ok(self)
+    }
+
+    /// Expects every row to be SUCCESS.
+    ///
+    /// # Errors
+    /// If one is not; the message lists those.
+    pub fn expect_success(&self) -> Result<&Self> {
+        let others: Vec<String> = self
+            .reply
+            .operation_statuses
+            .iter()
+            .filter(|row| row.operation_status() != wire::OperationStatus::Success)
+            .map(|row| format!("{:?} {}: {:?}", row.resource_type(), row.resource_id, row.operation_status()))
+            .collect();
+        ensure!(others.is_empty(), "expected SUCCESS for all, came:\n{}", others.join("\n"));
+        Ok(self)
+    }
+}

@@ -1,0 +1,359 @@
+//! A small controller: what exists in a cloud, and the goal states that each host needs of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use anyhow::{Context, Result};
+use ncm_model::wire;
+use wire::{NeighborType, OperationType, UpdateType};
+
+use super::guest::{Guest, GuestSpec};
+use super::host::Host;
+use super::lab::Lab;
+
+/// A subnet of a [`Cloud`].
+#[derive(Clone, Debug)]
+pub struct CloudSubnet {
+    /// Name and id.
+    pub name: String,
+    /// VPC.
+    pub vpc: String,
+    /// Network in CIDR form.
+    pub cidr: String,
+    /// Own VNI; 0 for its VPC's.
+    pub vni: u32,
+    /// Gateway address; its MAC follows from it.
+    pub gateway: Ipv4Addr,
+}
+
+/// A port of a [`Cloud`].
+#[derive(Clone, Debug)]
+pub struct CloudPort {
+    /// Name and id.
+    pub name: String,
+    /// Subnet.
+    pub subnet: String,
+    /// Address; the MAC follows from it, so that tenants with the same addresses have the same MACs too.
+    pub ip: Ipv4Addr,
+    /// Host that the guest is on.
+    pub host: String,
+    /// Addresses that the guest may use beside its own: address or CIDR, and MAC (empty for its own).
+    pub allowed: Vec<(String, String)>,
+}
+
+/// What exists, and where.
+#[derive(Clone, Debug, Default)]
+pub struct Cloud {
+    /// VPCs with their VNIs.
+    pub vpcs: BTreeMap<String, u32>,
+    /// Subnets by name.
+    pub subnets: BTreeMap<String, CloudSubnet>,
+    /// Ports by name.
+    pub ports: BTreeMap<String, CloudPort>,
+    /// Routers with their subnets and the rules of each: destination and next hop.
+    pub routers: BTreeMap<String, BTreeMap<String, Vec<(String, String)>>>,
+    /// Tunnel endpoints of hosts by name.
+    pub hosts: BTreeMap<String, Ipv4Addr>,
+    /// Use taps instead of veths for guests.
+    pub taps: bool,
+}
+
+/// The MAC that a guest's address gives it.
+#[must_use]
+pub fn guest_mac(ip: Ipv4Addr) -> [u8; 6] {
+    let [a, b, c, d] = ip.octets();
+    [0x02, 0x16, a, b, c, d]
+}
+
+/// The MAC that a gateway's address gives it.
+#[must_use]
+pub fn gateway_mac(ip: Ipv4Addr) -> [u8; 6] {
+    let [a, b, c, d] = ip.octets();
+    [0x02, 0xfe, a, b, c, d]
+}
+
+impl Cloud {
+    /// An empty cloud on `host1` and `host2`, which have the endpoints of [`super::TwoHosts`].
+    #[must_use]
+    pub fn new() -> Self {
+        let host = |last| (format!("host{last}"), Ipv4Addr::new(192, 168, 50, last));
+        Self { hosts: (1..=3).map(host).collect(), ..Self::default() }
+    }
+
+    /// Adds a VPC.
+    pub fn vpc(&mut self, name: &str, vni: u32) -> &mut Self {
+        self.vpcs.insert(name.to_owned(), vni);
+        self
+    }
+
+    /// Adds a subnet that shares its VPC's VNI; its gateway is the first address.
+    pub fn subnet(&mut self, name: &str, vpc: &str, cidr: &str) -> &mut Self {
+        self.subnet_with_vni(name, vpc, cidr, 0)
+    }
+
+    /// Adds a subnet with a VNI of its own.
+    ///
+    /// # Panics
+    /// If `cidr` is no IPv4 network.
+    pub fn subnet_with_vni(&mut self, name: &str, vpc: &str, cidr: &str, vni: u32) -> &mut Self {
+        let network = cidr.split('/').next().and_then(|text| text.parse::<Ipv4Addr>().ok());
+        let gateway = Ipv4Addr::from(u32::from(network.unwrap_or_else(|| panic!("`{cidr}` is no network"))) + 1);
+        let subnet = CloudSubnet { name: name.to_owned(), vpc: vpc.to_owned(), cidr: cidr.to_owned(), vni, gateway };
+        self.subnets.insert(name.to_owned(), subnet);
+        self
+    }
+
+    /// Adds a port.
+    ///
+    /// # Panics
+    /// If `ip` is no IPv4 address.
+    pub fn port(&mut self, name: &str, subnet: &str, ip: &str, host: &str) -> &mut Self {
+        let port = CloudPort {
+            name: name.to_owned(),
+            subnet: subnet.to_owned(),
+            ip: ip.parse().unwrap_or_else(|_| panic!("`{ip}` is no address")),
+            host: host.to_owned(),
+            allowed: Vec::new(),
+        };
+        self.ports.insert(name.to_owned(), port);
+        self
+    }
+
+    /// Adds a router with some subnets and no rules.
+    pub fn router(&mut self, name: &str, subnets: &[&str]) -> &mut Self {
+        let tables = subnets.iter().map(|subnet| ((*subnet).to_owned(), Vec::new())).collect();
+        self.routers.insert(name.to_owned(), tables);
+        self
+    }
+
+    /// Adds a routing rule to a subnet's table in a router.
+    pub fn rule(&mut self, router: &str, subnet: &str, destination: &str, next_hop: &str) -> &mut Self {
+        let tables = self.routers.entry(router.to_owned()).or_default();
+        tables.entry(subnet.to_owned()).or_default().push((destination.to_owned(), next_hop.to_owned()));
+        self
+    }
+
+    /// The interface that the agent expects for a port.
+    #[must_use]
+    pub fn interface(port: &str) -> String {
+        format!("tap{}", &port[..port.len().min(11)])
+    }
+
+    /// Describes the guest behind a port.
+    ///
+    /// # Errors
+    /// If there is no such port.
+    pub fn guest_spec(&self, port: &str) -> Result<GuestSpec> {
+        let port = self.ports.get(port).with_context(|| format!("no port {port}"))?;
+        let subnet = self.subnets.get(&port.subnet).with_context(|| format!("no subnet {}", port.subnet))?;
+        let length = subnet.cidr.split('/').nth(1).context("no prefix length")?.parse()?;
+        Ok(GuestSpec {
+            name: port.name.clone(),
+            interface: Self::interface(&port.name),
+            mac: guest_mac(port.ip),
+            addresses: vec![(port.ip, length)],
+            gateway: Some(subnet.gateway),
+            mtu: 1450,
+            tap: self.taps,
+        })
+    }
+
+    /// Makes the guest behind a port and plugs it into a host.
+    ///
+    /// # Errors
+    /// If there is no such port, or its name is taken.
+    pub fn guest(&self, lab: &Lab, host: &Host, port: &str) -> Result<Guest> {
+        Guest::new(lab, &host.ns, self.guest_spec(port)?)
+    }
+
+    /// The VNI that counts for a subnet.
+    #[must_use]
+    pub fn vni(&self, subnet: &CloudSubnet) -> u32 {
+        if subnet.vni != 0 { subnet.vni } else { self.vpcs.get(&subnet.vpc).copied().unwrap_or(0) }
+    }
+
+    /// A VPC's state.
+    #[must_use]
+    pub fn vpc_state(&self, name: &str, operation: OperationType) -> wire::VpcState {
+        let configuration = wire::VpcConfiguration {
+            revision_number: 1,
+            id: name.to_owned(),
+            name: name.to_owned(),
+            cidr: "10.0.0.0/8".to_owned(),
+            tunnel_id: self.vpcs.get(name).copied().unwrap_or(0),
+            update_type: UpdateType::Full.into(),
+            ..Default::default()
+        };
+        wire::VpcState { operation_type: operation.into(), configuration: Some(configuration) }
+    }
+
+    /// A subnet's state.
+    #[must_use]
+    pub fn subnet_state(&self, name: &str, operation: OperationType) -> wire::SubnetState {
+        let subnet = &self.subnets[name];
+        let gateway = wire::subnet_configuration::Gateway {
+            ip_address: subnet.gateway.to_string(),
+            mac_address: super::format_mac(gateway_mac(subnet.gateway)),
+        };
+        let configuration = wire::SubnetConfiguration {
+            revision_number: 1,
+            id: name.to_owned(),
+            vpc_id: subnet.vpc.clone(),
+            name: name.to_owned(),
+            cidr: subnet.cidr.clone(),
+            tunnel_id: u64::from(subnet.vni),
+            gateway: Some(gateway),
+            update_type: UpdateType::Full.into(),
+            ..Default::default()
+        };
+        wire::SubnetState { operation_type: operation.into(), configuration: Some(configuration) }
+    }
+
+    /// A port's state.
+    #[must_use]
+    pub fn port_state(&self, name: &str, operation: OperationType) -> wire::PortState {
+        let port = &self.ports[name];
+        let fixed_ip = wire::port_configuration::FixedIp {
+            subnet_id: port.subnet.clone(),
+            ip_address: port.ip.to_string(),
+        };
+        let pair = |(ip, mac): &(String, String)| wire::port_configuration::AllowAddressPair {
+            ip_address: ip.clone(),
+            mac_address: mac.clone(),
+        };
+        let configuration = wire::PortConfiguration {
+            revision_number: 1,
+            id: name.to_owned(),
+            vpc_id: self.subnets[&port.subnet].vpc.clone(),
+            name: name.to_owned(),
+            device_id: format!("vm-{name}"),
+            device_owner: "compute:test".to_owned(),
+            mac_address: super::format_mac(guest_mac(port.ip)),
+            admin_state_up: true,
+            fixed_ips: vec![fixed_ip],
+            allow_address_pairs: port.allowed.iter().map(pair).collect(),
+            update_type: UpdateType::Full.into(),
+            ..Default::default()
+        };
+        wire::PortState { operation_type: operation.into(), configuration: Some(configuration) }
+    }
+
+    /// A port's state as other hosts get it.
+    #[must_use]
+    pub fn neighbor_state(&self, port: &str, kind: NeighborType, operation: OperationType) -> wire::NeighborState {
+        let port = &self.ports[port];
+        let fixed_ip = wire::neighbor_configuration::FixedIp {
+            neighbor_type: kind.into(),
+            subnet_id: port.subnet.clone(),
+            ip_address: port.ip.to_string(),
+            ..Default::default()
+        };
+        let configuration = wire::NeighborConfiguration {
+            revision_number: 1,
+            id: port.name.clone(),
+            vpc_id: self.subnets[&port.subnet].vpc.clone(),
+            name: port.name.clone(),
+            mac_address: super::format_mac(guest_mac(port.ip)),
+            host_ip_address: self.hosts.get(&port.host).map(ToString::to_string).unwrap_or_default(),
+            fixed_ips: vec![fixed_ip],
+            update_type: UpdateType::Full.into(),
+            ..Default::default()
+        };
+        wire::NeighborState { operation_type: operation.into(), configuration: Some(configuration) }
+    }
+
+    /// A router's state.
+    #[must_use]
+    pub fn router_state(&self, name: &str, operation: OperationType) -> wire::RouterState {
+        use wire::router_configuration::{RoutingRule, SubnetRoutingTable};
+        let tables = self.routers.get(name).into_iter().flatten().map(|(subnet, rules)| SubnetRoutingTable {
+            subnet_id: subnet.clone(),
+            routing_rules: rules
+                .iter()
+                .enumerate()
+                .map(|(at, (destination, next_hop))| RoutingRule {
+                    id: format!("{subnet}-{at}"),
+                    name: format!("{subnet}-{at}"),
+                    destination: destination.clone(),
+                    next_hop_ip: next_hop.clone(),
+                    ..Default::default()
+                })
+                .collect(),
+        });
+        let configuration = wire::RouterConfiguration {
+            revision_number: 1,
+            id: name.to_owned(),
+            host_dvr_mac_address: "fe:16:11:00:00:00".to_owned(),
+            subnet_routing_tables: tables.collect(),
+            update_type: UpdateType::Full.into(),
+            ..Default::default()
+        };
+        wire::RouterState { operation_type: operation.into(), configuration: Some(configuration) }
+    }
+
+    /// Everything that a host needs, as a V1 message.
+    #[must_use]
+    pub fn goal_state(&self, host: &str) -> wire::GoalState {
+        self.goal_state_with(host, OperationType::Create)
+    }
+
+    /// Everything that a host needs, with one operation for all of it.
+    #[must_use]
+    pub fn goal_state_with(&self, host: &str, operation: OperationType) -> wire::GoalState {
+        let mut state = wire::GoalState { format_version: 101, ..Default::default() };
+        let own = |port: &&CloudPort| port.host == host;
+        let near: BTreeSet<&str> = self.ports.values().filter(own).map(|port| port.subnet.as_str()).collect();
+        let routers: Vec<_> = self
+            .routers
+            .iter()
+            .filter(|(_, tables)| tables.keys().any(|subnet| near.contains(subnet.as_str())))
+            .collect();
+        let routed: BTreeSet<&str> =
+            routers.iter().flat_map(|(_, tables)| tables.keys().map(String::as_str)).collect();
+        let subnets: BTreeSet<&str> = near.union(&routed).copied().collect();
+        let vpcs: BTreeSet<&str> = subnets.iter().map(|subnet| self.subnets[*subnet].vpc.as_str()).collect();
+        state.vpc_states = vpcs.iter().map(|vpc| self.vpc_state(vpc, operation)).collect();
+        state.subnet_states = subnets.iter().map(|subnet| self.subnet_state(subnet, operation)).collect();
+        state.port_states =
+            self.ports.values().filter(own).map(|port| self.port_state(&port.name, operation)).collect();
+        for port in self.ports.values().filter(|port| port.host != host) {
+            if near.contains(port.subnet.as_str()) {
+                state.neighbor_states.push(self.neighbor_state(&port.name, NeighborType::L2, operation));
+            }
+            if routed.contains(port.subnet.as_str()) {
+                state.neighbor_states.push(self.neighbor_state(&port.name, NeighborType::L3, operation));
+            }
+        }
+        state.router_states = routers.iter().map(|(name, _)| self.router_state(name, operation)).collect();
+        state
+    }
+
+    /// Everything that a host needs, as a V2 message without `host_resources`.
+    #[must_use]
+    pub fn goal_state_v2(&self, host: &str) -> wire::GoalStateV2 {
+        to_v2(self.goal_state(host))
+    }
+}
+
+/// The same states as a V2 message, under keys such as real senders use.
+#[must_use]
+pub fn to_v2(state: wire::GoalState) -> wire::GoalStateV2 {
+    let key = |at: usize| format!("state-{at}");
+    wire::GoalStateV2 {
+        format_version: state.format_version,
+        host_resources: Default::default(),
+        vpc_states: state.vpc_states.into_iter().enumerate().map(|(at, one)| (key(at), one)).collect(),
+        subnet_states: state.subnet_states.into_iter().enumerate().map(|(at, one)| (key(at), one)).collect(),
+        port_states: state.port_states.into_iter().enumerate().map(|(at, one)| (key(at), one)).collect(),
+        dhcp_states: state.dhcp_states.into_iter().enumerate().map(|(at, one)| (key(at), one)).collect(),
+        neighbor_states: state.neighbor_states.into_iter().enumerate().map(|(at, one)| (key(at), one)).collect(),
+        security_group_states: state
+            .security_group_states
+            .into_iter()
+            .enumerate()
+            .map(|(at, one)| (key(at), one))
+            .collect(),
+        router_states: state.router_states.into_iter().enumerate().map(|(at, one)| (key(at), one)).collect(),
+        gateway_states: state.gateway_states.into_iter().enumerate().map(|(at, one)| (key(at), one)).collect(),
+    }
+}

@@ -1,0 +1,255 @@
+//! Guests: a network namespace whose one interface is a veth or a tap on a host.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::lab::{Lab, eventually};
+use super::namespace::Namespace;
+use super::packets::{self, PacketSocket};
+use super::tap::Shuttle;
+use super::{format_mac, parse_mac};
+
+/// What a guest is to be.
+#[derive(Clone, Debug)]
+pub struct GuestSpec {
+    /// Name of its namespace.
+    pub name: String,
+    /// Its interface on the host.
+    pub interface: String,
+    /// MAC of its own interface, which is called `eth0`.
+    pub mac: [u8; 6],
+    /// Addresses with prefix lengths.
+    pub addresses: Vec<(Ipv4Addr, u8)>,
+    /// Default route.
+    pub gateway: Option<Ipv4Addr>,
+    /// MTU of both ends in bytes.
+    pub mtu: u32,
+    /// A tap instead of a veth.
+    pub tap: bool,
+}
+
+/// A guest; dropping it removes its interface from the host.
+#[derive(Debug)]
+pub struct Guest {
+    /// Its network stack.
+    pub ns: Namespace,
+    host: Namespace,
+    spec: GuestSpec,
+    shuttle: Option<Shuttle>,
+}
+
+impl Guest {
+    /// Makes a guest's network stack without plugging it in.
+    ///
+    /// # Errors
+    /// If the name is taken.
+    pub fn unplugged(lab: &Lab, host: &Namespace, spec: GuestSpec) -> Result<Self> {
+        let ns = lab.namespace(&spec.name)?;
+        Ok(Self { ns, host: host.clone(), spec, shuttle: None })
+    }
+
+    /// Makes a guest and plugs it in.
+    ///
+    /// # Errors
+    /// If a name is taken.
+    pub fn new(lab: &Lab, host: &Namespace, spec: GuestSpec) -> Result<Self> {
+        let mut guest = Self::unplugged(lab, host, spec)?;
+        guest.plug()?;
+        Ok(guest)
+    }
+
+    /// Creates the guest's interface, on the host and in the guest, as a hypervisor does when it starts a guest.
+    ///
+    /// # Errors
+    /// If the host already has an interface of that name.
+    pub fn plug(&mut self) -> Result<()> {
+        let Self { ns, host, spec, shuttle } = self;
+        let (interface, mac, mtu) = (&spec.interface, format_mac(spec.mac), spec.mtu);
+        if spec.tap {
+            *shuttle = Some(Shuttle::connect((host, interface), (ns, "eth0"))?);
+        } else {
+            host.run(&format!(
+                "ip link add {interface} mtu {mtu} type veth peer name eth0 mtu {mtu} address {mac} netns {}",
+                ns.name()
+            ))?;
+            // Lets XDP programs on the host redirect frames to the guest.
+            ns.features("eth0", "gro on")?;
+        }
+        ns.ip(&format!("link set eth0 address {mac} mtu {mtu}\nlink set eth0 up"))?;
+        host.ip(&format!("link set {interface} mtu {mtu}\nlink set {interface} up"))?;
+        for (address, length) in &spec.addresses {
+            ns.run(&format!("ip address add {address}/{length} dev eth0"))?;
+        }
+        if let Some(gateway) = spec.gateway {
+            ns.run(&format!("ip route replace default via {gateway} dev eth0"))?;
+        }
+        Ok(())
+    }
+
+    /// Removes the guest's interface, as when the guest is powered off.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn unplug(&mut self) -> Result<()> {
+        if self.shuttle.take().is_some() {
+            return Ok(());
+        }
+        self.host.run(&format!("ip link del {}", self.spec.interface)).map(drop)
+    }
+
+    /// What it was made as.
+    #[must_use]
+    pub fn spec(&self) -> &GuestSpec {
+        &self.spec
+    }
+
+    /// Its first address.
+    #[must_use]
+    pub fn ip(&self) -> Ipv4Addr {
+        self.spec.addresses.first().map_or(Ipv4Addr::UNSPECIFIED, |(address, _)| *address)
+    }
+
+    /// Its MAC.
+    #[must_use]
+    pub fn mac(&self) -> [u8; 6] {
+        self.spec.mac
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.ns.name()
+    }
+
+    /// A packet socket on its interface.
+    ///
+    /// # Errors
+    /// If it is not plugged in.
+    pub fn packets(&self) -> Result<PacketSocket> {
+        self.ns.packets("eth0")
+    }
+
+    /// Expects a ping to be answered, within five seconds of trying.
+    ///
+    /// # Errors
+    /// If it is not.
+    pub fn expect_ping(&self, to: Ipv4Addr) -> Result<()> {
+        eventually(&format!("{} pings {to}", self.name()), Duration::from_secs(5), || self.ns.pings(to))
+    }
+
+    /// Expects that no ping is answered any more, within five seconds; then one more is sent to be sure.
+    ///
+    /// # Errors
+    /// If one still is.
+    pub fn expect_no_ping(&self, to: Ipv4Addr) -> Result<()> {
+        let what = format!("{} gets no answer from {to}", self.name());
+        eventually(&what, Duration::from_secs(5), || self.ns.pings(to).map(|answered| !answered))?;
+        ensure!(!self.ns.pings(to)?, "{what}: a ping was answered again");
+        Ok(())
+    }
+
+    /// Expects every one of `count` pings, 10 ms apart, to be answered.
+    ///
+    /// # Errors
+    /// If one is lost.
+    pub fn expect_steady_ping(&self, to: Ipv4Addr, count: u32) -> Result<()> {
+        self.ns.run(&format!("ping -n -q -c {count} -i 0.01 -W 1 {to}")).and_then(|shown| {
+            ensure!(shown.contains(" 0% packet loss"), "{} lost pings to {to}:\n{shown}", self.name());
+            Ok(())
+        })
+    }
+
+    /// The MAC that answers ARP for an address, or `None` when nobody does within a second.
+    ///
+    /// # Errors
+    /// If `arping` cannot be started.
+    pub fn arp(&self, ip: Ipv4Addr) -> Result<Option<[u8; 6]>> {
+        let words = ["arping", "-c", "1", "-w", "1", "-I", "eth0", &ip.to_string()].map(str::to_owned);
+        let shown = self.ns.outcome(&words)?.stdout;
+        shown.split(['[', ']']).nth(1).map(parse_mac).transpose()
+    }
+
+    /// Sends `bytes` over TCP to another guest and checks that they arrive as they were sent; returns the time.
+    ///
+    /// # Errors
+    /// If the connection fails or the bytes differ.
+    pub fn expect_tcp(&self, to: &Self, bytes: usize) -> Result<Duration> {
+        let listener = to.ns.listen(SocketAddr::new(IpAddr::V4(to.ip()), 0))?;
+        let address = listener.local_addr()?;
+        let begin = Instant::now();
+        let receiver = std::thread::spawn(move || -> Result<(usize, u64)> {
+            listener.set_nonblocking(true)?;
+            let mut stream = loop {
+                match listener.accept() {
+                    Ok((stream, _)) => break stream,
+                    Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                        ensure!(begin.elapsed() < Duration::from_secs(10), "no connection came within 10 s");
+                        std::thread::sleep(Duration::from_millis(1));
+                    }
+                    Err(error) => return Err(error).context("accept"),
+                }
+            };
+            stream.set_nonblocking(false)?;
+            stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+            let (mut count, mut sum, mut buffer) = (0, 0_u64, vec![0; 1 << 16]);
+            loop {
+                let length = stream.read(&mut buffer).context("receive")?;
+                if length == 0 {
+                    return Ok((count, sum));
+                }
+                for (at, byte) in buffer[..length].iter().enumerate() {
+                    sum = sum.wrapping_add(u64::from(*byte) * ((count + at) as u64 | 1));
+                }
+                count += length;
+            }
+        });
+        let what = || format!("TCP from {} to {} ({address})", self.name(), to.name());
+        let sent = self.ns.inside(|| {
+            let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5)).context("connect")?;
+            stream.set_write_timeout(Some(Duration::from_secs(10)))?;
+            let (mut sum, mut count) = (0_u64, 0_usize);
+            let mut chunk = vec![0; 1 << 16];
+            while count < bytes {
+                let length = chunk.len().min(bytes - count);
+                for (at, byte) in chunk[..length].iter_mut().enumerate() {
+                    *byte = ((count + at) as u32).wrapping_mul(2_654_435_761).to_be_bytes()[0];
+                    sum = sum.wrapping_add(u64::from(*byte) * ((count + at) as u64 | 1));
+                }
+                stream.write_all(&chunk[..length]).context("send")?;
+                count += length;
+            }
+            Ok(sum)
+        });
+        let received = receiver.join();
+        let sum = sent.with_context(what)?;
+        let Ok(received) = received else { bail!("{}: the receiver panicked", what()) };
+        let received = received.with_context(what)?;
+        ensure!(
+            received == (bytes, sum),
+            "{}: sent {bytes} bytes with sum {sum:#x}, received {} with sum {:#x}",
+            what(),
+            received.0,
+            received.1
+        );
+        Ok(begin.elapsed())
+    }
+
+    /// Whether a TCP connection to an address is established within a second.
+    ///
+    /// # Errors
+    /// If the guest's namespace cannot be entered.
+    pub fn connects(&self, to: SocketAddr) -> Result<bool> {
+        self.ns.inside(|| Ok(TcpStream::connect_timeout(&to, Duration::from_secs(1)).is_ok()))
+    }
+
+    /// Sends an IPv4 packet in a frame of its own making from the guest's MAC to that of `to`.
+    ///
+    /// # Errors
+    /// If the interface is down.
+    pub fn send_ipv4(&self, to: [u8; 6], packet: &[u8]) -> Result<()> {
+        self.packets()?.send(&packets::ethernet(to, self.mac(), 0x0800, packet))
+    }
+}

@@ -1,0 +1,61 @@
+//! The testbed: machines, wires, guests and agents in network namespaces, as builders that read like a story.
+//!
+//! ```no_run
+//! # use ncm_tests::testbed::*;
+//! Lab::story(|lab| {
+//!     let mut cloud = Cloud::new();
+//!     cloud.vpc("red", 100);
+//!     cloud.subnet("web", "red", "10.1.0.0/24");
+//!     cloud.port("a", "web", "10.1.0.10", "host1");
+//!     cloud.port("b", "web", "10.1.0.11", "host2");
+//!     let net = TwoHosts::new(lab, HostOptions::default())?;
+//!     let (a, b) = (cloud.guest(lab, &net.host1, "a")?, cloud.guest(lab, &net.host2, "b")?);
+//!     net.push(&cloud)?;
+//!     a.expect_ping(b.ip())
+//! });
+//! ```
+
+mod agent;
+mod cloud;
+mod guest;
+mod host;
+mod lab;
+mod namespace;
+pub mod packets;
+mod process;
+mod sys;
+mod tap;
+mod wire;
+
+use anyhow::{Context, Result, ensure};
+
+pub use agent::{Agent, AgentConfig, Statuses, Stream, binary};
+pub use cloud::{Cloud, CloudPort, CloudSubnet, gateway_mac, guest_mac, to_v2};
+pub use guest::{Guest, GuestSpec};
+pub use host::{Host, HostOptions, TwoHosts};
+pub use lab::{Lab, eventually};
+pub use namespace::{Namespace, Outcome};
+pub use packets::PacketSocket;
+pub use process::{Output, Process};
+pub use tap::Shuttle;
+pub use wire::{Switch, Wire};
+
+/// Reads `aa:bb:cc:dd:ee:ff`.
+///
+/// # Errors
+/// If it is anything else.
+pub fn parse_mac(text: &str) -> Result<[u8; 6]> {
+    let mut mac = [0; 6];
+    let parts: Vec<&str> = text.split(':').collect();
+    ensure!(parts.len() == mac.len(), "`{text}` is no MAC");
+    for (byte, part) in mac.iter_mut().zip(parts) {
+        *byte = u8::from_str_radix(part, 16).with_context(|| format!("`{text}` is no MAC"))?;
+    }
+    Ok(mac)
+}
+
+/// Writes `aa:bb:cc:dd:ee:ff`.
+#[must_use]
+pub fn format_mac(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
