@@ -1,0 +1,52 @@
+//! What the model is told at start: whose node it is, its limits, and the indices already given out.
+
+use std::net::IpAddr;
+
+use ncm_common::tables::{Name, NameKey};
+
+/// What a port is that names a security group which is not held.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum MissingGroup {
+    /// Closed: nothing passes until the group is held.
+    #[default]
+    Closed,
+    /// Open, as without any group: for controllers that never send the group.
+    Open,
+}
+
+/// Bounds on what the model remembers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Limits {
+    /// How many deleted resources' revisions are remembered.
+    pub tombstones: usize,
+    /// For how many seconds.
+    pub tombstone_age_s: u64,
+    /// How many addresses of ports and neighbours may wait for something that is not known yet.
+    pub parked: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { tombstones: 65_536, tombstone_age_s: 3_600, parked: 4_194_304 }
+    }
+}
+
+/// Whose node it is, and its policy.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Settings {
+    /// Keys of `host_resources` that mean this node.
+    pub addresses: Vec<IpAddr>,
+    /// This node's tunnel endpoints: neighbours on them are local.
+    pub endpoints: Vec<IpAddr>,
+    /// What a port is that names a security group which is not held.
+    pub missing_group: MissingGroup,
+    /// Bounds.
+    pub limits: Limits,
+}
+
+/// Indices that an earlier run gave out, as read back from the table `NAMES`.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Seed {
+    /// Entries of `NAMES`.
+    pub names: Vec<(NameKey, Name)>,
+}
