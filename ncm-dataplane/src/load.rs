@@ -1,0 +1,140 @@
+//! Loading the object: tables first (those that are pinned are taken over after a comparison), then programs.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use aya::programs::{Program, ProgramError};
+use aya::{Ebpf, EbpfLoader};
+use aya_obj::generated::bpf_map_type;
+use ncm_common::tables::{TABLES, TableKind, TableSpec};
+
+use crate::log::{LogLevel, ProgramLog};
+use crate::pin::{PinPaths, path_error};
+use crate::programs::Programs;
+use crate::tables::{Capacities, Tables};
+use crate::{Error, raw, sys};
+
+/// Lines of the verifier's log that an error shows: the refusal stands at the end.
+const LOG_LINES: usize = 40;
+
+/// A loaded object.
+pub(crate) struct Loaded {
+    pub(crate) programs: Programs,
+    pub(crate) tables: Tables,
+    pub(crate) log: Option<ProgramLog>,
+}
+
+/// Loads `object`; tables are pinned if there are `paths`.
+pub(crate) fn load(
+    object: &[u8],
+    capacities: &Capacities,
+    log: LogLevel,
+    paths: Option<&PinPaths>,
+) -> Result<Loaded, Error> {
+    if object.is_empty() {
+        return Err(Error::NoObject);
+    }
+    let directory = paths.map(PinPaths::maps);
+    if let Some(directory) = &directory {
+        compare_pinned(directory, capacities)?;
+    }
+    let level = log as u8;
+    let mut loader = EbpfLoader::new();
+    loader.btf(None).override_global(LogLevel::GLOBAL, &level, false);
+    for spec in TABLES {
+        loader.map_max_entries(spec.name, capacities.of(spec));
+        if let Some(directory) = &directory {
+            loader.map_pin_path(spec.name, directory.join(spec.name));
+        }
+    }
+    let mut ebpf = loader.load(object).map_err(|error| Error::Object(Box::new(error)))?;
+    let tables = Tables::open(|spec| {
+        let path = directory.as_ref().map_or_else(|| PathBuf::from(spec.name), |path| path.join(spec.name));
+        let fd = match ebpf.map(spec.name) {
+            Some(map) => map_fd(map).map_err(path_error("open", &path))?,
+            None => create(spec, capacities.of(spec), directory.is_some().then_some(path.as_path()))?,
+        };
+        Ok((fd, path))
+    })?;
+    let programs = load_programs(&mut ebpf)?;
+    let log = if log == LogLevel::Off { None } else { Some(ProgramLog::take(&mut ebpf)?) };
+    Ok(Loaded { programs, tables, log })
+}
+
+/// aya takes whatever is pinned: so what is pinned is compared first.
+fn compare_pinned(directory: &Path, capacities: &Capacities) -> Result<(), Error> {
+    for spec in TABLES {
+        let path = directory.join(spec.name);
+        if path.exists() {
+            let fd = sys::get_pinned(&path, false).map_err(path_error("open", &path))?;
+            raw::check(&fd, spec, Some(capacities.of(spec)), &path)?;
+        }
+    }
+    Ok(())
+}
+
+/// A table that no program uses is not in the object: it is created here, or opened if it is pinned.
+fn create(spec: &'static TableSpec, capacity: u32, pin: Option<&Path>) -> Result<OwnedFd, Error> {
+    if let Some(path) = pin.filter(|path| path.exists()) {
+        return sys::get_pinned(path, false).map_err(path_error("open", path));
+    }
+    let kind = match spec.kind {
+        TableKind::Hash => bpf_map_type::BPF_MAP_TYPE_HASH,
+        TableKind::Array => bpf_map_type::BPF_MAP_TYPE_ARRAY,
+        // Everything else is of use to programs only.
+        _ => return Err(Error::Missing { what: "table", name: spec.name.to_owned() }),
+    };
+    let table = |source| Error::Table { action: "create", table: spec.name.to_ascii_lowercase(), source };
+    let fd = sys::create_map(kind, spec.key_size, spec.value_size, capacity, raw::map_flags(spec.kind))
+        .map_err(table)?;
+    if let Some(path) = pin {
+        sys::pin(fd.as_fd(), path).map_err(path_error("pin a table at", path))?;
+    }
+    Ok(fd)
+}
+
+fn map_fd(map: &aya::maps::Map) -> std::io::Result<OwnedFd> {
+    use aya::maps::Map;
+    let data = match map {
+        Map::Array(data)
+        | Map::HashMap(data)
+        | Map::LpmTrie(data)
+        | Map::PerCpuArray(data)
+        | Map::PerCpuHashMap(data)
+        | Map::DevMapHash(data)
+        | Map::ProgramArray(data) => data,
+        _ => return Err(std::io::Error::from_raw_os_error(libc::EINVAL)),
+    };
+    data.fd().as_fd().try_clone_to_owned()
+}
+
+fn load_programs(ebpf: &mut Ebpf) -> Result<Programs, Error> {
+    let mut loaded = BTreeMap::new();
+    for (name, program) in ebpf.programs_mut() {
+        let result = match program {
+            Program::Xdp(program) => program
+                .load()
+                .and_then(|()| program.fd()?.as_fd().try_clone_to_owned().map_err(ProgramError::from)),
+            Program::SchedClassifier(program) => program
+                .load()
+                .and_then(|()| program.fd()?.as_fd().try_clone_to_owned().map_err(ProgramError::from)),
+            _ => Err(ProgramError::UnexpectedProgramType),
+        };
+        loaded.insert(name.to_owned(), result.map_err(|error| program_error(name, error))?);
+    }
+    Ok(Programs(loaded))
+}
+
+fn program_error(name: &str, error: ProgramError) -> Error {
+    let program = name.to_owned();
+    match error {
+        ProgramError::LoadError { io_error, verifier_log } => {
+            let text = verifier_log.to_string();
+            let lines: Vec<&str> = text.lines().collect();
+            let log = lines[lines.len().saturating_sub(LOG_LINES)..].join("\n");
+            Error::Verifier { program, log, source: io_error }
+        }
+        other => Error::Program { program, reason: other.to_string() },
+    }
+}

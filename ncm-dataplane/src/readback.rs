@@ -1,0 +1,56 @@
+//! Reading an instance's pinned tables, whether or not its agent runs.
+
+use std::path::Path;
+
+use ncm_common::tables::LAYOUT_VERSION;
+
+use crate::attach::{self, Attachment};
+use crate::pin::{PinPaths, path_error};
+use crate::tables::Tables;
+use crate::{Error, sys};
+
+/// The pinned tables of an instance, opened for reading only.
+#[derive(Debug)]
+pub struct Reader {
+    paths: PinPaths,
+    tables: Tables,
+}
+
+impl Reader {
+    /// Opens what `instance` has pinned below the bpffs at `bpffs`.
+    ///
+    /// # Errors
+    /// [`Error::NotLoaded`] if nothing is pinned, [`Error::Layout`] if a table is not what this version reads.
+    pub fn open(bpffs: &Path, instance: &str) -> Result<Self, Error> {
+        let paths = PinPaths::new(bpffs, instance)?;
+        let maps = paths.maps();
+        if !maps.is_dir() {
+            return Err(Error::NotLoaded {
+                instance: instance.to_owned(),
+                path: paths.instance().to_path_buf(),
+                wanted: LAYOUT_VERSION,
+                found: paths.layouts(),
+            });
+        }
+        let tables = Tables::open(|spec| {
+            let path = maps.join(spec.name);
+            let fd = sys::get_pinned(&path, true).map_err(path_error("open", &path))?;
+            Ok((fd, path))
+        })?;
+        Ok(Self { paths, tables })
+    }
+
+    /// The tables; writing to them fails.
+    #[must_use]
+    pub fn tables(&self) -> &Tables {
+        &self.tables
+    }
+
+    /// Where the instance's programs are attached.
+    ///
+    /// # Errors
+    /// [`Error::Path`] if a pinned link cannot be opened.
+    pub fn attachments(&self) -> Result<Vec<Attachment>, Error> {
+        attach::pinned(&self.paths.links())
+    }
+}

@@ -1,0 +1,278 @@
+//! Typed handles of tables: what a table holds is in the type, how it is reached is in [`crate::raw`].
+
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use ncm_common::Plain;
+use ncm_common::tables::{Count, PortTraffic, TableSpec};
+
+use crate::Error;
+use crate::raw::{BATCH, Outcome, RawMap};
+
+/// A table with one value per key. Cloning gives another handle of the same table; handles may be used from several
+/// threads at once (the kernel orders the writes to an entry).
+pub struct Table<K, V> {
+    map: Arc<RawMap>,
+    types: PhantomData<fn(K) -> V>,
+}
+
+impl<K, V> Clone for Table<K, V> {
+    fn clone(&self) -> Self {
+        Self { map: Arc::clone(&self.map), types: PhantomData }
+    }
+}
+
+impl<K, V> std::fmt::Debug for Table<K, V> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Table").field(&self.map.spec.name).finish()
+    }
+}
+
+impl<K: Plain, V: Plain> Table<K, V> {
+    /// Wraps a map whose sizes were compared with its definition.
+    pub(crate) fn new(map: RawMap) -> Self {
+        // The definition names the same types; if not, every table would be read wrongly.
+        assert_eq!(map.spec.key_size as usize, size_of::<K>(), "{}: key", map.spec.name);
+        assert_eq!(map.spec.value_size as usize, size_of::<V>(), "{}: value", map.spec.name);
+        Self { map: Arc::new(map), types: PhantomData }
+    }
+
+    /// The table's definition.
+    #[must_use]
+    pub fn spec(&self) -> &'static TableSpec {
+        self.map.spec
+    }
+
+    /// How many entries the table may hold.
+    #[must_use]
+    pub fn capacity(&self) -> u32 {
+        self.map.capacity
+    }
+
+    /// Bytes of kernel memory that the table takes now.
+    ///
+    /// # Errors
+    /// [`Error::Table`] if the kernel's figure cannot be read.
+    pub fn memory_bytes(&self) -> Result<u64, Error> {
+        self.map.memory()
+    }
+
+    /// The value of `key`, if there is one.
+    ///
+    /// # Errors
+    /// [`Error::Table`] if the kernel refuses the look-up.
+    pub fn get(&self, key: &K) -> Result<Option<V>, Error> {
+        Ok(self.map.get(key.as_bytes())?.as_deref().and_then(V::from_bytes))
+    }
+
+    /// Adds or replaces one entry.
+    ///
+    /// # Errors
+    /// [`Error::Table`] with what the kernel said: `E2BIG` when the table is full.
+    pub fn put(&self, key: &K, value: &V) -> Result<(), Error> {
+        self.one("write", self.map.put(key.as_bytes(), value.as_bytes()))
+    }
+
+    /// Removes one entry (of an array: makes it zero). Not being there is no error.
+    ///
+    /// # Errors
+    /// [`Error::Table`] with what the kernel said.
+    pub fn delete(&self, key: &K) -> Result<(), Error> {
+        self.one("delete from", self.map.delete(key.as_bytes()))
+    }
+
+    fn one(&self, action: &'static str, outcome: Outcome) -> Result<(), Error> {
+        match outcome.failed.into_iter().next() {
+            None => Ok(()),
+            Some((_, source)) => Err(self.map.error(action, source)),
+        }
+    }
+
+    /// Adds or replaces entries in as few system calls as the kernel allows. Entries that fail do not keep the others
+    /// from being written; the outcome lists them by their position in the iteration.
+    pub fn put_batch(&self, entries: impl IntoIterator<Item = (K, V)>) -> Outcome {
+        let mut outcome = Outcome::default();
+        let mut entries = entries.into_iter();
+        let (mut keys, mut values) = (Vec::new(), Vec::new());
+        loop {
+            keys.clear();
+            values.clear();
+            for (key, value) in entries.by_ref().take(BATCH) {
+                keys.extend_from_slice(key.as_bytes());
+                values.extend_from_slice(value.as_bytes());
+            }
+            if keys.is_empty() {
+                return outcome;
+            }
+            outcome.append(self.map.put(&keys, &values));
+        }
+    }
+
+    /// Removes entries (of arrays: makes them zero). Those that are not there count as done.
+    pub fn delete_batch(&self, keys: impl IntoIterator<Item = K>) -> Outcome {
+        let mut outcome = Outcome::default();
+        let mut entries = keys.into_iter();
+        let mut keys = Vec::new();
+        loop {
+            keys.clear();
+            for key in entries.by_ref().take(BATCH) {
+                keys.extend_from_slice(key.as_bytes());
+            }
+            if keys.is_empty() {
+                return outcome;
+            }
+            outcome.append(self.map.delete(&keys));
+        }
+    }
+
+    /// Hands every entry to `visit`, unused slots of arrays (all zero) included. What is written meanwhile may or
+    /// may not be seen.
+    ///
+    /// # Errors
+    /// [`Error::Table`] if the kernel refuses to read on.
+    pub fn for_each(&self, mut visit: impl FnMut(K, V)) -> Result<(), Error> {
+        self.map.scan(&mut |key, value| {
+            if let (Some(key), Some(value)) = (K::from_bytes(key), V::from_bytes(value)) {
+                visit(key, value);
+            }
+        })
+    }
+
+    /// Every entry, except the unused slots (all zero) of arrays.
+    ///
+    /// # Errors
+    /// [`Error::Table`] if the kernel refuses to read on.
+    pub fn entries(&self) -> Result<Vec<(K, V)>, Error> {
+        let is_array = self.map.spec.kind == ncm_common::tables::TableKind::Array;
+        let unused = V::zeroed();
+        let mut entries = Vec::new();
+        self.for_each(|key, value| {
+            if !is_array || value != unused {
+                entries.push((key, value));
+            }
+        })?;
+        Ok(entries)
+    }
+
+    /// How many entries there are, unused slots (all zero) of arrays not counted.
+    ///
+    /// # Errors
+    /// [`Error::Table`] if the kernel refuses to read on.
+    pub fn count(&self) -> Result<u64, Error> {
+        let is_array = self.map.spec.kind == ncm_common::tables::TableKind::Array;
+        let unused = V::zeroed();
+        let mut count = 0;
+        self.for_each(|_, value| count += u64::from(!is_array || value != unused))?;
+        Ok(count)
+    }
+}
+
+/// Values of several CPUs that make one by addition.
+pub trait Sum: Plain {
+    /// Adds what another CPU counted.
+    fn add(&mut self, other: &Self);
+}
+
+impl Sum for Count {
+    fn add(&mut self, other: &Self) {
+        self.packets = self.packets.wrapping_add(other.packets);
+        self.bytes = self.bytes.wrapping_add(other.bytes);
+    }
+}
+
+impl Sum for PortTraffic {
+    fn add(&mut self, other: &Self) {
+        self.received.add(&other.received);
+        self.sent.add(&other.sent);
+    }
+}
+
+/// A table that each CPU counts in by itself; reading gives the sum.
+pub struct CounterTable<K, V> {
+    map: Arc<RawMap>,
+    types: PhantomData<fn(K) -> V>,
+}
+
+impl<K, V> Clone for CounterTable<K, V> {
+    fn clone(&self) -> Self {
+        Self { map: Arc::clone(&self.map), types: PhantomData }
+    }
+}
+
+impl<K, V> std::fmt::Debug for CounterTable<K, V> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("CounterTable").field(&self.map.spec.name).finish()
+    }
+}
+
+impl<K: Plain, V: Sum> CounterTable<K, V> {
+    /// Wraps a map whose sizes were compared with its definition.
+    pub(crate) fn new(map: RawMap) -> Self {
+        assert_eq!(map.spec.key_size as usize, size_of::<K>(), "{}: key", map.spec.name);
+        assert_eq!(map.spec.value_size as usize, size_of::<V>(), "{}: value", map.spec.name);
+        Self { map: Arc::new(map), types: PhantomData }
+    }
+
+    /// The table's definition.
+    #[must_use]
+    pub fn spec(&self) -> &'static TableSpec {
+        self.map.spec
+    }
+
+    /// How many entries the table may hold.
+    #[must_use]
+    pub fn capacity(&self) -> u32 {
+        self.map.capacity
+    }
+
+    /// Bytes of kernel memory that the table takes now.
+    ///
+    /// # Errors
+    /// [`Error::Table`] if the kernel's figure cannot be read.
+    pub fn memory_bytes(&self) -> Result<u64, Error> {
+        self.map.memory()
+    }
+
+    fn sum(&self, values: &[u8]) -> V {
+        let mut total = V::zeroed();
+        for value in values.chunks_exact(self.map.stride) {
+            if let Some(value) = value.get(..size_of::<V>()).and_then(V::from_bytes) {
+                total.add(&value);
+            }
+        }
+        total
+    }
+
+    /// The sum over all CPUs for `key`, if there is an entry.
+    ///
+    /// # Errors
+    /// [`Error::Table`] if the kernel refuses the look-up.
+    pub fn get(&self, key: &K) -> Result<Option<V>, Error> {
+        Ok(self.map.get(key.as_bytes())?.map(|values| self.sum(&values)))
+    }
+
+    /// Every entry that has counted something, as sums over all CPUs.
+    ///
+    /// # Errors
+    /// [`Error::Table`] if the kernel refuses to read on.
+    pub fn entries(&self) -> Result<Vec<(K, V)>, Error> {
+        let nothing = V::zeroed();
+        let mut entries = Vec::new();
+        self.map.scan(&mut |key, values| {
+            let total = self.sum(values);
+            if let Some(key) = K::from_bytes(key).filter(|_| total != nothing) {
+                entries.push((key, total));
+            }
+        })?;
+        Ok(entries)
+    }
+
+    /// Sets counters back to zero: before an index is given to something else.
+    pub fn reset(&self, keys: impl IntoIterator<Item = K>) -> Outcome {
+        let mut bytes = Vec::new();
+        for key in keys {
+            bytes.extend_from_slice(key.as_bytes());
+        }
+        self.map.delete(&bytes)
+    }
+}
