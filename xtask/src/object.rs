@@ -36,9 +36,9 @@ pub fn build(features: &[&str]) -> Result<PathBuf> {
     let lock = File::create(directory.join(".lock")).context("cannot create the object's lock file")?;
     lock.lock().context("cannot lock the object's directory")?;
 
-    let compiler = toolchain::find()?;
+    let compiler = toolchain::find().context("run `cargo xtask setup` first")?;
     let Some(linker) = linker::installed() else {
-        bail!("bpf-linker {} is not installed; run `cargo xtask setup`", linker::VERSION);
+        bail!("bpf-linker {} is not installed; run `cargo xtask setup` first", linker::VERSION);
     };
     let key = key(&compiler, features)?;
     let output = directory.join(key);

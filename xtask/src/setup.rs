@@ -50,9 +50,10 @@ pub enum Need {
     Fuzzer,
 }
 
-/// Installs what is missing of `needs` and says what it did. Returns how many things it had to install.
-pub fn ensure(needs: &[Need]) -> Result<usize> {
-    let mut installed = 0;
+/// Installs what is missing of `needs` and says what it did. Returns whether anything was missing.
+///
+/// What cannot be installed does not keep the rest from being: the error names all that is left to do by hand.
+pub fn ensure(needs: &[Need]) -> Result<bool> {
     let mut packages: Vec<&str> = Vec::new();
     for need in needs {
         match need {
@@ -61,19 +62,29 @@ pub fn ensure(needs: &[Need]) -> Result<usize> {
             Need::Object | Need::Components => {}
         }
     }
+    let mut outcomes = Vec::new();
     if !packages.is_empty() {
-        install_packages(&packages)?;
-        installed += packages.len();
+        outcomes.push(install_packages(&packages).map(|()| true));
     }
     if needs.contains(&Need::Components) {
-        installed += ensure_components()?;
+        outcomes.push(ensure_components());
     }
     if needs.contains(&Need::Object) {
-        installed += usize::from(ensure_compiler()?);
+        outcomes.push(ensure_compiler());
         if linker::installed().is_none() {
-            linker::install()?;
-            installed += 1;
+            outcomes.push(linker::install().map(|_| true));
         }
+    }
+    let mut installed = false;
+    let mut left = Vec::new();
+    for outcome in outcomes {
+        match outcome {
+            Ok(some) => installed |= some,
+            Err(error) => left.push(format!("{error:#}")),
+        }
+    }
+    if !left.is_empty() {
+        bail!("this machine is not ready:\n{}", left.join("\n"));
     }
     Ok(installed)
 }
@@ -83,11 +94,8 @@ pub fn all() -> Result<()> {
     let start = Instant::now();
     let installed = ensure(&[Need::Tools, Need::Components, Need::Object, Need::Fuzzer])?;
     let compiler = toolchain::find()?;
-    let took = start.elapsed().as_secs_f64();
-    match installed {
-        0 => eprintln!("everything is there ({took:.1} s)"),
-        n => eprintln!("installed {n} missing things ({took:.1} s)"),
-    }
+    let outcome = if installed { "installed what was missing" } else { "everything is there" };
+    eprintln!("{outcome} ({:.1} s)", start.elapsed().as_secs_f64());
     eprintln!("eBPF object: {}, bpf-linker {}", compiler.origin, linker::VERSION);
     Ok(())
 }
@@ -96,7 +104,7 @@ fn missing(tools: &[(&str, &'static str)]) -> Vec<&'static str> {
     tools.iter().filter(|(program, _)| which(program).is_none()).map(|(_, package)| *package).collect()
 }
 
-fn ensure_components() -> Result<usize> {
+fn ensure_components() -> Result<bool> {
     let works = |subcommand: &str| {
         let mut cargo = Command::new("cargo");
         cargo
@@ -116,7 +124,7 @@ fn ensure_components() -> Result<usize> {
         run(Command::new("rustup").args(["component", "add"]).args(&absent).stdin(Stdio::null()))
             .context("cannot install rustfmt and clippy; they are part of rustup's default profile")?;
     }
-    Ok(absent.len())
+    Ok(!absent.is_empty())
 }
 
 /// A compiler with its source: what is there, else rustup's component, else the distribution's pair.
@@ -129,11 +137,14 @@ fn ensure_compiler() -> Result<bool> {
     }
     eprintln!("rustup could not download it; trying the distribution's compiler with its source");
     let manual = format!(
-        "run one of these, then try again:\n  rustup component add rust-src\n  apt-get install {}",
+        "the eBPF target needs a compiler with its library source; run one of these, then try again:\n  \
+         rustup component add rust-src\n  apt-get install --no-install-recommends {}",
         DISTRIBUTION_COMPILER.join(" ")
     );
-    install_packages(&DISTRIBUTION_COMPILER).with_context(|| manual.clone())?;
-    toolchain::find().with_context(|| manual)?;
+    if let Err(error) = install_packages(&DISTRIBUTION_COMPILER) {
+        bail!("{manual}\n({error:#})");
+    }
+    toolchain::find().context(manual)?;
     Ok(true)
 }
 

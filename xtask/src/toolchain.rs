@@ -39,10 +39,7 @@ pub fn find() -> Result<Compiler> {
             Err(reason) => refused.push(format!("  {}: {reason:#}", candidate.origin)),
         }
     }
-    bail!(
-        "no Rust compiler with its library source for the eBPF target; looked at:\n{}\nrun `cargo xtask setup`",
-        refused.join("\n")
-    )
+    bail!("no Rust compiler with its library source for the eBPF target; looked at:\n{}", refused.join("\n"))
 }
 
 struct Candidate {
