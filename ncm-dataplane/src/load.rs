@@ -6,8 +6,7 @@ use std::path::{Path, PathBuf};
 
 use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfLoader};
-use aya_obj::generated::bpf_map_type;
-use ncm_common::tables::{TABLES, TableKind, TableSpec};
+use ncm_common::tables::{TABLES, TableSpec};
 
 use crate::log::{LogLevel, ProgramLog};
 use crate::pin::{PinPaths, path_error};
@@ -79,15 +78,15 @@ fn create(spec: &'static TableSpec, capacity: u32, pin: Option<&Path>) -> Result
     if let Some(path) = pin.filter(|path| path.exists()) {
         return sys::get_pinned(path, false).map_err(path_error("open", path));
     }
-    let kind = match spec.kind {
-        TableKind::Hash => bpf_map_type::BPF_MAP_TYPE_HASH,
-        TableKind::Array => bpf_map_type::BPF_MAP_TYPE_ARRAY,
-        // Everything else is of use to programs only.
-        _ => return Err(Error::Missing { what: "table", name: spec.name.to_owned() }),
-    };
     let table = |source| Error::Table { action: "create", table: spec.name.to_ascii_lowercase(), source };
-    let fd = sys::create_map(kind, spec.key_size, spec.value_size, capacity, raw::map_flags(spec.kind))
-        .map_err(table)?;
+    let fd = sys::create_map(
+        raw::map_type(spec.kind),
+        spec.key_size,
+        spec.value_size,
+        capacity,
+        raw::map_flags(spec.kind),
+    )
+    .map_err(table)?;
     if let Some(path) = pin {
         sys::pin(fd.as_fd(), path).map_err(path_error("pin a table at", path))?;
     }

@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use aya_obj::generated::bpf_map_type;
 use ncm_common::tables::{TableKind, TableSpec};
 
 use crate::Error;
@@ -301,7 +302,7 @@ pub(crate) fn check(
     // A read-only descriptor's own flag is not the map's; others do not concern us.
     let flags = info.map_flags & NO_PREALLOC;
     let differences = [
-        ("type", info.type_, map_type(spec.kind)),
+        ("type", info.type_, map_type(spec.kind) as u32),
         ("key size", info.key_size, spec.key_size),
         ("value size", info.value_size, spec.value_size),
         ("flags", flags, wanted_flags),
@@ -319,16 +320,15 @@ pub(crate) fn check(
 const NO_PREALLOC: u32 = 1;
 
 /// The kernel's number of a kind of table.
-pub(crate) fn map_type(kind: TableKind) -> u32 {
-    use aya_obj::generated::bpf_map_type;
-    (match kind {
+pub(crate) fn map_type(kind: TableKind) -> bpf_map_type {
+    match kind {
         TableKind::Hash => bpf_map_type::BPF_MAP_TYPE_HASH,
         TableKind::PerCpuHash => bpf_map_type::BPF_MAP_TYPE_PERCPU_HASH,
         TableKind::LongestPrefix => bpf_map_type::BPF_MAP_TYPE_LPM_TRIE,
         TableKind::Array => bpf_map_type::BPF_MAP_TYPE_ARRAY,
         TableKind::PerCpuArray => bpf_map_type::BPF_MAP_TYPE_PERCPU_ARRAY,
         TableKind::Devices => bpf_map_type::BPF_MAP_TYPE_DEVMAP_HASH,
-    }) as u32
+    }
 }
 
 /// The creation flags of a kind of table.

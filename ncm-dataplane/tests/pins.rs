@@ -1,0 +1,152 @@
+//! What is pinned: taken over by the next process, compared first, readable without one, and removed on request.
+
+mod common;
+
+use std::path::Path;
+
+use common::{ifindex, isolate, list, run, small};
+use ncm_common::tables::{NameKey, Vni};
+use ncm_dataplane::{BPFFS, Dataplane, Error, Hook, Options, PinPaths, Reader, teardown};
+
+fn options() -> Options {
+    small(Options::pinned("d-test"))
+}
+
+fn open() -> Dataplane {
+    Dataplane::open(&options()).expect("the object loads")
+}
+
+#[test]
+fn the_next_process_finds_the_tables_as_they_were() {
+    isolate();
+    let vni = Vni { subnets: 3, reserved: 0 };
+    let key = NameKey { kind: 1, index: 2 };
+    {
+        let first = open();
+        first.tables().vnis.put(&77, &vni).expect("writable");
+        first.tables().names.put(&key, &Default::default()).expect("writable");
+    }
+    let reader = Reader::open(Path::new(BPFFS), "d-test").expect("pinned");
+    assert_eq!(reader.tables().vnis.get(&77).expect("readable"), Some(vni));
+    let error = reader.tables().vnis.put(&78, &vni).expect_err("a reader does not write");
+    assert!(error.to_string().contains("vnis"), "{error}");
+
+    let second = open();
+    assert_eq!(second.tables().vnis.get(&77).expect("readable"), Some(vni));
+    assert_eq!(second.tables().names.count().expect("readable"), 1);
+    second.tables().vnis.put(&78, &vni).expect("writable");
+    assert_eq!(reader.tables().vnis.count().expect("readable"), 2, "it is the same table");
+}
+
+#[test]
+fn another_capacity_is_refused_by_the_tables_name() {
+    isolate();
+    drop(open());
+    let mut other = options();
+    other.capacities.set("vteps", 101);
+    let error = Dataplane::open(&other).expect_err("the pinned table has 100 entries");
+    assert!(matches!(error, Error::Layout { what: "capacity", found: 100, wanted: 101, .. }), "{error}");
+    assert!(error.to_string().contains("maps/VTEPS"), "{error}");
+}
+
+#[test]
+fn teardown_removes_everything_and_may_be_repeated() {
+    isolate();
+    run("ip link add d0 type veth peer name d1");
+    let dataplane = open();
+    dataplane.attach(Hook::GuestTc, ifindex("d0")).expect("attached");
+    drop(dataplane);
+    teardown(Path::new(BPFFS), "d-test").expect("removed");
+    assert_eq!(list(&Path::new(BPFFS).join("ncm")), Vec::<String>::new());
+    teardown(Path::new(BPFFS), "d-test").expect("nothing to remove is fine");
+    let error = Reader::open(Path::new(BPFFS), "d-test").expect_err("gone");
+    assert!(matches!(error, Error::NotLoaded { .. }), "{error}");
+    let other = Dataplane::open(&small(Options::pinned("d-other"))).expect("the object loads");
+    let left = other.on_hook(Hook::GuestTc, ifindex("d0")).expect("readable");
+    assert_eq!(left, [], "the program has left the interface");
+}
+
+#[test]
+fn an_attached_program_stays_and_is_swapped_by_the_next_process() {
+    isolate();
+    run("ip link add d0 type veth peer name d1");
+    let index = ifindex("d0");
+    let before = open().attach(Hook::GuestTc, index).expect("attached");
+    let reader = Reader::open(Path::new(BPFFS), "d-test").expect("pinned");
+    assert_eq!(reader.attachments().expect("readable"), [before], "it stays without its process");
+
+    let second = open();
+    let [after] = second.attachments()[..] else { panic!("one attachment: {:?}", second.attachments()) };
+    assert_eq!((after.hook, after.ifindex, after.link), (Hook::GuestTc, index, before.link));
+    assert_ne!(after.program, before.program, "the new process brought its own program");
+    assert_eq!(second.attach(Hook::GuestTc, index).expect("again"), after, "attaching again changes nothing");
+    second.detach(Hook::GuestTc, index).expect("detached");
+    assert_eq!(second.attachments(), []);
+    assert_eq!(second.on_hook(Hook::GuestTc, index).expect("readable"), []);
+}
+
+#[test]
+fn the_link_of_an_interface_that_has_gone_goes_too() {
+    isolate();
+    let links = PinPaths::new(Path::new(BPFFS), "d-test").expect("a name").links();
+    run("ip link add d0 type veth peer name d1");
+    let first = open();
+    let index = ifindex("d0");
+    first.attach(Hook::GuestTc, index).expect("attached");
+    run("ip link del d0");
+    assert_eq!(first.attachments(), []);
+    drop(first);
+    assert_eq!(list(&links), [format!("guest_tc-{index}")], "the pin outlives the interface");
+    let second = open();
+    assert_eq!(list(&links), Vec::<String>::new(), "the next process removes it");
+
+    // The same index may come back.
+    run(&format!("ip link add d0 index {index} type veth peer name d1"));
+    second.attach(Hook::GuestTc, index).expect("attached");
+    run("ip link del d0");
+    run(&format!("ip link add d0 index {index} type veth peer name d1"));
+    let attached = second.attach(Hook::GuestTc, index).expect("attached to the new one");
+    assert_eq!(second.attachments(), [attached]);
+    run("ip link del d0");
+    second.forget_gone().expect("removed");
+    assert_eq!(list(&links), Vec::<String>::new());
+}
+
+#[test]
+fn a_second_instance_on_the_same_hook_is_refused() {
+    isolate();
+    run("ip link add d0 type veth peer name d1");
+    let first = open();
+    let attached = first.attach(Hook::GuestTc, ifindex("d0")).expect("attached");
+    let second = Dataplane::open(&small(Options::pinned("d-other"))).expect("the object loads");
+    match second.attach(Hook::GuestTc, ifindex("d0")) {
+        Err(Error::Occupied { id, link, .. }) => assert_eq!((id, link), (attached.program, attached.link)),
+        other => panic!("both would run: {other:?}"),
+    }
+}
+
+#[test]
+fn xdp_is_native_or_an_error_with_a_remedy() {
+    isolate();
+    run("ip link add d0 type veth peer name d1");
+    run("ip link add br0 type bridge");
+    let dataplane = open();
+    dataplane.attach(Hook::WireXdp, ifindex("d0")).expect("veth has native XDP");
+    let error = dataplane.attach(Hook::WireXdp, ifindex("br0")).expect_err("a bridge has none");
+    assert!(error.to_string().contains("tc mode"), "{error}");
+    let other = Dataplane::open(&small(Options::pinned("d-other"))).expect("the object loads");
+    let error = other.attach(Hook::WireXdp, ifindex("d0")).expect_err("held");
+    assert!(error.to_string().contains("`wire_xdp` (link "), "{error}");
+    let error = dataplane.attach(Hook::GuestTc, 4_000_000).expect_err("no such interface");
+    assert!(error.to_string().contains("the interface is gone"), "{error}");
+}
+
+#[test]
+fn a_bpffs_is_mounted_where_there_is_none() {
+    isolate();
+    run("mount -t tmpfs none /mnt");
+    let options = Options { bpffs: "/mnt/bpf".into(), ..options() };
+    let dataplane = Dataplane::open(&options).expect("mounted and loaded");
+    assert!(dataplane.programs().expect("readable").iter().any(|program| program.verified_instructions > 0));
+    assert!(Path::new("/mnt/bpf/ncm/d-test/v1/maps/NODE").exists());
+}
