@@ -1,0 +1,217 @@
+//! Feeds the state of the underlay: notifications and dumps in one task, requests to resolve and keep next hops in
+//! another.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use netlink_sys::protocols::NETLINK_ROUTE;
+
+use super::super::generic::XdpFeatures;
+use super::super::link::{self, Link, LinkMessage};
+use super::super::message::{Attributes, Message, Request};
+use super::super::socket::{EventSocket, RequestSocket};
+use super::super::{NetlinkError, links};
+use super::Shared;
+use super::neighbours::{self, Care, NeighbourMessage};
+use super::routes::{self, RouteMessage};
+use super::state::{Event, Snapshot};
+
+/// Pause after a write: a program that began before one flip of a slot has long ended before the next.
+const BETWEEN_WRITES: Duration = Duration::from_millis(2);
+/// How often next hops are looked after and failed writes tried again.
+const TICK: Duration = Duration::from_secs(2);
+/// Pause before sockets that failed are opened anew.
+const REOPEN_AFTER: Duration = Duration::from_secs(1);
+
+const RTM_NEWADDR: u16 = 20;
+const RTM_DELADDR: u16 = 21;
+const RTM_GETADDR: u16 = 22;
+/// `RTNLGRP_IPV4_IFADDR`.
+const GROUP_IPV4_ADDRESS: u32 = 5;
+/// Bytes of `struct ifaddrmsg`.
+const ADDRESS_HEADER: usize = 8;
+const IFA_LOCAL: u16 = 2;
+
+/// The sockets by which the underlay is followed.
+pub(super) struct Follower {
+    requests: RequestSocket,
+    events: EventSocket,
+    features: XdpFeatures,
+}
+
+impl Follower {
+    pub(super) async fn open(receive_buffer: usize) -> Result<Self, NetlinkError> {
+        let groups = [
+            link::GROUP_LINK,
+            neighbours::GROUP_NEIGH,
+            GROUP_IPV4_ADDRESS,
+            routes::GROUP_IPV4_ROUTE,
+            routes::GROUP_NEXTHOP,
+        ];
+        Ok(Self {
+            requests: RequestSocket::open(NETLINK_ROUTE)?,
+            events: EventSocket::open(NETLINK_ROUTE, &groups, receive_buffer)?,
+            features: XdpFeatures::open(receive_buffer).await?,
+        })
+    }
+
+    /// All that there is. Notifications of what changes meanwhile are waiting on the other socket.
+    pub(super) async fn snapshot(&mut self) -> Result<Snapshot, NetlinkError> {
+        let features = self.features.dump().await?;
+        let mut links = links::dump(&mut self.requests).await?;
+        for link in &mut links {
+            link.xdp_features = features.get(&link.index).copied();
+        }
+        let mut snapshot = Snapshot { links, ..Snapshot::default() };
+        let mut header = [0; ADDRESS_HEADER];
+        header[0] = libc::AF_INET.to_ne_bytes()[0];
+        snapshot.addresses = self.dump(&Request::new(RTM_GETADDR, 0, &header), address).await?;
+        for request in routes::dump_requests() {
+            match self.dump(&request, |message| routes::parse(message)).await {
+                Ok(found) => snapshot.routes.extend::<Vec<RouteMessage>>(found),
+                // Next-hop objects are from Linux 5.3.
+                Err(error) if error.errno() == Some(libc::EOPNOTSUPP) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        for family in [libc::AF_INET, libc::AF_INET6] {
+            let found: Vec<NeighbourMessage> =
+                self.dump(&neighbours::dump_request(family), neighbours::parse).await?;
+            snapshot.neighbours.extend(found);
+        }
+        snapshot.addresses.dedup();
+        Ok(snapshot)
+    }
+
+    async fn dump<T>(
+        &mut self,
+        request: &Request,
+        parse: impl Fn(&Message<'_>) -> Option<T>,
+    ) -> Result<Vec<T>, NetlinkError> {
+        self.requests.dump(request, Vec::new, |all, message| all.extend(parse(&message))).await
+    }
+
+    /// Awaits the next notifications.
+    async fn next(&mut self) -> Result<Vec<Event>, NetlinkError> {
+        let mut events = Vec::new();
+        tokio::select! {
+            received = self.events.receive() => events.extend(received?.filter_map(|message| parse(&message))),
+            changed = self.features.changed() => {
+                let event = |(interface, features)| Event::XdpFeatures { interface, features };
+                events.extend(changed?.into_iter().map(event));
+            }
+        }
+        for event in &mut events {
+            if let Event::Link(LinkMessage::New(Link { index, xdp_features, .. })) = event {
+                *xdp_features = self.features.get(*index).await;
+            }
+        }
+        Ok(events)
+    }
+}
+
+fn address(message: &Message<'_>) -> Option<IpAddr> {
+    let local = Attributes::after(message.payload, ADDRESS_HEADER).find(IFA_LOCAL)?;
+    Some(IpAddr::from(*local.first_chunk::<4>()?))
+}
+
+fn parse(message: &Message<'_>) -> Option<Event> {
+    match message.kind {
+        RTM_NEWADDR => Some(Event::Address { address: address(message)?, present: true }),
+        RTM_DELADDR => Some(Event::Address { address: address(message)?, present: false }),
+        link::RTM_NEWLINK | link::RTM_DELLINK => link::parse(message).map(Event::Link),
+        neighbours::RTM_NEWNEIGH | neighbours::RTM_DELNEIGH => {
+            neighbours::parse(message).map(Event::Neighbour)
+        }
+        _ => routes::parse(message).map(Event::Route),
+    }
+}
+
+/// Follows for ever.
+pub(super) async fn follow(mut follower: Follower, shared: Arc<Shared>, receive_buffer: usize) {
+    loop {
+        let outcome = match follower.next().await {
+            Ok(events) => take(&shared, events).await.then_some(follower.snapshot().await).transpose(),
+            Err(NetlinkError::Overrun) => {
+                tracing::warn!("notifications of the underlay were lost: asking for everything");
+                follower.snapshot().await.map(Some)
+            }
+            Err(error) => Err(error),
+        };
+        match outcome {
+            Ok(None) => {}
+            Ok(Some(snapshot)) => {
+                take(&shared, vec![Event::Complete(snapshot)]).await;
+            }
+            Err(error) => {
+                shared.following.store(false, Ordering::Release);
+                tracing::error!(%error, "the underlay cannot be followed: trying again");
+                tokio::time::sleep(REOPEN_AFTER).await;
+                if let Some(anew) = reopen(&shared, receive_buffer).await {
+                    follower = anew;
+                }
+            }
+        }
+    }
+}
+
+/// Takes events in and writes what follows. True if only a dump tells all that has happened.
+async fn take(shared: &Shared, events: Vec<Event>) -> bool {
+    let (wrote, unknown) = {
+        let mut inner = shared.lock();
+        for event in events {
+            inner.state.apply(event);
+        }
+        (inner.flush().wrote, inner.state.take_unknown())
+    };
+    shared.care.notify_one();
+    if wrote {
+        tokio::time::sleep(BETWEEN_WRITES).await;
+    }
+    unknown
+}
+
+async fn reopen(shared: &Shared, receive_buffer: usize) -> Option<Follower> {
+    let mut follower = Follower::open(receive_buffer).await.ok()?;
+    let snapshot = follower.snapshot().await.ok()?;
+    take(shared, vec![Event::Complete(snapshot)]).await;
+    shared.following.store(true, Ordering::Release);
+    tracing::info!("the underlay is followed again");
+    Some(follower)
+}
+
+/// Has the kernel resolve and keep the next hops that are needed, for ever.
+pub(super) async fn care(shared: Arc<Shared>) {
+    let mut socket = None;
+    let mut refuses_to_keep = false;
+    loop {
+        if tokio::time::timeout(TICK, shared.care.notified()).await.is_err() {
+            let mut inner = shared.lock();
+            inner.state.tick();
+            inner.flush();
+        }
+        loop {
+            let Some((hop, care)) = shared.lock().state.next_care() else { break };
+            if socket.is_none() {
+                socket = RequestSocket::open(NETLINK_ROUTE).ok();
+            }
+            let Some(requests) = socket.as_mut() else { break };
+            let care = if refuses_to_keep && care == Care::Keep { Care::Probe } else { care };
+            let Err(error) = requests.call(neighbours::care_request(hop, care), |_| {}).await else {
+                continue;
+            };
+            match (care, error.errno()) {
+                (Care::Keep, Some(libc::EINVAL | libc::EOPNOTSUPP)) => {
+                    tracing::info!(%error, "this kernel does not keep neighbours: they are probed");
+                    refuses_to_keep = true;
+                }
+                // The interface or the entry went meanwhile.
+                (_, Some(libc::ENODEV | libc::ENOENT | libc::ENETDOWN)) => {}
+                (_, Some(_)) => tracing::warn!(hop = %hop.address, %error, "a next hop cannot be resolved"),
+                (_, None) => socket = None,
+            }
+        }
+    }
+}

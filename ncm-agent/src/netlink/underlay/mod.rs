@@ -1,0 +1,230 @@
+//! The underlay, followed: for every remote host the tunnel template and the next hops that the kernel's routes and
+//! neighbours lead to, written into the tables as they change.
+//!
+//! [`state`] decides what to write, from events, without I/O. This module feeds it: notifications, full dumps at start,
+//! after an overrun and after what the kernel does without a word, and the model's wishes.
+
+mod follow;
+mod groups;
+mod neighbours;
+mod routes;
+mod state;
+mod template;
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use ncm_common::tables::{Host, Name, NextHopGroup};
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+
+use self::state::{Flushed, State};
+use super::{NetlinkError, RECEIVE_BUFFER};
+
+/// What the agent knows of its own side of the underlay.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Our tunnel endpoint's address, the outer source.
+    pub endpoint: Ipv4Addr,
+    /// UDP destination port of the tunnel, host order.
+    pub port: u16,
+    /// Names of the interfaces that tunnel traffic may leave by. What is built upon one (a VLAN), and the bond that
+    /// one belongs to, count as well.
+    pub interfaces: Vec<String>,
+    /// Slots in the table of next-hop groups, of which the first is never used.
+    pub groups: u32,
+    /// Receive buffer of the notification socket in bytes.
+    pub receive_buffer: usize,
+}
+
+impl Settings {
+    /// Settings with the default size of the receive buffer.
+    #[must_use]
+    pub fn new(endpoint: Ipv4Addr, port: u16, interfaces: Vec<String>, groups: u32) -> Self {
+        Self { endpoint, port, interfaces, groups, receive_buffer: RECEIVE_BUFFER }
+    }
+}
+
+/// What an agent before left in the tables: it is followed from the start, until the model says otherwise.
+#[derive(Clone, Debug, Default)]
+pub struct Adopted {
+    /// Used slots of `HOSTS` (generation not 0), by index.
+    pub hosts: Vec<(u32, Host)>,
+    /// Used slots of `NEXT_HOP_GROUPS`, by index, with their texts from `NAMES` (kind `GROUP`).
+    pub groups: Vec<(u32, String, NextHopGroup)>,
+}
+
+/// What the model wants of the hosts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum HostChange {
+    /// Lead to this host. Again for a known one with the same generation and address changes nothing.
+    Add {
+        /// Index in `HOSTS`.
+        index: u32,
+        /// Generation of the index.
+        generation: u32,
+        /// The host's tunnel endpoint.
+        address: IpAddr,
+    },
+    /// The index is free: its slot is cleared.
+    Remove {
+        /// Index in `HOSTS`.
+        index: u32,
+    },
+}
+
+/// A write to a table. They come in an order in which a reader never sees a half-written value: an idle half first,
+/// then the word that says which half is in use; a group before who refers to it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TableWrite {
+    /// A slot of `NEXT_HOP_GROUPS`; all zero clears it.
+    Group {
+        /// Index.
+        index: u32,
+        /// Value.
+        value: NextHopGroup,
+    },
+    /// A slot of `HOSTS`; all zero clears it.
+    Host {
+        /// Index.
+        index: u32,
+        /// Value.
+        value: Host,
+    },
+    /// The entry of `NAMES` for a group (kind `GROUP`): put, or removed.
+    GroupName {
+        /// Index of the group.
+        index: u32,
+        /// The name.
+        name: Option<Name>,
+    },
+}
+
+/// Where the writes go. Called with one write at a time, in order, from one thread at a time.
+pub trait TableSink: Send + 'static {
+    /// Writes it at once.
+    ///
+    /// # Errors
+    /// Says why not; the write, and what depends on it, is tried again later.
+    fn write(&mut self, write: &TableWrite) -> Result<(), String>;
+}
+
+/// How a remote host is reached.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct HostReport {
+    /// Index in `HOSTS`.
+    pub index: u32,
+    /// The host's tunnel endpoint.
+    pub address: IpAddr,
+    /// Its next-hop group; 0 for none.
+    pub group: u32,
+    /// Largest IP packet of the path in bytes.
+    pub mtu: u16,
+    /// The next hops that its route names.
+    pub path: String,
+    /// How many of them are resolved and usable.
+    pub resolved: usize,
+    /// Why there is no way to it.
+    pub problem: Option<String>,
+}
+
+/// The underlay, followed until this is dropped.
+pub struct Underlay {
+    shared: Arc<Shared>,
+    tasks: [JoinHandle<()>; 2],
+}
+
+struct Shared {
+    /// One lock over what is known and where it is written, so that writes land in the order of the decisions.
+    inner: Mutex<Inner>,
+    /// There are next hops to look after.
+    care: Notify,
+    following: AtomicBool,
+}
+
+struct Inner {
+    state: State,
+    sink: Box<dyn TableSink>,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn flush(&mut self) -> Flushed {
+        self.state.flush(&mut *self.sink)
+    }
+}
+
+impl Underlay {
+    /// Reads how things are in the calling thread's network namespace, writes what follows from it, and goes on
+    /// following.
+    ///
+    /// # Errors
+    /// Fails if no sockets can be had or the kernel does not answer.
+    pub async fn start(
+        settings: Settings,
+        adopted: Adopted,
+        sink: Box<dyn TableSink>,
+    ) -> Result<Self, NetlinkError> {
+        let receive_buffer = settings.receive_buffer;
+        let mut follower = follow::Follower::open(receive_buffer).await?;
+        let snapshot = follower.snapshot().await?;
+        let mut inner = Inner { state: State::new(settings, adopted), sink };
+        inner.state.apply(state::Event::Complete(snapshot));
+        inner.flush();
+        let shared = Arc::new(Shared {
+            inner: Mutex::new(inner),
+            care: Notify::new(),
+            following: AtomicBool::new(true),
+        });
+        shared.care.notify_one();
+        let following = tokio::spawn(follow::follow(follower, Arc::clone(&shared), receive_buffer));
+        let caring = tokio::spawn(follow::care(Arc::clone(&shared)));
+        Ok(Self { shared, tasks: [following, caring] })
+    }
+
+    /// Does what the model wants of the hosts: when it returns, the tables hold it (resolved or not). Returns the
+    /// hosts that could not be written, by index, and why; these are tried again.
+    pub fn change_hosts(&self, changes: &[HostChange]) -> Vec<(u32, String)> {
+        if changes.is_empty() {
+            return Vec::new();
+        }
+        let mut inner = self.shared.lock();
+        let mut failed = inner.state.change_hosts(changes);
+        failed.extend(inner.flush().failed);
+        drop(inner);
+        self.shared.care.notify_one();
+        failed
+    }
+
+    /// Whether the tables are known to follow the kernel now: what the heartbeat says.
+    #[must_use]
+    pub fn is_following(&self) -> bool {
+        self.shared.following.load(Ordering::Acquire)
+    }
+
+    /// Whether everything known is written.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        self.shared.lock().state.is_settled()
+    }
+
+    /// How each remote host is reached, by index.
+    #[must_use]
+    pub fn report(&self) -> Vec<HostReport> {
+        self.shared.lock().state.report()
+    }
+}
+
+impl Drop for Underlay {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}

@@ -1,0 +1,579 @@
+//! What the tables about the underlay should hold, from what the kernel reports: events in, table writes out. Nothing
+//! here talks to the kernel.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::net::{IpAddr, Ipv4Addr};
+
+use ncm_common::tables::{Host, NextHop, NextHopGroup, next_hop_flags};
+
+use super::super::link::{Link, LinkMessage, LinkTable};
+use super::super::links::LinkEvent;
+use super::groups::{self, Groups, Path};
+use super::neighbours::{Care, Hop, Neighbour, NeighbourMessage};
+use super::routes::{Affected, RouteMessage, RouteTable};
+use super::{Adopted, HostChange, HostReport, Settings, TableSink, TableWrite, template};
+
+/// The MTU of a path that is not known, in bytes.
+const UNKNOWN_MTU: u16 = 1500;
+
+/// What the kernel reports.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Event {
+    Link(LinkMessage),
+    XdpFeatures {
+        interface: u32,
+        features: u64,
+    },
+    Route(RouteMessage),
+    Neighbour(NeighbourMessage),
+    Address {
+        address: IpAddr,
+        present: bool,
+    },
+    /// Everything, after a start or an overrun.
+    Complete(Snapshot),
+}
+
+/// All that there is.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Snapshot {
+    pub(crate) links: Vec<Link>,
+    pub(crate) addresses: Vec<IpAddr>,
+    pub(crate) routes: Vec<RouteMessage>,
+    pub(crate) neighbours: Vec<NeighbourMessage>,
+}
+
+/// A remote host.
+#[derive(Clone, Debug)]
+struct RemoteHost {
+    generation: u32,
+    address: Ipv4Addr,
+    /// The group that it should use (and counts as a user of); 0 for none.
+    group: u32,
+    path: Path,
+    mtu: u16,
+    /// Why there is no group.
+    problem: Option<String>,
+    /// What the slot holds, as last written.
+    value: Host,
+    /// Groups that the slot may still refer to.
+    leaving: Vec<u32>,
+}
+
+/// The underlay as it is, and the tables as they were written.
+#[derive(Debug)]
+pub(crate) struct State {
+    settings: Settings,
+    links: LinkTable,
+    uplinks: HashSet<u32>,
+    own: HashSet<IpAddr>,
+    routes: RouteTable,
+    neighbours: HashMap<Hop, Neighbour>,
+    hosts: HashMap<u32, RemoteHost>,
+    by_address: BTreeMap<IpAddr, BTreeSet<u32>>,
+    groups: Groups,
+    dirty_hosts: BTreeSet<u32>,
+    dirty_groups: BTreeSet<u32>,
+    /// Slots of removed hosts that are still to be cleared, with the groups that they may refer to.
+    clearing: BTreeMap<u32, Vec<u32>>,
+    clearing_groups: BTreeSet<u32>,
+    /// Hosts that found all groups taken.
+    starved: BTreeSet<u32>,
+    cares: VecDeque<(Hop, Care)>,
+    unknown: bool,
+    synchronised: bool,
+}
+
+impl State {
+    pub(crate) fn new(settings: Settings, adopted: Adopted) -> Self {
+        let groups = Groups::new(settings.groups, adopted.groups);
+        let mut state = Self {
+            settings,
+            links: LinkTable::default(),
+            uplinks: HashSet::new(),
+            own: HashSet::new(),
+            routes: RouteTable::default(),
+            neighbours: HashMap::new(),
+            hosts: HashMap::new(),
+            by_address: BTreeMap::new(),
+            groups,
+            dirty_hosts: BTreeSet::new(),
+            dirty_groups: BTreeSet::new(),
+            clearing: BTreeMap::new(),
+            clearing_groups: BTreeSet::new(),
+            starved: BTreeSet::new(),
+            cares: VecDeque::new(),
+            unknown: false,
+            synchronised: false,
+        };
+        for (index, value) in adopted.hosts {
+            if let Some(address) = template::destination(&value) {
+                state.add_host(index, value.generation, address, value);
+            }
+        }
+        state
+    }
+
+    /// Takes an event in; [`State::flush`] then writes what follows from it.
+    pub(crate) fn apply(&mut self, event: Event) {
+        match event {
+            Event::Link(message) => {
+                let mut events = Vec::new();
+                match message {
+                    LinkMessage::New(link) => self.links.put(link, &mut events),
+                    LinkMessage::Gone(index) => self.links.remove(index, &mut events),
+                }
+                self.links_changed(events);
+            }
+            Event::XdpFeatures { interface, features } => {
+                let mut events = Vec::new();
+                self.links.put_features(interface, features, &mut events);
+                self.links_changed(events);
+            }
+            Event::Route(message) => match self.routes.apply(message) {
+                Affected::Nothing => {}
+                Affected::Unknown => self.unknown = true,
+                Affected::Everything => self.dirty_hosts.extend(self.hosts.keys()),
+                Affected::Within(prefix) => {
+                    let within = self.by_address.range(prefix.address..=prefix.last());
+                    self.dirty_hosts.extend(within.flat_map(|(_, indices)| indices));
+                }
+            },
+            Event::Neighbour(message) => self.neighbour(&message),
+            Event::Address { address, present } => {
+                let changed = if present { self.own.insert(address) } else { self.own.remove(&address) };
+                // With an address the kernel removes, without a word, the routes that name it as their source.
+                self.unknown |= changed && !present;
+                self.dirty_hosts.extend(self.by_address.get(&address).into_iter().flatten());
+            }
+            Event::Complete(snapshot) => self.complete(snapshot),
+        }
+    }
+
+    /// Whether something happened of which the kernel does not report all that follows: only a dump tells.
+    pub(crate) fn take_unknown(&mut self) -> bool {
+        std::mem::take(&mut self.unknown)
+    }
+
+    fn links_changed(&mut self, events: Vec<LinkEvent>) {
+        if events.is_empty() {
+            return;
+        }
+        let before = std::mem::take(&mut self.uplinks);
+        self.uplinks = self.find_uplinks();
+        for event in events {
+            let (LinkEvent::Appeared(link) | LinkEvent::Changed(link) | LinkEvent::Gone(link)) = event else {
+                continue;
+            };
+            if !before.contains(&link.index) && !self.uplinks.contains(&link.index) {
+                continue;
+            }
+            if self.links.get(link.index).is_none() {
+                self.neighbours.retain(|hop, _| hop.interface != link.index);
+            }
+            // The kernel drops, revives and forgets routes of an interface that goes up or down without a word.
+            self.unknown = true;
+            self.dirty_hosts.extend(self.hosts.keys());
+            self.dirty_groups.extend(self.groups.indices());
+        }
+    }
+
+    /// The interfaces that traffic may leave by: the configured ones, what is built upon them, and the bond (or
+    /// bridge) that they belong to.
+    fn find_uplinks(&self) -> HashSet<u32> {
+        let named = |link: &Link| self.settings.interfaces.contains(&link.name);
+        let mut uplinks: HashSet<u32> = HashSet::new();
+        for link in self.links.iter().filter(|link| named(link)) {
+            uplinks.insert(link.index);
+            uplinks.extend(link.master);
+        }
+        // VLANs on bonds on interfaces, and no deeper.
+        for _ in 0..3 {
+            let above =
+                |link: &&Link| !link.is_veth() && link.lower.is_some_and(|lower| uplinks.contains(&lower));
+            let found: Vec<u32> = self.links.iter().filter(above).map(|link| link.index).collect();
+            uplinks.extend(found);
+        }
+        uplinks
+    }
+
+    fn neighbour(&mut self, message: &NeighbourMessage) {
+        if !self.uplinks.contains(&message.hop.interface) {
+            return;
+        }
+        let before = match message.entry {
+            Some(entry) => self.neighbours.insert(message.hop, entry),
+            None => self.neighbours.remove(&message.hop),
+        };
+        if before.and_then(|before| before.mac) != message.entry.and_then(|entry| entry.mac) {
+            self.dirty_groups.extend(self.groups.with_hop(&message.hop));
+        }
+        if message.entry.is_none() {
+            self.care(message.hop);
+        }
+    }
+
+    fn complete(&mut self, snapshot: Snapshot) {
+        let mut events = Vec::new();
+        self.links.replace(snapshot.links, &mut events);
+        self.links_changed(events);
+        self.own = snapshot.addresses.into_iter().collect();
+        self.routes = RouteTable::default();
+        for message in snapshot.routes {
+            // A dump lists the routes of a prefix in their order.
+            let message = match message {
+                RouteMessage::New { prefix, route, .. } => {
+                    RouteMessage::New { prefix, route, replace: false, append: true }
+                }
+                other => other,
+            };
+            let _ = self.routes.apply(message);
+        }
+        self.neighbours = (snapshot.neighbours.into_iter())
+            .filter(|message| self.uplinks.contains(&message.hop.interface))
+            .filter_map(|message| Some((message.hop, message.entry?)))
+            .collect();
+        self.dirty_hosts.extend(self.hosts.keys());
+        self.dirty_groups.extend(self.groups.indices());
+        self.unknown = false;
+        self.synchronised = true;
+        self.tick();
+    }
+
+    /// Looks after the next hops that are needed and that the kernel does not keep by itself.
+    pub(crate) fn tick(&mut self) {
+        let hops: Vec<Hop> = self.groups.hops().copied().collect();
+        for hop in hops {
+            self.care(hop);
+        }
+    }
+
+    /// Has the kernel asked to resolve and keep a next hop, if that is needed.
+    fn care(&mut self, hop: Hop) {
+        let running = self.links.get(hop.interface).is_some_and(|link| link.running);
+        let kept = self.neighbours.get(&hop).is_some_and(|entry| entry.managed || entry.fixed);
+        if running && !kept && self.groups.needs(&hop) && !self.cares.contains(&(hop, Care::Keep)) {
+            self.cares.push_back((hop, Care::Keep));
+        }
+    }
+
+    /// The next request to the kernel about a next hop, if it still makes sense.
+    pub(crate) fn next_care(&mut self) -> Option<(Hop, Care)> {
+        loop {
+            let (hop, care) = self.cares.pop_front()?;
+            if self.groups.needs(&hop) == (care == Care::Keep) {
+                return Some((hop, care));
+            }
+        }
+    }
+
+    /// Takes the model's wishes in; [`State::flush`] then writes them.
+    pub(crate) fn change_hosts(&mut self, changes: &[HostChange]) -> Vec<(u32, String)> {
+        let mut refused = Vec::new();
+        for change in changes {
+            match *change {
+                HostChange::Remove { index } => self.remove_host(index),
+                HostChange::Add { index, generation, address: IpAddr::V4(address) } => {
+                    let known = self.hosts.get(&index);
+                    if known.is_some_and(|host| (host.generation, host.address) == (generation, address)) {
+                        continue;
+                    }
+                    self.remove_host(index);
+                    self.add_host(index, generation, address, Host::default());
+                }
+                HostChange::Add { index, address, .. } => {
+                    refused.push((index, format!("{address}: the underlay has no IPv6 yet")));
+                }
+            }
+        }
+        refused
+    }
+
+    fn add_host(&mut self, index: u32, generation: u32, address: Ipv4Addr, value: Host) {
+        let leaving = self.clearing.remove(&index).unwrap_or_default();
+        let host = RemoteHost {
+            generation,
+            address,
+            group: 0,
+            path: Path::new(),
+            mtu: 0,
+            problem: None,
+            value,
+            leaving,
+        };
+        self.hosts.insert(index, host);
+        self.by_address.entry(address.into()).or_default().insert(index);
+        self.dirty_hosts.insert(index);
+    }
+
+    fn remove_host(&mut self, index: u32) {
+        let Some(host) = self.hosts.remove(&index) else { return };
+        self.dirty_hosts.remove(&index);
+        let address = IpAddr::from(host.address);
+        if let Some(indices) = self.by_address.get_mut(&address) {
+            indices.remove(&index);
+            if indices.is_empty() {
+                self.by_address.remove(&address);
+            }
+        }
+        let mut groups = host.leaving;
+        groups.extend(Some(host.group).filter(|group| *group != 0));
+        self.clearing.entry(index).or_default().extend(groups);
+    }
+
+    /// Writes what is not as it should be: groups, then who refers to them, then what nobody refers to any more.
+    /// Returns the hosts that could not be written, and why; they are tried again on the next flush.
+    pub(crate) fn flush(&mut self, sink: &mut dyn TableSink) -> Flushed {
+        let mut flushed = Flushed::default();
+        if !self.synchronised {
+            return flushed;
+        }
+        let hosts = std::mem::take(&mut self.dirty_hosts);
+        for index in &hosts {
+            self.route_host(*index);
+        }
+        for index in std::mem::take(&mut self.dirty_groups) {
+            if let Err(error) = self.write_group(index, sink, &mut flushed.wrote) {
+                tracing::warn!(group = index, %error, "a next-hop group cannot be written: trying again");
+                self.dirty_groups.insert(index);
+            }
+        }
+        for index in hosts {
+            if let Err(error) = self.write_host(index, sink, &mut flushed.wrote) {
+                self.dirty_hosts.insert(index);
+                flushed.failed.push((index, error));
+            }
+        }
+        self.clear(sink, &mut flushed.wrote);
+        flushed
+    }
+
+    /// Finds a host's ways out and the group that stands for them.
+    fn route_host(&mut self, index: u32) {
+        let Some(host) = self.hosts.get(&index) else { return };
+        let found = self.find_path(host.address);
+        let (path, mtu, mut problem) = match found {
+            Ok((path, mtu)) => (path, Some(mtu), None),
+            Err(problem) => (Path::new(), None, Some(problem)),
+        };
+        let mut group = host.group;
+        let previous = host.group;
+        if path.is_empty() {
+            group = 0;
+        } else if group == 0 || host.path != path {
+            let name = groups::fitting(&self.describe(&path));
+            match self.groups.acquire(&path, name) {
+                None => {
+                    problem = Some(format!("all {} next-hop groups are taken", self.settings.groups));
+                    group = 0;
+                    self.starved.insert(index);
+                }
+                Some((acquired, new)) => {
+                    group = acquired;
+                    if new {
+                        self.dirty_groups.insert(acquired);
+                        for (hop, _) in &path {
+                            self.care(*hop);
+                        }
+                    }
+                }
+            }
+        }
+        let fallback = self.smallest_mtu();
+        let Some(host) = self.hosts.get_mut(&index) else { return };
+        host.leaving.extend(Some(previous).filter(|previous| *previous != 0 && *previous != group));
+        host.group = group;
+        host.path = if group == 0 { Path::new() } else { path };
+        host.mtu = match mtu {
+            Some(mtu) => mtu,
+            None if host.mtu != 0 => host.mtu,
+            None => fallback,
+        };
+        if problem.is_some() && problem != host.problem {
+            tracing::warn!(host = %host.address, problem = problem.as_deref(), "a remote host is out of reach");
+        }
+        host.problem = problem;
+    }
+
+    fn find_path(&self, address: Ipv4Addr) -> Result<(Path, u16), String> {
+        if address == self.settings.endpoint || self.own.contains(&address.into()) {
+            return Err("it is an address of this host itself".to_owned());
+        }
+        let is_up = |interface| self.links.get(interface).is_some_and(|link| link.up);
+        let (ways, route_mtu) = self.routes.lookup(address.into(), is_up).ok_or("there is no route to it")?;
+        let mut path: Path = (ways.iter())
+            .filter(|way| self.uplinks.contains(&way.interface))
+            .map(|way| {
+                (Hop { interface: way.interface, address: way.gateway.unwrap_or(address.into()) }, way.weight)
+            })
+            .collect();
+        if path.is_empty() {
+            let name = |interface| self.links.get(interface).map_or("?", |link| link.name.as_str());
+            let by = ways.first().map_or("nowhere", |way| name(way.interface));
+            return Err(format!("its route is by {by}, which is not an interface of the underlay"));
+        }
+        path.sort_unstable();
+        let link_mtus = path.iter().filter_map(|(hop, _)| self.links.get(hop.interface)).map(|link| link.mtu);
+        let mtu = link_mtus.chain(route_mtu).min().unwrap_or(UNKNOWN_MTU.into());
+        Ok((path, u16::try_from(mtu).unwrap_or(u16::MAX)))
+    }
+
+    fn smallest_mtu(&self) -> u16 {
+        let mtus = self.uplinks.iter().filter_map(|index| self.links.get(*index)).map(|link| link.mtu);
+        mtus.min().map_or(UNKNOWN_MTU, |mtu| u16::try_from(mtu).unwrap_or(u16::MAX))
+    }
+
+    fn describe(&self, path: &Path) -> String {
+        let hop = |(hop, weight): &(Hop, u16)| {
+            let name = match self.links.get(hop.interface) {
+                Some(link) => link.to_string(),
+                None => format!("index {}", hop.interface),
+            };
+            let weight = if *weight == 1 { String::new() } else { format!(" weight {weight}") };
+            format!("{} by {name}{weight}", hop.address)
+        };
+        path.iter().map(hop).collect::<Vec<_>>().join(", ")
+    }
+
+    /// The resolved next hops of a path.
+    fn resolve(&self, path: &Path) -> Vec<(NextHop, u16)> {
+        let resolved = path.iter().filter_map(|(hop, weight)| Some((self.next_hop(hop)?, *weight)));
+        resolved.take(groups::MOST_HOPS).collect()
+    }
+
+    fn next_hop(&self, hop: &Hop) -> Option<NextHop> {
+        let link = self.links.get(hop.interface).filter(|link| link.running)?;
+        let destination = self.neighbours.get(hop)?.mac?;
+        // A VLAN's frames leave by the interface below, tagged; only one tag can be given.
+        let below = link.vlan.and(link.lower).and_then(|lower| self.links.get(lower));
+        let (device, vlan) =
+            match below.filter(|below| below.vlan.is_none() && below.kind.as_deref() != Some("vlan")) {
+                Some(below) => (below, link.vlan.unwrap_or_default()),
+                None => (link, 0),
+            };
+        let flags = if device.takes_xdp() { next_hop_flags::XDP_TARGET } else { 0 };
+        Some(NextHop { ifindex: device.index, destination, source: link.mac?, vlan, flags })
+    }
+
+    fn write_group(&mut self, index: u32, sink: &mut dyn TableSink, wrote: &mut bool) -> Result<(), String> {
+        let Some(group) = self.groups.get(index) else { return Ok(()) };
+        let half = groups::half(&self.resolve(&group.path));
+        let (mut value, generation) = (group.value, group.generation);
+        let name = groups::name(&group.name, generation);
+        if value.generation != generation {
+            // Nobody refers to it yet.
+            value = NextHopGroup { generation, active: 0, halves: [half, Default::default()] };
+            sink.write(&TableWrite::GroupName { index, name: Some(name) })?;
+            sink.write(&TableWrite::Group { index, value })?;
+        } else if value.halves[value.active as usize & 1] != half {
+            let idle = (value.active & 1) ^ 1;
+            value.halves[idle as usize] = half;
+            sink.write(&TableWrite::Group { index, value })?;
+            value.active = idle;
+            sink.write(&TableWrite::Group { index, value })?;
+        } else {
+            return Ok(());
+        }
+        *wrote = true;
+        self.groups.written(index, value);
+        Ok(())
+    }
+
+    fn write_host(&mut self, index: u32, sink: &mut dyn TableSink, wrote: &mut bool) -> Result<(), String> {
+        let Some(host) = self.hosts.get_mut(&index) else { return Ok(()) };
+        if self.dirty_groups.contains(&host.group) {
+            return Err("its next-hop group cannot be written".to_owned());
+        }
+        let Settings { endpoint, port, .. } = self.settings;
+        let half = template::half(endpoint, host.address, port, host.group, host.mtu);
+        let mut value = host.value;
+        if value.generation != host.generation {
+            value = Host { generation: host.generation, active: 0, halves: [half, Default::default()] };
+            sink.write(&TableWrite::Host { index, value })?;
+            *wrote = true;
+        } else if value.halves[value.active as usize & 1] != half {
+            let idle = (value.active & 1) ^ 1;
+            value.halves[idle as usize] = half;
+            sink.write(&TableWrite::Host { index, value })?;
+            value.active = idle;
+            sink.write(&TableWrite::Host { index, value })?;
+            *wrote = true;
+        }
+        host.value = value;
+        for group in std::mem::take(&mut host.leaving) {
+            self.groups.release(group);
+        }
+        Ok(())
+    }
+
+    /// Clears the slots of what is gone. What fails is tried again on the next flush.
+    fn clear(&mut self, sink: &mut dyn TableSink, wrote: &mut bool) {
+        for (index, leaving) in std::mem::take(&mut self.clearing) {
+            if sink.write(&TableWrite::Host { index, value: Host::default() }).is_err() {
+                self.clearing.insert(index, leaving);
+                continue;
+            }
+            *wrote = true;
+            for group in leaving {
+                self.groups.release(group);
+            }
+        }
+        self.clearing_groups.extend(self.groups.unclaimed());
+        for index in self.groups.unused() {
+            if clear_group(index, sink).is_ok() {
+                *wrote = true;
+                self.dirty_groups.remove(&index);
+                self.dirty_hosts.append(&mut self.starved);
+                for hop in self.groups.forget(index) {
+                    if self.neighbours.get(&hop).is_some_and(|entry| entry.managed) {
+                        self.cares.push_back((hop, Care::Release));
+                    }
+                }
+            }
+        }
+        self.clearing_groups
+            .retain(|index| self.groups.get(*index).is_none() && clear_group(*index, sink).is_err());
+    }
+
+    /// Whether all that is known is written.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.dirty_hosts.is_empty()
+            && self.dirty_groups.is_empty()
+            && self.clearing.is_empty()
+            && self.clearing_groups.is_empty()
+    }
+
+    /// How each remote host is reached, by index.
+    pub(crate) fn report(&self) -> Vec<HostReport> {
+        let report = |(index, host): (&u32, &RemoteHost)| HostReport {
+            index: *index,
+            address: host.address.into(),
+            group: host.group,
+            mtu: host.mtu,
+            path: self.describe(&host.path),
+            resolved: self.resolve(&host.path).len(),
+            problem: host.problem.clone(),
+        };
+        let mut all: Vec<HostReport> = self.hosts.iter().map(report).collect();
+        all.sort_unstable_by_key(|report| report.index);
+        all
+    }
+}
+
+/// What a flush did.
+#[derive(Default, Debug)]
+pub(crate) struct Flushed {
+    /// Whether anything was written.
+    pub(crate) wrote: bool,
+    /// Hosts that could not be written, and why.
+    pub(crate) failed: Vec<(u32, String)>,
+}
+
+fn clear_group(index: u32, sink: &mut dyn TableSink) -> Result<(), String> {
+    sink.write(&TableWrite::Group { index, value: NextHopGroup::default() })?;
+    sink.write(&TableWrite::GroupName { index, name: None })
+}
+
+#[cfg(test)]
+#[path = "state_tests.rs"]
+mod tests;
