@@ -123,8 +123,12 @@ pub(super) fn parse_ipv4(text: &str) -> Result<[u8; 4], KeyError> {
     parsed::<std::net::Ipv4Addr>(text, "an IPv4 address such as 10.0.0.5").map(|ip| ip.octets())
 }
 
-/// An IPv4 prefix from text. Bits beyond its length are cleared, as the kernel's tables ignore them.
+/// An IPv4 prefix from text; a bare address is a prefix of all its bits. Bits beyond its length are cleared, as the
+/// kernel's tables ignore them.
 pub(super) fn parse_prefix(text: &str) -> Result<(u32, [u8; 4]), KeyError> {
+    if let Ok(ip) = text.parse::<std::net::Ipv4Addr>() {
+        return Ok((32, ip.octets()));
+    }
     let net: ipnet::Ipv4Net = parsed(text, "an IPv4 prefix such as 10.0.0.0/24")?;
     Ok((u32::from(net.prefix_len()), net.network().octets()))
 }

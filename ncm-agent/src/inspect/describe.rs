@@ -2,12 +2,15 @@
 
 use ncm_common::Plain;
 use ncm_common::tables::{
-    Bucket, Count, Host, Ipv4Key, MacKey, Name, NameKey, NextHopGroup, Node, Port, PortDropKey, PortTraffic, Route,
-    RouteKey, Source, SourceKey, SourcePrefixKey, Subnet, SubnetPrefixKey, TableKind, TableSpec, Vni, VtepKey, table,
+    Bucket, Count, Host, Ipv4Key, MacKey, Name, NameKey, NextHopGroup, Node, Port, PortDropKey, PortTraffic,
+    Route, RouteKey, Source, SourceKey, SourcePrefixKey, Subnet, SubnetPrefixKey, TableKind, TableSpec, Vni,
+    VtepKey, table,
 };
 
 use super::columns::{Columns, KeyError, Value};
-use super::keys::{Counter, GroupIndex, HostIndex, Interface, KeyBytes, PortIndex, Reason, Slot, SubnetIndex, VniKey};
+use super::keys::{
+    Counter, GroupIndex, HostIndex, Interface, KeyBytes, PortIndex, Reason, Slot, SubnetIndex, VniKey,
+};
 use super::names::Names;
 use super::values::{
     Device, EndpointByIp, EndpointByMac, Heartbeat, HostReference, PortReference, SubnetReference,
@@ -96,7 +99,8 @@ impl Description {
     /// Whether the entry says nothing: an unused slot of an array, or a counter at zero.
     #[must_use]
     pub fn is_empty(&self, value: &[u8]) -> bool {
-        matches!(self.spec.kind, TableKind::Array | TableKind::PerCpuArray) && value.iter().all(|byte| *byte == 0)
+        matches!(self.spec.kind, TableKind::Array | TableKind::PerCpuArray)
+            && value.iter().all(|byte| *byte == 0)
     }
 }
 
@@ -191,7 +195,11 @@ mod tests {
                 let (key, value) = (pattern(*key_size, seed), pattern(*value_size, seed));
                 let row = description.row(&key, &value, &names);
                 let row = row.unwrap_or_else(|| panic!("{name} does not decode its own sizes"));
-                assert_eq!(row.len(), description.columns().len(), "{name}: values and columns differ in number");
+                assert_eq!(
+                    row.len(),
+                    description.columns().len(),
+                    "{name}: values and columns differ in number"
+                );
             }
             let short = description.row(&pattern(*key_size - 1, 1), &pattern(*value_size, 1), &names);
             assert_eq!(short, None, "{name} decodes a cut key");
@@ -244,7 +252,9 @@ mod tests {
         ];
         let names = Names::new(entries, [(9, "eth9".to_owned())]);
         let ports = describe("ports").unwrap();
-        for (index, text) in [(3_u32, "port=port-a"), (4, "port=#4"), (5, "port=#5"), (6, "port=twice"), (7, "port=#7")] {
+        for (index, text) in
+            [(3_u32, "port=port-a"), (4, "port=#4"), (5, "port=#5"), (6, "port=twice"), (7, "port=#7")]
+        {
             let key = index.as_bytes();
             assert_eq!(ports.key_text(key, &names).unwrap(), text);
             assert_eq!(ports.parse_key(text, &names).unwrap(), key);

@@ -36,7 +36,17 @@ macro_rules! plain_keys {
     )+};
 }
 
-plain_keys!(NameKey, PortDropKey, SubnetPrefixKey, RouteKey, SourceKey, SourcePrefixKey, MacKey, Ipv4Key, VtepKey);
+plain_keys!(
+    NameKey,
+    PortDropKey,
+    SubnetPrefixKey,
+    RouteKey,
+    SourceKey,
+    SourcePrefixKey,
+    MacKey,
+    Ipv4Key,
+    VtepKey
+);
 
 /// Declares a meaning of a number: its column, how it is shown and how it is read.
 macro_rules! number_keys {

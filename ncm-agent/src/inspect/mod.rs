@@ -7,6 +7,7 @@ mod describe;
 pub mod documents;
 mod keys;
 mod names;
+pub mod read;
 mod values;
 
 pub use columns::{KeyError, Value};
