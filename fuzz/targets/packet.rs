@@ -1,7 +1,145 @@
-//! Placeholder.
+//! The packet parser: any bytes as a frame from a guest, and as a tunnel frame from the wire.
+//!
+//! Found here would be: a panic, a read beyond the frame (it ends at a page that may not be read), a header that is read
+//! otherwise than etherparse reads it, a lowered TTL whose checksum is wrong.
 #![no_main]
-libfuzzer_sys::fuzz_target!(|data: &[u8]| {
-    if data.first() == Some(&7) && data.get(1) == Some(&9) && data.len() == 77 {
-        std::hint::black_box(data);
+
+use std::{hint::black_box, slice, sync::LazyLock};
+
+use etherparse::{IpNumber, Ipv4HeaderSlice, TcpHeaderSlice, UdpHeaderSlice};
+use libfuzzer_sys::fuzz_target;
+use ncm_ebpf::headers::{
+    Ipv4Address,
+    arp::Arp,
+    ethernet::{self, Ethernet, ethertype},
+    ipv4::Ipv4,
+    ipv6,
+    transport::Transport,
+    vxlan::{self, Outer},
+};
+
+const ENDPOINT: [u8; 4] = [192, 168, 50, 1];
+const PORT: [u8; 2] = 4789u16.to_be_bytes();
+
+fuzz_target!(|data: &[u8]| {
+    let frame = GUARDED.hold(data);
+    overlay(frame, 0);
+    if let Some(outer) = Outer::parse(frame, Ipv4Address::new(ENDPOINT), PORT) {
+        assert!(outer.vni <= ncm_common::MAX_VNI);
+        overlay(frame, vxlan::LEN);
     }
 });
+
+/// A guest's frame that starts at `offset`.
+fn overlay(frame: &[u8], offset: usize) {
+    let Some(header) = Ethernet::parse(frame, offset) else {
+        assert!(frame.len() < offset + ethernet::LEN);
+        return;
+    };
+    assert_eq!(frame[offset..offset + 6], header.destination.bytes());
+    assert_eq!(frame[offset + 6..offset + 12], header.source.bytes());
+    let payload = offset + ethernet::LEN;
+    match header.ethertype {
+        ethertype::ARP => {
+            black_box(Arp::parse(frame, payload).map(|arp| arp.answer(header.destination)));
+        }
+        ethertype::IPV4 => ipv4(frame, payload),
+        ethertype::IPV6 => {
+            black_box(ipv6::kind(frame, payload));
+        }
+        _ => {}
+    }
+}
+
+fn ipv4(frame: &[u8], offset: usize) {
+    let Some(ip) = Ipv4::parse(frame, offset) else { return };
+    let packet = &frame[offset..offset + usize::from(ip.total_len)];
+    let theirs = Ipv4HeaderSlice::from_slice(packet).expect("etherparse refuses a header that we take");
+    assert_eq!(theirs.source(), ip.source.bytes());
+    assert_eq!(theirs.destination(), ip.destination.bytes());
+    assert_eq!(theirs.slice().len(), ip.header_len);
+    assert_eq!((theirs.ttl(), theirs.protocol().0), (ip.ttl, ip.protocol));
+    assert_eq!(theirs.is_fragmenting_payload(), ip.is_fragment());
+    assert_eq!(theirs.fragments_offset().value() == 0, ip.starts_payload());
+    lower_ttl(&ip, theirs.slice());
+    let Some(transport) = Transport::parse(frame, offset, &ip) else { return };
+    let segment = &packet[ip.header_len..];
+    match transport {
+        Transport::Tcp(ports) => {
+            assert_eq!(theirs.protocol(), IpNumber::TCP);
+            let tcp =
+                TcpHeaderSlice::from_slice(segment).expect("etherparse refuses a TCP header that we take");
+            assert_eq!((tcp.source_port(), tcp.destination_port()), (ports.source, ports.destination));
+            assert_eq!(tcp.slice().len(), usize::from(ports.header_len));
+            assert_eq!(tcp.checksum(), u16::from_be(ports.checksum));
+        }
+        Transport::Udp(ports) => {
+            assert_eq!(theirs.protocol(), IpNumber::UDP);
+            let udp =
+                UdpHeaderSlice::from_slice(segment).expect("etherparse refuses a UDP header that we take");
+            assert_eq!((udp.source_port(), udp.destination_port()), (ports.source, ports.destination));
+            assert_eq!(udp.checksum(), u16::from_be(ports.checksum));
+        }
+        Transport::Icmp { kind, code, .. } => assert_eq!([kind, code], segment[..2]),
+        Transport::Opaque => {}
+    }
+    black_box((transport.is_partial(&ip), transport.is_dhcp(), transport.flow_hash(&ip)));
+}
+
+/// A header whose checksum is right has a right one after its TTL has been lowered too.
+fn lower_ttl(ip: &Ipv4, header: &[u8]) {
+    let mut lowered = header.to_vec();
+    if ip.ttl == 0 || sum(&lowered) != 0xffff {
+        return;
+    }
+    lowered[8..12].copy_from_slice(&ip.with_ttl_decremented());
+    assert_eq!(sum(&lowered), 0xffff, "the checksum of a lowered TTL");
+}
+
+/// The ones' complement sum of a header: 0xffff if its checksum is right.
+fn sum(header: &[u8]) -> u32 {
+    let mut sum: u32 =
+        header.chunks_exact(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    sum
+}
+
+static GUARDED: LazyLock<Guarded> = LazyLock::new(Guarded::new);
+
+/// Memory that ends at a page which may not be read: a parser that reads beyond the frame is killed at once.
+struct Guarded {
+    /// Address of the forbidden page.
+    end: usize,
+}
+
+impl Guarded {
+    const READABLE: usize = 1 << 17;
+    const PAGE: usize = 1 << 16;
+
+    fn new() -> Self {
+        // SAFETY: an anonymous mapping of its own, of which only the upper part is then made inaccessible.
+        let start = unsafe {
+            let all = Self::READABLE + Self::PAGE;
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+            let start =
+                libc::mmap(std::ptr::null_mut(), all, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0);
+            assert_ne!(start, libc::MAP_FAILED);
+            assert_eq!(libc::mprotect(start.add(Self::READABLE), Self::PAGE, libc::PROT_NONE), 0);
+            start as usize
+        };
+        Self { end: start + Self::READABLE }
+    }
+
+    /// Copies a frame to where its end is the last byte that may be read. libFuzzer runs one input at a time.
+    fn hold(&self, data: &[u8]) -> &[u8] {
+        let len = data.len().min(Self::READABLE);
+        let start = (self.end - len) as *mut u8;
+        // SAFETY: the `len` bytes before the end are mapped, readable and writable, and nobody else uses them.
+        unsafe {
+            std::ptr::copy_nonoverlapping(data.as_ptr(), start, len);
+            slice::from_raw_parts(start, len)
+        }
+    }
+}
