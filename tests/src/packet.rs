@@ -1,0 +1,30 @@
+//! Packets in, packets out: the real programs on single frames (BPF_PROG_TEST_RUN), in a small world of guests and
+//! hosts whose table entries are written directly.
+//!
+//! ```text
+//! subnet A  VNI 100  10.0.1.0/24   a1 .11, a2 .12 here     ra .111 on host 1   ┐ one router
+//! subnet B  VNI 200  10.0.2.0/24   b1 .21 here             rb .121 on host 1   ┘
+//! subnet C  VNI 300  10.0.1.0/24   c1 = a1, c2 = a2        rc = ra on host 2   (another tenant, same addresses)
+//! ```
+//!
+//! Everything lives in the test thread's own network namespace and nothing is pinned: nothing is left behind, however
+//! a test ends.
+
+mod frame;
+mod seen;
+mod world;
+
+pub use frame::{
+    Arp, Ip, Outer, arp_request, echo_request, ethernet, icmp, ipv4_checksum_holds, mac, swap_bytes, tcp,
+    tunnel, udp, udp_checksum_holds,
+};
+pub use seen::{Seen, Verdict};
+pub use world::{
+    A1, A2, B1, C1, C2, GATEWAY_A, GATEWAY_B, Guest, HERE, HOST_1, HOST_2, RA, RB, RC, Remote, SUBNET_A,
+    SUBNET_B, SUBNET_C, SubnetOf, UNKNOWN_HOST, World,
+};
+
+/// A MAC.
+pub type Mac = [u8; 6];
+/// An IPv4 address.
+pub type Ipv4 = [u8; 4];

@@ -1,0 +1,539 @@
+//! The world that packets are put into: guests, subnets, remote hosts and interfaces, as table entries.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+use ncm_common::counters::PathCounter;
+use ncm_common::drops::DropReason;
+use ncm_common::tables::{
+    Bucket, Count, Endpoint, Host, Ipv4Key, MacKey, NextHop, NextHopGroup, Node, Port, PortDropKey,
+    PortTraffic, Reference, Route, RouteKey, Subnet, SubnetPrefixKey, TemplateHalf, Vni, VtepKey,
+    endpoint_flags, next_hop_flags, port_flags, route_flags, subnet_flags,
+};
+use ncm_dataplane::{Capacities, Dataplane, Hook, Options, Table, Tables, TestRun, Tunnel};
+use nix::sched::{CloneFlags, unshare};
+
+use super::{Ipv4, Mac, Seen, Verdict, mac};
+
+/// Our tunnel endpoint.
+pub const HERE: Ipv4 = [192, 0, 2, 1];
+/// Host 1: of the first tenant.
+pub const HOST_1: Ipv4 = [192, 0, 2, 2];
+/// Host 2: of the second tenant.
+pub const HOST_2: Ipv4 = [192, 0, 2, 3];
+/// A host that nobody knows.
+pub const UNKNOWN_HOST: Ipv4 = [192, 0, 2, 99];
+
+/// A subnet of the world.
+#[derive(Clone, Copy, Debug)]
+pub struct SubnetOf {
+    /// Index, and its generation.
+    pub index: u32,
+    /// VNI.
+    pub vni: u32,
+    /// Network address of a /24.
+    pub network: Ipv4,
+    /// Gateway: MAC and address.
+    pub gateway: (Mac, Ipv4),
+    /// Source MAC of routed frames that leave the host.
+    pub dvr_mac: Mac,
+}
+
+/// The gateway of subnet A.
+pub const GATEWAY_A: (Mac, Ipv4) = (mac(0x6a_0001), [10, 0, 1, 1]);
+/// The gateway of subnet B.
+pub const GATEWAY_B: (Mac, Ipv4) = (mac(0x6b_0001), [10, 0, 2, 1]);
+/// Subnet A.
+pub const SUBNET_A: SubnetOf = SubnetOf {
+    index: 1,
+    vni: 100,
+    network: [10, 0, 1, 0],
+    gateway: GATEWAY_A,
+    dvr_mac: [0xfe, 0x16, 0x11, 0, 0, 0x0a],
+};
+/// Subnet B, in the same router as A.
+pub const SUBNET_B: SubnetOf = SubnetOf {
+    index: 2,
+    vni: 200,
+    network: [10, 0, 2, 0],
+    gateway: GATEWAY_B,
+    dvr_mac: [0xfe, 0x16, 0x11, 0, 0, 0x0b],
+};
+/// Subnet C of another tenant: the addresses of A, no router.
+pub const SUBNET_C: SubnetOf =
+    SubnetOf { index: 3, vni: 300, network: [10, 0, 1, 0], gateway: GATEWAY_A, dvr_mac: [0; 6] };
+
+/// A guest of this host.
+#[derive(Clone, Copy, Debug)]
+pub struct Guest {
+    /// Port index, and its generation.
+    pub port: u32,
+    /// Its interface on this host.
+    pub interface: &'static str,
+    /// MAC.
+    pub mac: Mac,
+    /// Address.
+    pub ip: Ipv4,
+    /// Subnet.
+    pub subnet: SubnetOf,
+}
+
+impl Guest {
+    /// MAC and address.
+    #[must_use]
+    pub const fn pair(&self) -> (Mac, Ipv4) {
+        (self.mac, self.ip)
+    }
+}
+
+/// A guest in A.
+pub const A1: Guest =
+    Guest { port: 1, interface: "a1", mac: mac(0xa1), ip: [10, 0, 1, 11], subnet: SUBNET_A };
+/// Another guest in A.
+pub const A2: Guest =
+    Guest { port: 2, interface: "a2", mac: mac(0xa2), ip: [10, 0, 1, 12], subnet: SUBNET_A };
+/// A guest in B.
+pub const B1: Guest =
+    Guest { port: 3, interface: "b1", mac: mac(0xb1), ip: [10, 0, 2, 21], subnet: SUBNET_B };
+/// A guest in C with the addresses of [`A1`].
+pub const C1: Guest = Guest { port: 4, interface: "c1", mac: A1.mac, ip: A1.ip, subnet: SUBNET_C };
+/// A guest in C with the addresses of [`A2`].
+pub const C2: Guest = Guest { port: 5, interface: "c2", mac: A2.mac, ip: A2.ip, subnet: SUBNET_C };
+
+/// A guest of another host.
+#[derive(Clone, Copy, Debug)]
+pub struct Remote {
+    /// Index of its host, and its generation.
+    pub host: u32,
+    /// MAC.
+    pub mac: Mac,
+    /// Address.
+    pub ip: Ipv4,
+    /// Subnet.
+    pub subnet: SubnetOf,
+}
+
+impl Remote {
+    /// MAC and address.
+    #[must_use]
+    pub const fn pair(&self) -> (Mac, Ipv4) {
+        (self.mac, self.ip)
+    }
+}
+
+/// A neighbour in A, on host 1.
+pub const RA: Remote = Remote { host: 1, mac: mac(0x1a), ip: [10, 0, 1, 111], subnet: SUBNET_A };
+/// A neighbour in B, on host 1.
+pub const RB: Remote = Remote { host: 1, mac: mac(0x1b), ip: [10, 0, 2, 121], subnet: SUBNET_B };
+/// A neighbour in C with the addresses of [`RA`], on host 2.
+pub const RC: Remote = Remote { host: 2, mac: RA.mac, ip: RA.ip, subnet: SUBNET_C };
+
+/// The interfaces: guests', the underlay's, and one that no port is bound to.
+const INTERFACES: [&str; 7] = ["a1", "a2", "b1", "c1", "c2", "up0", "spare"];
+
+/// The programs, loaded, and the tables filled.
+#[derive(Debug)]
+pub struct World {
+    dataplane: Dataplane,
+}
+
+impl World {
+    /// Moves this thread into a network namespace of its own and builds the world there.
+    ///
+    /// # Panics
+    /// Without root, or if the kernel refuses the programs.
+    #[must_use]
+    pub fn new() -> Self {
+        assert!(nix::unistd::geteuid().is_root(), "packet tests need root: run `sudo -E cargo xtask test`");
+        unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace of our own");
+        let mut commands = String::from("link set lo up\n");
+        for name in INTERFACES {
+            commands += &format!(
+                "link add {name} type veth peer name {name}p\nlink set {name} up\nlink set {name}p up\n"
+            );
+        }
+        commands += "addr add 192.0.2.1/24 dev up0\n";
+        commands += "neigh replace 192.0.2.2 lladdr 02:00:00:ee:00:99 dev up0 nud permanent\n";
+        commands += "link add relay0 type vxlan external dstport 47890\nlink set relay0 up\n";
+        ip(&commands);
+
+        let mut capacities = Capacities::default();
+        for key in [
+            "endpoints",
+            "hosts",
+            "subnets",
+            "ports",
+            "vteps",
+            "routes",
+            "sources",
+            "source_prefixes",
+            "names",
+        ] {
+            assert!(capacities.set(key, 64), "{key}");
+        }
+        assert!(capacities.set("port_drops", 1024));
+        let dataplane = Dataplane::open(&Options { capacities, ..Options::unpinned() })
+            .unwrap_or_else(|error| panic!("the programs load: {error}"));
+        let world = Self { dataplane };
+        world.fill();
+        world
+    }
+
+    /// The tables.
+    #[must_use]
+    pub fn tables(&self) -> &Tables {
+        self.dataplane.tables()
+    }
+
+    /// The loaded dataplane.
+    #[must_use]
+    pub fn dataplane(&self) -> &Dataplane {
+        &self.dataplane
+    }
+
+    /// The index of an interface.
+    ///
+    /// # Panics
+    /// If there is none of that name.
+    #[must_use]
+    pub fn ifindex(&self, name: &str) -> u32 {
+        nix::net::if_::if_nametoindex(name).unwrap_or_else(|error| panic!("interface {name}: {error}"))
+    }
+
+    fn fill(&self) {
+        let relay_ifindex = self.ifindex("relay0");
+        put(
+            &self.tables().node,
+            0,
+            Node {
+                endpoint_v4: HERE,
+                tunnel_port: 4789u16.to_be_bytes(),
+                relay_port: 47890u16.to_be_bytes(),
+                relay_ifindex,
+                ..Node::default()
+            },
+        );
+        for (index, ip) in [(1, HOST_1), (2, HOST_2)] {
+            let hop = NextHop {
+                ifindex: self.ifindex("up0"),
+                destination: mac(0xee_0000 + index),
+                source: mac(0xee_00ff),
+                vlan: 0,
+                flags: next_hop_flags::XDP_TARGET,
+            };
+            let mut group = NextHopGroup { generation: index, ..NextHopGroup::default() };
+            group.halves[0].count = 1;
+            group.halves[0].hops[0] = hop;
+            put(&self.tables().next_hop_groups, index, group);
+            let mut host = Host { generation: index, ..Host::default() };
+            host.halves[0] = template(index, ip);
+            put(&self.tables().hosts, index, host);
+        }
+        for (subnet, flags) in [
+            (SUBNET_A, subnet_flags::GATEWAY | subnet_flags::ROUTED),
+            (SUBNET_B, subnet_flags::GATEWAY | subnet_flags::ROUTED),
+            (SUBNET_C, subnet_flags::GATEWAY),
+        ] {
+            self.add_subnet(subnet, flags);
+        }
+        for (from, to) in
+            [(SUBNET_A, SUBNET_A), (SUBNET_A, SUBNET_B), (SUBNET_B, SUBNET_A), (SUBNET_B, SUBNET_B)]
+        {
+            self.add_route(from, to.network, 24, connected(to));
+        }
+        for guest in [A1, A2, B1, C1, C2] {
+            self.add_guest(guest);
+        }
+        for remote in [RA, RB, RC] {
+            self.add_remote(remote, endpoint_flags::L2 | endpoint_flags::L3);
+        }
+        for (vni, host, ip) in [(100, 1, HOST_1), (200, 1, HOST_1), (300, 2, HOST_2)] {
+            let key = VtepKey { vni, ip: mapped(ip) };
+            put(&self.tables().vteps, key, Reference { index: host, generation: host });
+        }
+        put(&self.tables().devices, self.ifindex("up0"), self.ifindex("up0"));
+    }
+
+    fn add_subnet(&self, subnet: SubnetOf, flags: u32) {
+        let SubnetOf { index, vni, network, gateway, dvr_mac } = subnet;
+        let value = Subnet {
+            generation: index,
+            vni,
+            flags,
+            gateway_ip: gateway.1,
+            network,
+            prefix_len: 24,
+            gateway_mac: gateway.0,
+            dvr_mac,
+            reserved: [0; 5],
+        };
+        put(&self.tables().subnets, index, value);
+        put(&self.tables().vnis, vni, Vni { subnets: 1, reserved: 0 });
+        let key = SubnetPrefixKey { prefix_len: 56, vni, ip: network };
+        put(&self.tables().subnet_prefixes, key, Reference { index, generation: index });
+    }
+
+    /// Adds a route of a subnet.
+    pub fn add_route(&self, from: SubnetOf, ip: Ipv4, prefix_len: u32, route: Route) {
+        put(&self.tables().routes, RouteKey { prefix_len: 32 + prefix_len, subnet: from.index, ip }, route);
+    }
+
+    fn add_guest(&self, guest: Guest) {
+        let Guest { port, interface, mac, ip, subnet } = guest;
+        let ifindex = self.ifindex(interface);
+        // The kernel gives a test frame only to interfaces that have receive queues of XDP's.
+        self.dataplane.attach(Hook::GuestXdp, ifindex).expect("native XDP on a veth");
+        let value = Port {
+            generation: port,
+            epoch: 1,
+            ifindex,
+            flags: port_flags::UP | port_flags::XDP_TARGET,
+            vni: subnet.vni,
+            subnet: subnet.index,
+            subnet_generation: subnet.index,
+            ip,
+            mac,
+            mtu: 1500,
+            reserved: [0; 6],
+        };
+        put(&self.tables().ports, port, value);
+        put(&self.tables().port_by_interface, ifindex, Reference { index: port, generation: port });
+        put(&self.tables().devices, ifindex, ifindex);
+        let flags = endpoint_flags::LOCAL | endpoint_flags::L2 | endpoint_flags::L3;
+        self.add_endpoint(subnet, (mac, ip), port, flags);
+    }
+
+    /// Adds a neighbour, reachable as the flags say.
+    pub fn add_remote(&self, remote: Remote, flags: u16) {
+        self.add_endpoint(remote.subnet, remote.pair(), remote.host, flags);
+    }
+
+    fn add_endpoint(&self, subnet: SubnetOf, (mac, ip): (Mac, Ipv4), target: u32, flags: u16) {
+        let endpoint = Endpoint { target, generation: target, subnet: subnet.index, flags, mac, reserved: 0 };
+        put(&self.tables().endpoints_ipv4, Ipv4Key { vni: subnet.vni, ip }, endpoint);
+        if flags & endpoint_flags::L2 != 0 {
+            let key = MacKey { vni: subnet.vni, mac, reserved: [0; 2] };
+            put(&self.tables().endpoints_mac, key, Endpoint { subnet: 0, ..endpoint });
+        }
+    }
+
+    /// Changes a guest's port.
+    pub fn change_port(&self, guest: Guest, change: impl FnOnce(&mut Port)) {
+        alter(&self.tables().ports, guest.port, change);
+    }
+
+    /// Changes a subnet.
+    pub fn change_subnet(&self, subnet: SubnetOf, change: impl FnOnce(&mut Subnet)) {
+        alter(&self.tables().subnets, subnet.index, change);
+    }
+
+    /// Changes the tunnel template of a host.
+    pub fn change_host(&self, index: u32, change: impl FnOnce(&mut Host)) {
+        alter(&self.tables().hosts, index, change);
+    }
+
+    /// Changes the next hops towards a host.
+    pub fn change_group(&self, index: u32, change: impl FnOnce(&mut NextHopGroup)) {
+        alter(&self.tables().next_hop_groups, index, change);
+    }
+
+    /// Changes what the programs know of this node.
+    pub fn change_node(&self, change: impl FnOnce(&mut Node)) {
+        alter(&self.tables().node, 0, change);
+    }
+
+    /// Changes what is known of an address.
+    pub fn change_endpoint(&self, vni: u32, ip: Ipv4, change: impl FnOnce(&mut Endpoint)) {
+        alter(&self.tables().endpoints_ipv4, Ipv4Key { vni, ip }, change);
+    }
+
+    /// A frame from a guest, at tc.
+    #[must_use]
+    pub fn from_guest(&self, guest: Guest, frame: Vec<u8>) -> Seen {
+        self.from_guest_at(Hook::GuestTc, guest, frame)
+    }
+
+    /// A frame from a guest, at tc or XDP.
+    #[must_use]
+    pub fn from_guest_at(&self, hook: Hook, guest: Guest, frame: Vec<u8>) -> Seen {
+        self.run(hook, TestRun::new(frame, self.ifindex(guest.interface)))
+    }
+
+    /// A frame on an underlay interface, at XDP or tc.
+    #[must_use]
+    pub fn from_wire(&self, hook: Hook, frame: Vec<u8>) -> Seen {
+        let ifindex = if hook.is_xdp() { 0 } else { self.ifindex("up0") };
+        self.run(hook, TestRun::new(frame, ifindex))
+    }
+
+    /// A frame that the kernel took out of the tunnel.
+    #[must_use]
+    pub fn from_relay(&self, vni: u32, source: Ipv4, frame: Vec<u8>) -> Seen {
+        let tunnel = Some(Tunnel { vni, source });
+        self.run(Hook::RelayTc, TestRun { tunnel, ..TestRun::new(frame, self.ifindex("relay0")) })
+    }
+
+    /// Any run, with a fresh heartbeat.
+    ///
+    /// # Panics
+    /// If the kernel refuses the run.
+    #[must_use]
+    pub fn run(&self, hook: Hook, run: TestRun) -> Seen {
+        self.beat(0);
+        self.run_as_it_is(hook, run)
+    }
+
+    /// Says that the agent followed the underlay last so many seconds ago.
+    ///
+    /// # Panics
+    /// If the clock cannot be read.
+    pub fn beat(&self, seconds_ago: u64) {
+        let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).expect("a clock");
+        let now = std::time::Duration::from(now).saturating_sub(std::time::Duration::from_secs(seconds_ago));
+        self.dataplane.set_heartbeat(u64::try_from(now.as_nanos()).unwrap_or(0)).expect("writable");
+    }
+
+    /// Any run, without touching the heartbeat.
+    ///
+    /// # Panics
+    /// If the kernel refuses the run.
+    #[must_use]
+    pub fn run_as_it_is(&self, hook: Hook, run: TestRun) -> Seen {
+        let before = self.counts();
+        let out = self.dataplane.test_run(hook, &run).unwrap_or_else(|error| panic!("{error}\n{run:?}"));
+        let after = self.counts();
+        Seen {
+            hook,
+            verdict: Verdict::new(hook, out.action),
+            frame: out.packet,
+            before: run.packet,
+            drops: moved(&before.drops, &after.drops)
+                .filter_map(|(reason, count)| Some((DropReason::from_number(*reason)?, count)))
+                .collect(),
+            port_drops: moved(&before.port_drops, &after.port_drops)
+                .filter_map(|(key, _)| Some((key.port, DropReason::from_number(key.reason)?)))
+                .collect(),
+            counters: moved(&before.counters, &after.counters)
+                .filter_map(|(number, count)| {
+                    Some((*PathCounter::ALL.iter().find(|counter| **counter as u32 == *number)?, count))
+                })
+                .collect(),
+            received: moved(&before.received, &after.received).map(|(port, _)| *port).collect(),
+            sent: moved(&before.sent, &after.sent).map(|(port, _)| *port).collect(),
+        }
+    }
+
+    fn counts(&self) -> Counts {
+        let tables = self.tables();
+        let traffic = tables.port_traffic.entries().expect("readable");
+        let part = |pick: fn(&PortTraffic) -> Count| {
+            traffic.iter().map(|(port, traffic)| (*port, pick(traffic))).collect()
+        };
+        Counts {
+            drops: tables.drops.entries().expect("readable").into_iter().collect(),
+            port_drops: tables.port_drops.entries().expect("readable").into_iter().collect(),
+            counters: tables.counters.entries().expect("readable").into_iter().collect(),
+            received: part(|traffic| traffic.received),
+            sent: part(|traffic| traffic.sent),
+        }
+    }
+
+    /// Empties the bucket that limits what a port is sent on our own behalf, as of now.
+    pub fn exhaust_limit(&self, guest: Guest) {
+        let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).expect("a clock");
+        let filled = u64::try_from(std::time::Duration::from(now).as_nanos()).unwrap_or(u64::MAX);
+        put(&self.tables().limits, guest.port, Bucket { filled, tokens: 0 });
+    }
+}
+
+impl Default for World {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+struct Counts {
+    drops: BTreeMap<u32, Count>,
+    port_drops: BTreeMap<PortDropKey, Count>,
+    counters: BTreeMap<u32, Count>,
+    received: BTreeMap<u32, Count>,
+    sent: BTreeMap<u32, Count>,
+}
+
+/// What counted more packets than before, and how many.
+fn moved<'a, K: Ord>(
+    before: &'a BTreeMap<K, Count>,
+    after: &'a BTreeMap<K, Count>,
+) -> impl Iterator<Item = (&'a K, u64)> {
+    after.iter().filter_map(|(key, count)| {
+        let packets = count.packets - before.get(key).map_or(0, |count| count.packets);
+        (packets != 0).then_some((key, packets))
+    })
+}
+
+/// A connected route into a subnet.
+fn connected(to: SubnetOf) -> Route {
+    Route { subnet: to.index, subnet_generation: to.index, flags: route_flags::CONNECTED, ..Route::default() }
+}
+
+impl SubnetOf {
+    /// A route by way of a next hop in this subnet.
+    #[must_use]
+    pub fn via(&self, next_hop_ip: Ipv4, next_hop_mac: Mac) -> Route {
+        Route {
+            subnet: self.index,
+            subnet_generation: self.index,
+            next_hop_ip,
+            next_hop_mac,
+            ..Route::default()
+        }
+    }
+}
+
+/// A host's template, as the agent writes it.
+fn template(group: u32, destination: Ipv4) -> TemplateHalf {
+    let outer = super::Ip::new(HERE, destination, 17, Vec::new());
+    let mut header = outer.bytes();
+    // No identification, no fragmentation, and a total length of zero, which the checksum has to fit.
+    header[2..12].copy_from_slice(&[0, 0, 0, 0, 0x40, 0, 64, 17, 0, 0]);
+    let sum: u32 = header.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
+    let folded = (sum & 0xffff) + (sum >> 16);
+    let checksum = !u16::try_from((folded & 0xffff) + (folded >> 16)).expect("folded");
+    header[10..12].copy_from_slice(&checksum.to_be_bytes());
+    let mut headers = [0; 56];
+    headers[..20].copy_from_slice(&header);
+    headers[22..24].copy_from_slice(&4789u16.to_be_bytes());
+    headers[28] = 8;
+    TemplateHalf { group, mtu: 1500, headers_len: 36, headers }
+}
+
+/// An IPv4 address as IPv6 tables hold it.
+fn mapped(ip: Ipv4) -> [u8; 16] {
+    std::net::Ipv4Addr::from(ip).to_ipv6_mapped().octets()
+}
+
+fn put<K: ncm_common::Plain, V: ncm_common::Plain>(table: &Table<K, V>, key: K, value: V) {
+    table.put(&key, &value).unwrap_or_else(|error| panic!("{error}: {key:?}"));
+}
+
+fn alter<K: ncm_common::Plain, V: ncm_common::Plain>(
+    table: &Table<K, V>,
+    key: K,
+    change: impl FnOnce(&mut V),
+) {
+    let mut value = table.get(&key).expect("readable").unwrap_or_else(|| panic!("{table:?} has no {key:?}"));
+    change(&mut value);
+    put(table, key, value);
+}
+
+/// Runs `ip` over lines of commands, in this thread's namespace.
+fn ip(commands: &str) {
+    let mut child = Command::new("ip")
+        .args(["-batch", "-"])
+        .stdin(Stdio::piped())
+        .spawn()
+        .expect("iproute2 is installed: run `cargo xtask setup`");
+    child.stdin.take().expect("piped").write_all(commands.as_bytes()).expect("ip reads");
+    assert!(child.wait().expect("ip ends").success(), "ip refused one of:\n{commands}");
+}
