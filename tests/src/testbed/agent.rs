@@ -74,11 +74,14 @@ impl AgentConfig {
     }
 }
 
-/// The path of a program of this workspace, beside the running one.
+/// The path of a program of this workspace: in `NCM_BIN_DIR`, or beside the running one.
 ///
 /// # Errors
 /// If it has not been built.
 pub fn binary(name: &str) -> Result<PathBuf> {
+    if let Some(directory) = std::env::var_os("NCM_BIN_DIR") {
+        return Ok(PathBuf::from(directory).join(name));
+    }
     let own = std::env::current_exe().context("find the own program")?;
     let path = own
         .ancestors()
@@ -106,7 +109,7 @@ impl Agent {
         let file = format!("{instance}.toml");
         std::fs::write(run.join(&file), config.to_toml()).context("write the agent's configuration")?;
         let program = binary("ncm-agent")?;
-        let words = [&program.to_string_lossy(), "--config", &format!("/run/{file}")].map(str::to_owned);
+        let words = [program.to_string_lossy().into_owned(), "--config".to_owned(), format!("/run/{file}")];
         let mut process = ns.start(&words)?;
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().context("start a runtime")?;
@@ -246,7 +249,8 @@ impl Agent {
 pub(super) fn ncmctl(ns: &Namespace, instance: &str, arguments: &[&str]) -> Result<Outcome> {
     let program = binary("ncmctl")?;
     let socket = format!("/run/ncm/{instance}.sock");
-    let fixed = [&program.to_string_lossy(), "--instance", instance, "--socket", &socket].map(str::to_owned);
+    let program = program.to_string_lossy();
+    let fixed = [program.as_ref(), "--instance", instance, "--socket", &socket].map(str::to_owned);
     let words: Vec<String> = fixed.into_iter().chain(arguments.iter().map(|word| (*word).to_owned())).collect();
     ns.outcome(&words)
 }

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use super::lab::{Lab, eventually};
 use super::namespace::Namespace;
 use super::packets::{self, PacketSocket};
+use super::process::Process;
 use super::tap::Shuttle;
 use super::{format_mac, parse_mac};
 
@@ -162,6 +163,17 @@ impl Guest {
         })
     }
 
+    /// Pings on, 50 times a second, until it is asked how it went.
+    ///
+    /// # Errors
+    /// If `ping` cannot be started.
+    pub fn begin_ping(&self, to: Ipv4Addr) -> Result<RunningPing> {
+        let words = ["ping", "-n", "-i", "0.02", "-W", "1", &to.to_string()].map(str::to_owned);
+        let mut process = self.ns.start(&words)?;
+        process.wait_for(&format!("from {to}"), Duration::from_secs(5))?;
+        Ok(RunningPing { process, what: format!("{} to {to}", self.name()) })
+    }
+
     /// The MAC that answers ARP for an address, or `None` when nobody does within a second.
     ///
     /// # Errors
@@ -251,5 +263,39 @@ impl Guest {
     /// If the interface is down.
     pub fn send_ipv4(&self, to: [u8; 6], packet: &[u8]) -> Result<()> {
         self.packets()?.send(&packets::ethernet(to, self.mac(), 0x0800, packet))
+    }
+}
+
+/// A ping that runs on.
+#[derive(Debug)]
+pub struct RunningPing {
+    process: Process,
+    what: String,
+}
+
+impl RunningPing {
+    /// Ends it; how many were sent and how many were answered.
+    ///
+    /// # Errors
+    /// If `ping` does not say.
+    pub fn end(mut self) -> Result<(u32, u32)> {
+        self.process.signal(nix::sys::signal::Signal::SIGINT)?;
+        let line = self.process.output().wait_for("packets transmitted", Duration::from_secs(5));
+        let line = line.with_context(|| format!("{}: ping did not sum up", self.what))?;
+        self.process.wait(Duration::from_secs(5))?;
+        let mut numbers = line.split(|letter: char| !letter.is_ascii_digit()).filter(|word| !word.is_empty());
+        let mut next = || numbers.next().and_then(|word| word.parse().ok()).context("no figures");
+        Ok((next()?, next()?))
+    }
+
+    /// Ends it and expects every ping to have been answered, but for the last, which may be under way.
+    ///
+    /// # Errors
+    /// If one was lost.
+    pub fn expect_no_loss(self) -> Result<()> {
+        let what = self.what.clone();
+        let (sent, answered) = self.end()?;
+        ensure!(answered + 1 >= sent && answered > 0, "{what}: {sent} pings sent, {answered} answered");
+        Ok(())
     }
 }

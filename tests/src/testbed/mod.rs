@@ -31,7 +31,7 @@ use anyhow::{Context, Result, ensure};
 
 pub use agent::{Agent, AgentConfig, Statuses, Stream, binary};
 pub use cloud::{Cloud, CloudPort, CloudSubnet, gateway_mac, guest_mac, to_v2};
-pub use guest::{Guest, GuestSpec};
+pub use guest::{Guest, GuestSpec, RunningPing};
 pub use host::{Host, HostOptions, TwoHosts};
 pub use lab::{Lab, eventually};
 pub use namespace::{Namespace, Outcome};

@@ -1,0 +1,239 @@
+//! The underlay changes: gateways get new MACs, interfaces flap, paths are lost, next hops are idle, agents are down.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use ncm_tests::testbed::packets::destination_port_of;
+use ncm_tests::testbed::{Cloud, Guest, Host, HostOptions, Lab, Namespace, TwoHosts, Wire, eventually};
+
+fn cloud() -> Cloud {
+    let mut cloud = Cloud::new();
+    cloud
+        .vpc("red", 100)
+        .subnet("web", "red", "10.1.0.0/24")
+        .port("a", "web", "10.1.0.11", "host1")
+        .port("b", "web", "10.1.0.12", "host2");
+    cloud
+}
+
+/// Two hosts in different networks with a router between them.
+struct Routed {
+    host1: Host,
+    host2: Host,
+    router: Namespace,
+    a: Guest,
+    b: Guest,
+}
+
+impl Routed {
+    fn new(lab: &Lab) -> Result<Self> {
+        let mut cloud = cloud();
+        let address = |host| Ipv4Addr::new(192, 168, host, 2);
+        cloud.hosts.insert("host1".to_owned(), address(1));
+        cloud.hosts.insert("host2".to_owned(), address(2));
+        let router = lab.namespace("router")?;
+        router.sysctl("ipv4.ip_forward", "1")?;
+        let mut hosts = Vec::new();
+        for number in [1, 2] {
+            let (name, port) = (format!("host{number}"), format!("r{number}"));
+            let host = Host::new(lab, &name, address(number), &["eth0"], &HostOptions::default())?;
+            Wire::connect((&host.ns, "eth0"), (&router, &port))?.like_a_nic()?;
+            host.ns.run(&format!("ip address add {}/24 dev eth0", address(number)))?;
+            router.run(&format!("ip address add 192.168.{number}.1/24 dev {port}"))?;
+            host.ns.run(&format!("ip route add default via 192.168.{number}.1"))?;
+            host.start()?;
+            hosts.push(host);
+        }
+        let (Some(host2), Some(host1)) = (hosts.pop(), hosts.pop()) else { unreachable!("two hosts were made") };
+        let (a, b) = (cloud.guest(lab, &host1, "a")?, cloud.guest(lab, &host2, "b")?);
+        for host in [&host1, &host2] {
+            host.agent().push(&cloud.goal_state(host.name()))?.expect_success()?;
+        }
+        a.expect_ping(b.ip()).context("through the router, to begin with")?;
+        Ok(Self { host1, host2, router, a, b })
+    }
+
+    /// Gives the first host's gateway another MAC and announces it, as a failover between routers does.
+    fn fail_over(&self, last: u8) -> Result<()> {
+        self.router.run(&format!("ip link set r1 address 02:00:00:00:77:{last:02x}"))?;
+        self.router.run("arping -A -c 2 -i 0.1 -I r1 192.168.1.1").or_else(|_| {
+            self.router.run("arping -A -c 1 -I r1 192.168.1.1")
+        })?;
+        Ok(())
+    }
+}
+
+#[test]
+fn a_gateway_with_a_new_mac_is_followed() {
+    Lab::story(|lab| {
+        let net = Routed::new(lab)?;
+        for last in 1..=3 {
+            net.fail_over(last)?;
+            net.a.expect_ping(net.b.ip()).with_context(|| format!("after failover {last}"))?;
+        }
+        net.b.expect_ping(net.a.ip())
+    });
+}
+
+#[test]
+fn a_gateway_with_a_new_mac_is_followed_while_the_agent_is_stopped() {
+    Lab::story(|lab| {
+        let net = Routed::new(lab)?;
+        net.host1.stop()?;
+        net.a.expect_steady_ping(net.b.ip(), 20).context("right after the agent stopped")?;
+        net.fail_over(9)?;
+        let what = "the ping goes on through the gateway's new MAC, without an agent";
+        eventually(what, Duration::from_secs(10), || net.a.ns.pings(net.b.ip()))?;
+        net.a.expect_steady_ping(net.b.ip(), 50)?;
+        net.a.expect_tcp(&net.b, 1_000_000)?;
+        net.host1.start()?;
+        net.a.expect_steady_ping(net.b.ip(), 50).context("after the agent came back, before any push")
+    });
+}
+
+#[test]
+fn traffic_goes_on_while_the_agent_restarts() {
+    Lab::story(|lab| {
+        let cloud = cloud();
+        let net = TwoHosts::new(lab, HostOptions::default())?;
+        let (a, b) = (cloud.guest(lab, &net.host1, "a")?, cloud.guest(lab, &net.host2, "b")?);
+        net.push(&cloud)?;
+        a.expect_ping(b.ip())?;
+        let on = a.begin_ping(b.ip())?;
+        net.host1.stop()?;
+        net.host1.start()?;
+        net.push(&cloud)?;
+        net.host2.kill();
+        net.host2.start()?;
+        net.push(&cloud)?;
+        std::thread::sleep(Duration::from_millis(500));
+        on.expect_no_loss().context("over a restart of one agent and a kill of the other")
+    });
+}
+
+#[test]
+fn an_underlay_interface_that_flaps_carries_traffic_again() {
+    Lab::story(|lab| {
+        let net = Routed::new(lab)?;
+        for _ in 0..3 {
+            net.host1.ns.run("ip link set eth0 down")?;
+            ensure!(!net.a.ns.pings(net.b.ip())?, "a ping crossed an interface that is down");
+            net.host1.ns.run("ip link set eth0 up")?;
+            net.host1.ns.run("ip route replace default via 192.168.1.1")?;
+            net.a.expect_ping(net.b.ip()).context("after the interface came up again")?;
+        }
+        // The far end loses its carrier and gets it back.
+        net.router.run("ip link set r1 down")?;
+        net.router.run("ip link set r1 up")?;
+        net.a.expect_ping(net.b.ip()).context("after the carrier came back")
+    });
+}
+
+#[test]
+fn a_next_hop_idle_for_longer_than_the_kernel_keeps_it_is_ready_at_once() {
+    Lab::story(|lab| {
+        let net = Routed::new(lab)?;
+        for key in ["base_reachable_time_ms", "gc_stale_time"] {
+            let value = if key == "gc_stale_time" { "1" } else { "500" };
+            net.host1.ns.sysctl(&format!("ipv4.neigh.eth0.{key}"), value)?;
+        }
+        // Not root's namespace: the thresholds of garbage collection are the machine's, so it is done by hand.
+        std::thread::sleep(Duration::from_secs(4));
+        let _ = net.host1.ns.outcome(&["ip", "neigh", "flush", "dev", "eth0", "nud", "stale"])?;
+        let before = net.host1.drops("next_hop_unresolved")?;
+        net.a.expect_steady_ping(net.b.ip(), 5)?;
+        ensure!(net.host1.drops("next_hop_unresolved")? == before, "packets were dropped at an idle next hop");
+        drop(net.host2);
+        Ok(())
+    });
+}
+
+/// Two hosts with two direct links and an equal-cost route over both to the other's endpoint, which is on no link.
+struct TwoPaths {
+    host1: Host,
+    host2: Host,
+    a: Guest,
+    b: Guest,
+}
+
+impl TwoPaths {
+    fn new(lab: &Lab) -> Result<Self> {
+        let mut cloud = cloud();
+        let endpoint = |host| Ipv4Addr::new(192, 0, 2, host);
+        let make = |number: u8| -> Result<Host> {
+            let name = format!("host{number}");
+            Host::new(lab, &name, endpoint(number), &["eth0", "eth1"], &HostOptions::default())
+        };
+        let (host1, host2) = (make(1)?, make(2)?);
+        for link in [0, 1] {
+            let name = format!("eth{link}");
+            Wire::connect((&host1.ns, &name), (&host2.ns, &name))?.like_a_nic()?;
+        }
+        for (host, own, other) in [(&host1, 1, 2), (&host2, 2, 1)] {
+            host.ns.ip(&format!(
+                "address add {}/32 dev lo
+                 address add 192.168.60.{own}/24 dev eth0
+                 address add 192.168.61.{own}/24 dev eth1
+                 route add {} src {} nexthop via 192.168.60.{other} nexthop via 192.168.61.{other}",
+                endpoint(own),
+                endpoint(other),
+                endpoint(own)
+            ))?;
+            cloud.hosts.insert(host.name().to_owned(), endpoint(own));
+            host.start()?;
+        }
+        let (a, b) = (cloud.guest(lab, &host1, "a")?, cloud.guest(lab, &host2, "b")?);
+        for host in [&host1, &host2] {
+            host.agent().push(&cloud.goal_state(host.name()))?.expect_success()?;
+        }
+        a.expect_ping(b.ip())?;
+        Ok(Self { host1, host2, a, b })
+    }
+
+    /// Which of sixteen flows arrive.
+    fn flows(&self) -> Result<Vec<bool>> {
+        let receiver = self.b.ns.udp(SocketAddr::from((self.b.ip(), 7000)))?;
+        receiver.set_read_timeout(Some(Duration::from_millis(300)))?;
+        (0..16_u16)
+            .map(|flow| {
+                let sender = self.a.ns.udp(SocketAddr::from((self.a.ip(), 20_000 + flow)))?;
+                sender.send_to(&flow.to_be_bytes(), (self.b.ip(), 7000))?;
+                let mut buffer = [0; 2];
+                Ok(receiver.recv_from(&mut buffer).is_ok() && buffer == flow.to_be_bytes())
+            })
+            .collect()
+    }
+
+    fn expect_all_flows(&self, when: &str) -> Result<()> {
+        eventually(&format!("all flows arrive {when}"), Duration::from_secs(5), || {
+            Ok(self.flows()?.iter().all(|arrived| *arrived))
+        })
+    }
+}
+
+#[test]
+fn flows_spread_over_two_equal_paths_and_survive_the_loss_of_one() {
+    Lab::story(|lab| {
+        let net = TwoPaths::new(lab)?;
+        net.expect_all_flows("over two paths")?;
+        let sights = ["eth0", "eth1"].map(|name| net.host2.ns.packets(name));
+        net.flows()?;
+        for (sight, name) in sights.into_iter().zip(["eth0", "eth1"]) {
+            let ours = |frame: &[u8]| destination_port_of(frame) == Some(4789);
+            let seen = sight?.receive(Duration::from_millis(300), ours)?;
+            ensure!(seen.is_some(), "no flow of sixteen took {name}");
+        }
+        // The own end goes down, then the far end: the carrier alone is lost.
+        net.host1.ns.run("ip link set eth1 down")?;
+        net.expect_all_flows("over the one path that is left")?;
+        net.host1.ns.run("ip link set eth1 up")?;
+        net.host1.ns.run(
+            "ip route replace 192.0.2.2 src 192.0.2.1 nexthop via 192.168.60.2 nexthop via 192.168.61.2",
+        )?;
+        net.expect_all_flows("over two paths again")?;
+        net.host2.ns.run("ip link set eth0 down")?;
+        net.expect_all_flows("after the far end of the other path went down")?;
+        net.a.expect_tcp(&net.b, 1_000_000).map(drop)
+    });
+}
