@@ -251,6 +251,14 @@ impl<K: Plain, V: Sum> CounterTable<K, V> {
         Ok(self.map.get(key.as_bytes())?.map(|values| self.sum(&values)))
     }
 
+    /// How many entries have counted something.
+    ///
+    /// # Errors
+    /// [`Error::Table`] if the kernel refuses to read on.
+    pub fn count(&self) -> Result<u64, Error> {
+        Ok(self.entries()?.len() as u64)
+    }
+
     /// Every entry that has counted something, as sums over all CPUs.
     ///
     /// # Errors

@@ -47,6 +47,14 @@ macro_rules! tables {
             pub fn memory(&self) -> Result<Vec<(&'static TableSpec, u64, u32)>, Error> {
                 Ok(vec![$((self.$field.spec(), self.$field.memory_bytes()?, self.$field.capacity()),)+])
             }
+
+            /// How many entries each table has, by walking through all of them; of arrays, slots that are not all zero.
+            ///
+            /// # Errors
+            /// [`Error::Table`] if a table cannot be read.
+            pub fn counts(&self) -> Result<Vec<(&'static TableSpec, u64)>, Error> {
+                Ok(vec![$((self.$field.spec(), self.$field.count()?),)+])
+            }
         }
 
         #[cfg(test)]
