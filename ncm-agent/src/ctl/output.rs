@@ -181,12 +181,12 @@ mod tests {
 
     #[test]
     fn yaml_says_what_json_says() {
-        let value = json!({"name": "a", "list": [{"x": 1, "y": [true, null]}, "10.0.0.1", [], [1]], "empty": {}, "no": "no"});
+        let value = json!({"name": "a", "list": [{"x": 1, "z": [true, null]}, "10.0.0.1", [], [1]], "empty": {}, "no": "no"});
         let expected = "\
 name: a
 list:
   - x: 1
-    y:
+    z:
       - true
       - null
   - \"10.0.0.1\"

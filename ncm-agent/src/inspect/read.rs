@@ -5,8 +5,7 @@ use std::path::{Path, PathBuf};
 use ncm_common::Plain;
 use ncm_common::drops::DropReason;
 use ncm_common::tables::{TABLES, TableKind, name_kinds};
-use ncm_dataplane::{Reader, table};
-use ncm_dataplane::{Tables, table::Sum};
+use ncm_dataplane::{CounterTable, Reader, Sum, Table, Tables};
 
 use super::columns::{KeyError, Value};
 use super::describe::{Description, describe, descriptions};
@@ -300,26 +299,26 @@ trait AnyTable {
     fn memory(&self) -> Result<u64, ncm_dataplane::Error>;
 }
 
-impl<K: Plain, V: Plain> AnyTable for table::Table<K, V> {
+impl<K: Plain, V: Plain> AnyTable for Table<K, V> {
     fn scan(&self, visit: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), ncm_dataplane::Error> {
         self.for_each(|key, value| visit(key.as_bytes(), value.as_bytes()))
     }
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, ncm_dataplane::Error> {
         let Some(key) = K::from_bytes(key) else { return Ok(None) };
-        Ok(table::Table::get(self, &key)?.map(|value| value.as_bytes().to_vec()))
+        Ok(Table::get(self, &key)?.map(|value| value.as_bytes().to_vec()))
     }
     fn count(&self) -> Result<u64, ncm_dataplane::Error> {
-        table::Table::count(self)
+        Table::count(self)
     }
     fn capacity(&self) -> u32 {
-        table::Table::capacity(self)
+        Table::capacity(self)
     }
     fn memory(&self) -> Result<u64, ncm_dataplane::Error> {
         self.memory_bytes()
     }
 }
 
-impl<K: Plain, V: Sum> AnyTable for table::CounterTable<K, V> {
+impl<K: Plain, V: Sum> AnyTable for CounterTable<K, V> {
     fn scan(&self, visit: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), ncm_dataplane::Error> {
         for (key, value) in self.entries()? {
             visit(key.as_bytes(), value.as_bytes());
@@ -328,14 +327,14 @@ impl<K: Plain, V: Sum> AnyTable for table::CounterTable<K, V> {
     }
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, ncm_dataplane::Error> {
         let Some(key) = K::from_bytes(key) else { return Ok(None) };
-        Ok(table::CounterTable::get(self, &key)?.map(|value| value.as_bytes().to_vec()))
+        Ok(CounterTable::get(self, &key)?.map(|value| value.as_bytes().to_vec()))
     }
     fn count(&self) -> Result<u64, ncm_dataplane::Error> {
         let zero = V::zeroed();
         Ok(self.entries()?.iter().filter(|(_, value)| *value != zero).count() as u64)
     }
     fn capacity(&self) -> u32 {
-        table::CounterTable::capacity(self)
+        CounterTable::capacity(self)
     }
     fn memory(&self) -> Result<u64, ncm_dataplane::Error> {
         self.memory_bytes()
