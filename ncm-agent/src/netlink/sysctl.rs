@@ -30,12 +30,49 @@ const CLOSED: [(&str, &str, &str); 4] = [
 ];
 
 /// Makes interfaces that appear from now on come up closed: no IPv6, no ARP answers, strict reverse-path filter, no
-/// forwarding. Interfaces that are there are left as they are.
+/// forwarding. Interfaces that are there keep what they have.
 ///
 /// # Errors
 /// Fails if a setting cannot be written, for lack of privileges.
 pub fn close_new_interfaces() -> Result<(), SysctlError> {
+    keep_ipv4_settings()?;
     close("default")
+}
+
+/// Gives every interface its IPv4 settings as its own: the kernel hands a new default on to each that has none.
+fn keep_ipv4_settings() -> Result<(), SysctlError> {
+    let base = Path::new(ROOT).join("ipv4/conf");
+    let failed = |error| SysctlError { path: base.clone(), value: "what it is", error };
+    for entry in std::fs::read_dir(&base).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        if entry.file_name() == "all" || entry.file_name() == "default" {
+            continue;
+        }
+        for (_, key, _) in CLOSED.iter().filter(|(family, ..)| *family == "ipv4") {
+            let path = entry.path().join(key);
+            // An interface that has gone meanwhile needs nothing.
+            if let Ok(value) = std::fs::read_to_string(&path) {
+                let _ = std::fs::write(&path, value.trim());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Opens an interface of the underlay that came up closed, because it appeared after
+/// [`close_new_interfaces`]: the host has to answer for itself there. Says whether it was closed.
+///
+/// # Errors
+/// As [`close_interface`].
+pub fn open_interface(name: &str) -> Result<bool, SysctlError> {
+    let path = Path::new(ROOT).join("ipv4/conf").join(name).join("arp_ignore");
+    if !std::fs::read_to_string(path).is_ok_and(|held| held.trim() == NO_ARP_ANSWERS) {
+        return Ok(false);
+    }
+    for (family, key) in [("ipv6", "disable_ipv6"), ("ipv4", "rp_filter"), ("ipv4", "arp_ignore")] {
+        set(name, family, key, "0")?;
+    }
+    Ok(true)
 }
 
 /// Closes one interface in the same way.

@@ -12,7 +12,7 @@ use super::super::generic::XdpFeatures;
 use super::super::link::{self, Link, LinkMessage};
 use super::super::message::{Attributes, Message, Request};
 use super::super::socket::{EventSocket, RequestSocket};
-use super::super::{NetlinkError, links};
+use super::super::{NetlinkError, links, sysctl};
 use super::Shared;
 use super::neighbours::{self, Care, NeighbourMessage};
 use super::routes::{self, RouteMessage};
@@ -133,7 +133,10 @@ fn parse(message: &Message<'_>) -> Option<Event> {
 pub(super) async fn follow(mut follower: Follower, shared: Arc<Shared>, receive_buffer: usize) {
     loop {
         let outcome = match follower.next().await {
-            Ok(events) => take(&shared, events).await.then_some(follower.snapshot().await).transpose(),
+            Ok(events) => match take(&shared, events).await {
+                true => follower.snapshot().await.map(Some),
+                false => Ok(None),
+            },
             Err(NetlinkError::Overrun) => {
                 tracing::warn!("notifications of the underlay were lost: asking for everything");
                 follower.snapshot().await.map(Some)
@@ -159,18 +162,32 @@ pub(super) async fn follow(mut follower: Follower, shared: Arc<Shared>, receive_
 
 /// Takes events in and writes what follows. True if only a dump tells all that has happened.
 async fn take(shared: &Shared, events: Vec<Event>) -> bool {
-    let (wrote, unknown) = {
+    let (wrote, unknown, new_uplinks) = {
         let mut inner = shared.lock();
         for event in events {
             inner.state.apply(event);
         }
-        (inner.flush().wrote, inner.state.take_unknown())
+        (inner.flush().wrote, inner.state.take_unknown(), inner.state.take_new_uplinks())
     };
+    open_uplinks(new_uplinks);
     shared.care.notify_one();
     if wrote {
         tokio::time::sleep(BETWEEN_WRITES).await;
     }
     unknown
+}
+
+/// Opens interfaces of the underlay that came up closed, as all new ones do.
+pub(super) fn open_uplinks(names: Vec<String>) {
+    for name in names {
+        match sysctl::open_interface(&name) {
+            Ok(false) => {}
+            Ok(true) => tracing::info!(interface = name, "a new interface of the underlay is opened"),
+            Err(error) => {
+                tracing::warn!(interface = name, %error, "an interface of the underlay stays closed")
+            }
+        }
+    }
 }
 
 async fn reopen(shared: &Shared, receive_buffer: usize) -> Option<Follower> {

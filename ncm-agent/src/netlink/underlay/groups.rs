@@ -50,12 +50,12 @@ impl Groups {
     pub(crate) fn new(capacity: u32, left: Vec<(u32, String, NextHopGroup)>) -> Self {
         let next = left.iter().map(|(index, ..)| index.saturating_add(1)).max().unwrap_or(1).max(1);
         let taken: BTreeSet<u32> = left.iter().map(|(index, ..)| *index).collect();
-        let free = (1..next).filter(|index| !taken.contains(index)).map(|index| (index, 0)).collect();
+        let mut free: VecDeque<(u32, u32)> =
+            (1..next).filter(|index| !taken.contains(index)).map(|index| (index, 0)).collect();
         let mut adopted = HashMap::new();
-        let mut unused = VecDeque::from_iter(free);
         for (index, name, value) in left {
             if let Some((index, value)) = adopted.insert(name, (index, value)) {
-                unused.push_back((index, value.generation));
+                free.push_back((index, value.generation));
             }
         }
         Self {
@@ -64,7 +64,7 @@ impl Groups {
             by_hop: HashMap::new(),
             unused: BTreeSet::new(),
             adopted,
-            free: unused,
+            free,
             next,
             capacity,
         }

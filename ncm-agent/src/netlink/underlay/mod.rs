@@ -36,13 +36,15 @@ pub struct Settings {
     pub groups: u32,
     /// Receive buffer of the notification socket in bytes.
     pub receive_buffer: usize,
+    /// Whether interfaces of the underlay that come up closed ([`super::sysctl::close_new_interfaces`]) are opened.
+    pub open_uplinks: bool,
 }
 
 impl Settings {
     /// Settings with the default size of the receive buffer.
     #[must_use]
     pub fn new(endpoint: Ipv4Addr, port: u16, interfaces: Vec<String>, groups: u32) -> Self {
-        Self { endpoint, port, interfaces, groups, receive_buffer: RECEIVE_BUFFER }
+        Self { endpoint, port, interfaces, groups, receive_buffer: RECEIVE_BUFFER, open_uplinks: true }
     }
 }
 
@@ -177,6 +179,7 @@ impl Underlay {
         let mut inner = Inner { state: State::new(settings, adopted), sink };
         inner.state.apply(state::Event::Complete(snapshot));
         inner.flush();
+        follow::open_uplinks(inner.state.take_new_uplinks());
         let shared = Arc::new(Shared {
             inner: Mutex::new(inner),
             care: Notify::new(),

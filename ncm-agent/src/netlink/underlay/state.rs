@@ -66,6 +66,8 @@ pub(crate) struct State {
     settings: Settings,
     links: LinkTable,
     uplinks: HashSet<u32>,
+    /// Names of interfaces that have become part of the underlay.
+    new_uplinks: Vec<String>,
     own: HashSet<IpAddr>,
     routes: RouteTable,
     neighbours: HashMap<Hop, Neighbour>,
@@ -91,6 +93,7 @@ impl State {
             settings,
             links: LinkTable::default(),
             uplinks: HashSet::new(),
+            new_uplinks: Vec::new(),
             own: HashSet::new(),
             routes: RouteTable::default(),
             neighbours: HashMap::new(),
@@ -155,12 +158,20 @@ impl State {
         std::mem::take(&mut self.unknown)
     }
 
+    /// Names of the interfaces that have become part of the underlay since the last call, if they are to be opened.
+    pub(crate) fn take_new_uplinks(&mut self) -> Vec<String> {
+        let new = std::mem::take(&mut self.new_uplinks);
+        if self.settings.open_uplinks { new } else { Vec::new() }
+    }
+
     fn links_changed(&mut self, events: Vec<LinkEvent>) {
         if events.is_empty() {
             return;
         }
         let before = std::mem::take(&mut self.uplinks);
         self.uplinks = self.find_uplinks();
+        let new = self.uplinks.difference(&before).filter_map(|index| self.links.get(*index));
+        self.new_uplinks.extend(new.map(|link| link.name.clone()));
         for event in events {
             let (LinkEvent::Appeared(link) | LinkEvent::Changed(link) | LinkEvent::Gone(link)) = event else {
                 continue;
