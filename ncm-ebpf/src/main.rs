@@ -1,18 +1,58 @@
-//! Entry points.
+//! The kernel programs: one entry point per hook, each a line into the library.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
+
+/// On the host there is nothing to run: the programs exist for the kernel only.
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}
+
 #[cfg(target_arch = "bpf")]
 mod programs {
-    use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
+    use aya_ebpf::{
+        macros::{classifier, xdp},
+        programs::{TcContext, XdpContext},
+    };
+    use ncm_ebpf::{
+        context::{Tc, Xdp},
+        stages::{guest, tunnel},
+    };
+
+    /// Native XDP on an underlay interface.
     #[xdp(frags)]
-    pub fn wire_xdp(_ctx: XdpContext) -> u32 {
-        xdp_action::XDP_PASS
+    fn wire_xdp(context: XdpContext) -> u32 {
+        tunnel::wire_xdp(Xdp::new(&context)) as u32
     }
+
+    /// tcx ingress on an underlay interface without XDP.
+    #[classifier]
+    fn wire_tc(context: TcContext) -> i32 {
+        tunnel::wire_tc(Tc::new(&context))
+    }
+
+    /// tcx ingress on the relay device.
+    #[classifier]
+    fn relay_tc(context: TcContext) -> i32 {
+        tunnel::relay_tc(Tc::new(&context))
+    }
+
+    /// tcx ingress on a guest's interface.
+    #[classifier]
+    fn guest_tc(context: TcContext) -> i32 {
+        guest::run(Tc::new(&context))
+    }
+
+    /// Native XDP on a guest's interface, in front of `guest_tc`.
+    #[xdp(frags)]
+    fn guest_xdp(context: XdpContext) -> u32 {
+        guest::run(Xdp::new(&context)) as u32
+    }
+
     #[panic_handler]
     fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+        // The verifier refuses a program that could come here.
         loop {}
     }
+
+    /// The helpers of the kernel that the programs call are open to programs under its own licence.
     #[unsafe(link_section = "license")]
     #[unsafe(no_mangle)]
     static LICENSE: [u8; 4] = *b"GPL\0";

@@ -1,0 +1,184 @@
+//! Into the tunnel: the remote host's template, a next hop by the flow's hash, and what is different for each packet.
+
+use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
+use aya_log_ebpf::trace;
+use ncm_common::{
+    counters::PathCounter,
+    drops::DropReason,
+    tables::{Host, NextHop, NextHopGroup, NextHopHalf, TemplateHalf, next_hop_flags},
+};
+
+use super::{
+    Step, Verdict,
+    deliver::{Hop, Packet, lower_ttl},
+};
+use crate::{
+    context::{Context, Tunnel, Way},
+    count::count,
+    headers::{Mac, checksum, ethernet::{self, ethertype}, transport::Transport},
+    tables::{HEARTBEAT, HOSTS, NEXT_HOP_GROUPS, NODE},
+};
+
+/// How old the agent's heartbeat may be, in nanoseconds, before the kernel's tables are trusted rather than the agent's.
+const HEARTBEAT_AGE: u64 = 3_000_000_000;
+
+/// Bytes of IPv4, UDP and VXLAN in front of the inner frame.
+const OUTER: u32 = 20 + 8 + 8;
+
+/// The first UDP source port, and the mask of what the flow's hash adds to it: 49152 to 65535 (RFC 7348, section 5).
+const FIRST_PORT: u16 = 49_152;
+const PORT_MASK: u32 = 0x3fff;
+
+/// Sends a packet to the host of the endpoint that `hop` names.
+#[inline(always)]
+pub fn encapsulate<C: Context>(packet: C, whole: &Packet<'_>, hop: &Hop<'_>) -> Step<Verdict> {
+    let template = template(hop.endpoint.target, hop.endpoint.generation)?;
+    let bytes = packet.length();
+    fits(&packet, whole, template.mtu)?;
+    let hash = whole.transport.flow_hash(whole.ip);
+    let (next, ifindex) = next_hop(template.group, hash);
+    if C::PASSES_UP && !next.is_some_and(|next| next.flags & next_hop_flags::XDP_TARGET != 0) {
+        return Ok(Verdict::PassUp);
+    }
+    let mut tunnel = outer(template, hop.vni, bytes, hash);
+    tunnel.inner_ethertype = ethertype::IPV4.to_be();
+    if let Some(routed) = &hop.routed {
+        tunnel.inner_destination = routed.destination.words();
+        tunnel.inner_source = routed.source_remote.words();
+        lower_ttl(packet, whole.ip)?;
+    } else {
+        tunnel.inner_destination = whole.ethernet.destination.words();
+        tunnel.inner_source = whole.ethernet.source.words();
+    }
+    let action = match next {
+        Some(next) => {
+            tunnel.destination = Mac::new(&next.destination).words();
+            tunnel.source = Mac::new(&next.source).words();
+            packet.encapsulate(&tunnel, next.vlan)?;
+            packet.send(next.ifindex).ok_or(DropReason::NoDevice)?
+        }
+        None => {
+            let way = Way { ifindex, asking: asking(), source: tunnel.headers[3], destination: tunnel.headers[4] };
+            packet.encapsulate(&tunnel, 0)?;
+            let action = packet.send_by_kernel(&way).ok_or(DropReason::NextHopUnresolved)?;
+            count(PathCounter::KernelResolved, bytes);
+            action
+        }
+    };
+    count(PathCounter::Encapsulated, bytes);
+    trace!(packet, "to host {} in vni {}: {} bytes", hop.endpoint.target, hop.vni, bytes);
+    Ok(Verdict::Sent(action))
+}
+
+/// The half in use of a host's template.
+#[inline(always)]
+fn template(index: u32, generation: u32) -> Step<&'static TemplateHalf> {
+    let host: &'static Host = HOSTS.get(&index).ok_or(DropReason::StaleIndex)?;
+    if host.generation != generation || generation == 0 {
+        return Err(DropReason::StaleIndex);
+    }
+    let template = if active(&host.active) == 0 { &host.halves[0] } else { &host.halves[1] };
+    if u32::from(template.headers_len) == OUTER { Ok(template) } else { Err(DropReason::NextHopUnresolved) }
+}
+
+/// The next hop for a flow, if the group has a resolved one and the agent is there to keep it true. Otherwise, the
+/// interface by which the way was last known, or 0.
+#[inline(always)]
+fn next_hop(group: u32, hash: u32) -> (Option<&'static NextHop>, u32) {
+    let Some(group) = NEXT_HOP_GROUPS.get(&group) else { return (None, 0) };
+    let group: &'static NextHopGroup = group;
+    if group.generation == 0 {
+        return (None, 0);
+    }
+    let half: &'static NextHopHalf = if active(&group.active) == 0 { &group.halves[0] } else { &group.halves[1] };
+    // The upper half of the hash picks the hop, the lower one the source port: neither tells about the other.
+    let number = ((hash >> 16) * (half.count & 15)) >> 16;
+    let next = &half.hops[(number & 7) as usize];
+    if half.count == 0 || !is_fresh() { (None, next.ifindex) } else { (Some(next), 0) }
+}
+
+/// Which half is in use. The agent writes the other one first and then this word.
+#[inline(always)]
+fn active(word: &u32) -> u32 {
+    // SAFETY: a reference may be read; volatile, as the halves must be chosen by one reading.
+    unsafe { core::ptr::from_ref(word).read_volatile() & 1 }
+}
+
+/// Whether the agent follows the underlay's changes.
+#[inline(always)]
+fn is_fresh() -> bool {
+    // SAFETY: the helper only reads the clock.
+    let now = unsafe { bpf_ktime_get_coarse_ns() };
+    HEARTBEAT.get(&0).is_some_and(|beat| now.saturating_sub(*beat) < HEARTBEAT_AGE)
+}
+
+/// The interface as which the kernel is asked for a way.
+#[inline(always)]
+fn asking() -> u32 {
+    NODE.get(&0).map_or(0, |node| node.relay_ifindex)
+}
+
+/// Refuses what is too large for the path: an IP packet of `mtu` bytes has to carry the frame, or each of its segments.
+#[inline(always)]
+fn fits<C: Context>(packet: &C, whole: &Packet<'_>, mtu: u16) -> Step<()> {
+    let segment = packet.segment_size();
+    let frame = if segment == 0 {
+        packet.length()
+    } else {
+        let header = match whole.transport {
+            Transport::Tcp(ports) | Transport::Udp(ports) => u32::from(ports.header_len),
+            _ => 0,
+        };
+        ethernet::LEN as u32 + whole.ip.header_len as u32 + header + segment
+    };
+    if mtu != 0 && frame + OUTER > u32::from(mtu) { Err(DropReason::TooBig) } else { Ok(()) }
+}
+
+/// The template's headers with what is different for each packet: lengths, checksum, source port and VNI.
+#[inline(always)]
+fn outer(template: &TemplateHalf, vni: u32, bytes: u32, hash: u32) -> Tunnel {
+    let mut headers = [0; 9];
+    macro_rules! copy {
+        ($($index:literal)+) => {$(
+            headers[$index] = u32::from_ne_bytes([
+                template.headers[4 * $index],
+                template.headers[4 * $index + 1],
+                template.headers[4 * $index + 2],
+                template.headers[4 * $index + 3],
+            ]);
+        )+};
+    }
+    copy!(0 1 2 3 4 5 6 7);
+    // A frame to be segmented may be longer than the field can say; the kernel writes the true lengths of the segments.
+    let total = if bytes + OUTER > 0xffff { 0xffff } else { (bytes + OUTER) as u16 };
+    let port = FIRST_PORT + (hash & PORT_MASK) as u16;
+    headers[0] = low(headers[0]) | high(total);
+    headers[2] = low(headers[2])
+        | (u32::from(checksum::update((headers[2] >> 16) as u16, 0, total.to_be())) << 16);
+    headers[5] = (headers[5] & 0xffff_0000) | u32::from(port.to_be());
+    headers[6] = (headers[6] & 0xffff_0000) | u32::from(total.wrapping_sub(20).to_be());
+    headers[8] = (vni << 8).to_be();
+    Tunnel {
+        before: 0,
+        destination: [0; 3],
+        source: [0; 3],
+        ethertype: ethertype::IPV4.to_be(),
+        headers,
+        inner_destination: [0; 3],
+        inner_source: [0; 3],
+        inner_ethertype: 0,
+        after: 0,
+    }
+}
+
+/// The first two bytes of a word.
+#[inline(always)]
+const fn low(word: u32) -> u32 {
+    word & 0xffff
+}
+
+/// A number in network order as the last two bytes of a word.
+#[inline(always)]
+const fn high(number: u16) -> u32 {
+    (number.to_be() as u32) << 16
+}

@@ -1,0 +1,175 @@
+//! The maps. What each holds, who writes it and who reads it is declared once, in `ncm_common::tables`; kinds, sizes and
+//! capacities come from there, so that the object cannot disagree with the loader.
+
+use core::{cell::UnsafeCell, marker::PhantomData};
+
+use aya_ebpf::{
+    bindings::{
+        BPF_F_NO_PREALLOC, bpf_map_def,
+        bpf_map_type::{
+            BPF_MAP_TYPE_ARRAY, BPF_MAP_TYPE_DEVMAP_HASH, BPF_MAP_TYPE_HASH, BPF_MAP_TYPE_LPM_TRIE,
+            BPF_MAP_TYPE_PERCPU_ARRAY, BPF_MAP_TYPE_PERCPU_HASH,
+        },
+        xdp_action,
+    },
+    helpers::{bpf_map_lookup_elem, bpf_map_update_elem, bpf_redirect_map},
+    macros::map,
+};
+use ncm_common::tables::{
+    Bucket, Count, Endpoint, Host, Ipv4Key, MacKey, Name, NameKey, NextHopGroup, Node, Port, PortDropKey,
+    PortTraffic, Reference, Route, RouteKey, Source, SourceKey, SourcePrefixKey, Subnet, SubnetPrefixKey,
+    TABLES, TableKind, Vni, VtepKey,
+};
+
+/// A map from `K` to `V`.
+#[repr(transparent)]
+pub struct Table<K, V> {
+    definition: UnsafeCell<bpf_map_def>,
+    entries: PhantomData<(K, V)>,
+}
+
+// SAFETY: the kernel serialises access to maps; the definition itself is only ever read, by the loader.
+unsafe impl<K, V> Sync for Table<K, V> {}
+
+impl<K, V> Table<K, V> {
+    /// The table of that name in [`TABLES`].
+    const fn named(name: &str) -> Self {
+        let mut position = 0;
+        while !is_same(TABLES[position].name, name) {
+            position += 1;
+        }
+        let spec = &TABLES[position];
+        assert!(spec.key_size as usize == size_of::<K>(), "the key is of another size");
+        assert!(spec.value_size as usize == size_of::<V>(), "the value is of another size");
+        let (kind, map_flags) = match spec.kind {
+            TableKind::Hash => (BPF_MAP_TYPE_HASH, BPF_F_NO_PREALLOC),
+            TableKind::PerCpuHash => (BPF_MAP_TYPE_PERCPU_HASH, BPF_F_NO_PREALLOC),
+            TableKind::LongestPrefix => (BPF_MAP_TYPE_LPM_TRIE, BPF_F_NO_PREALLOC),
+            TableKind::Array => (BPF_MAP_TYPE_ARRAY, 0),
+            TableKind::PerCpuArray => (BPF_MAP_TYPE_PERCPU_ARRAY, 0),
+            TableKind::Devices => (BPF_MAP_TYPE_DEVMAP_HASH, 0),
+        };
+        Self {
+            definition: UnsafeCell::new(bpf_map_def {
+                type_: kind,
+                key_size: spec.key_size,
+                value_size: spec.value_size,
+                max_entries: spec.default_capacity,
+                map_flags,
+                id: 0,
+                pinning: 0,
+            }),
+            entries: PhantomData,
+        }
+    }
+
+    /// The entry of `key`. Another CPU (or the agent) may change it meanwhile: words are whole, groups of words are not.
+    #[inline(always)]
+    #[must_use]
+    pub fn get(&self, key: &K) -> Option<&V> {
+        // SAFETY: the kernel gives a pointer to a value of the declared size that lives as long as the program runs.
+        unsafe { self.lookup(key).as_ref() }
+    }
+
+    /// The entry of `key`, to be written; null if there is none.
+    #[inline(always)]
+    fn lookup(&self, key: &K) -> *mut V {
+        // SAFETY: the definition is a map's, and the key is of the declared size.
+        unsafe { bpf_map_lookup_elem(self.definition.get().cast(), core::ptr::from_ref(key).cast()).cast() }
+    }
+
+    /// Changes the entry of `key` in place, if there is one; tells whether.
+    #[inline(always)]
+    pub fn change(&self, key: &K, change: impl FnOnce(&mut V)) -> bool {
+        // SAFETY: as in `get`. A per-CPU value is this CPU's alone while the program runs; the others that programs
+        // write are counters and limits, where a lost update of a concurrent writer is tolerable.
+        match unsafe { self.lookup(key).as_mut() } {
+            Some(value) => {
+                change(value);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Adds an entry, unless there is one already or no room.
+    #[inline(always)]
+    pub fn add(&self, key: &K, value: &V) {
+        /// `BPF_NOEXIST`
+        const NO_EXIST: u64 = 1;
+        // SAFETY: the definition is a map's, key and value are of the declared sizes.
+        unsafe {
+            bpf_map_update_elem(
+                self.definition.get().cast(),
+                core::ptr::from_ref(key).cast(),
+                core::ptr::from_ref(value).cast(),
+                NO_EXIST,
+            );
+        }
+    }
+}
+
+impl Table<u32, u32> {
+    /// Sends the XDP frame out of a device; `None` if the device is not in the table.
+    #[inline(always)]
+    #[must_use]
+    pub fn redirect(&self, ifindex: u32) -> Option<u32> {
+        // SAFETY: the definition is a map's. The lowest bits of the flags are the result for a missing key.
+        let action = unsafe {
+            bpf_redirect_map(self.definition.get().cast(), u64::from(ifindex), u64::from(xdp_action::XDP_ABORTED))
+        };
+        (action == i64::from(xdp_action::XDP_REDIRECT)).then_some(xdp_action::XDP_REDIRECT)
+    }
+}
+
+const fn is_same(one: &str, other: &str) -> bool {
+    let (one, other) = (one.as_bytes(), other.as_bytes());
+    if one.len() != other.len() {
+        return false;
+    }
+    let mut position = 0;
+    while position < one.len() {
+        if one[position] != other[position] {
+            return false;
+        }
+        position += 1;
+    }
+    true
+}
+
+macro_rules! maps {
+    ($($name:ident: $key:ty => $value:ty;)+) => {
+        $(
+            #[doc = concat!("The table `", stringify!($name), "` of `ncm_common::tables`.")]
+            #[map]
+            pub static $name: Table<$key, $value> = Table::named(stringify!($name));
+        )+
+
+        const _: () = assert!([$(stringify!($name)),+].len() == TABLES.len(), "a table has no map");
+    };
+}
+
+maps! {
+    NAMES: NameKey => Name;
+    NODE: u32 => Node;
+    HEARTBEAT: u32 => u64;
+    NEXT_HOP_GROUPS: u32 => NextHopGroup;
+    HOSTS: u32 => Host;
+    SUBNETS: u32 => Subnet;
+    PORTS: u32 => Port;
+    VNIS: u32 => Vni;
+    SUBNET_PREFIXES: SubnetPrefixKey => Reference;
+    VTEPS: VtepKey => Reference;
+    ENDPOINTS_MAC: MacKey => Endpoint;
+    ENDPOINTS_IPV4: Ipv4Key => Endpoint;
+    ROUTES: RouteKey => Route;
+    SOURCES: SourceKey => Source;
+    SOURCE_PREFIXES: SourcePrefixKey => Source;
+    DEVICES: u32 => u32;
+    PORT_BY_INTERFACE: u32 => Reference;
+    DROPS: u32 => Count;
+    PORT_DROPS: PortDropKey => Count;
+    PORT_TRAFFIC: u32 => PortTraffic;
+    COUNTERS: u32 => Count;
+    LIMITS: u32 => Bucket;
+}
