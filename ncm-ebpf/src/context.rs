@@ -2,15 +2,20 @@
 //!
 //! Every call that changes a packet invalidates all windows into it: stages read first, decide, and then write.
 
+use core::arch::asm;
+
 use aya_ebpf::{
     bindings::{
-        __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_RECOMPUTE_CSUM, BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
-        BPF_F_ADJ_ROOM_FIXED_GSO, TC_ACT_OK, TC_ACT_SHOT, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_fib_lookup as bpf_fib_lookup_parameters, xdp_action, xdp_md,
+        __sk_buff, BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
+        BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_MARK_MANGLED_0, BPF_F_RECOMPUTE_CSUM, BPF_FIB_LKUP_RET_NO_NEIGH,
+        BPF_FIB_LKUP_RET_SUCCESS, TC_ACT_OK, TC_ACT_SHOT, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+        bpf_fib_lookup as bpf_fib_lookup_parameters, xdp_action, xdp_md,
     },
     bpf_f_adj_room_encap_l2,
     helpers::{
-        bpf_fib_lookup, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_pull_data, bpf_skb_store_bytes,
-        bpf_skb_vlan_push, bpf_xdp_adjust_head, bpf_xdp_get_buff_len,
+        bpf_fib_lookup, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_skb_adjust_room,
+        bpf_skb_change_tail, bpf_skb_pull_data, bpf_skb_store_bytes, bpf_skb_vlan_push, bpf_xdp_adjust_head,
+        bpf_xdp_get_buff_len,
     },
     programs::{TcContext, XdpContext},
 };
@@ -144,13 +149,24 @@ pub struct Way {
     pub destination: u32,
 }
 
-/// `N` bytes at `data + offset`, if they end by `end`. The packet's start and the bound are compared through one
-/// register, as the verifier only then knows that what it checked is what is read.
+/// `data + offset`, in a register of its own: the compiler must not compute it anew for the bounds check and for the
+/// access, as the verifier only knows that what was checked is what is read if both come from one register.
+#[inline(always)]
+fn pointer(data: usize, offset: usize) -> usize {
+    let start;
+    // SAFETY: a move from one register to another. (Without an instruction, two lines of source would share the next one,
+    // which the kernel refuses in debug information.)
+    unsafe {
+        asm!("{start} = {sum}", start = out(reg) start, sum = in(reg) data.wrapping_add(offset),
+            options(pure, nomem, nostack, preserves_flags));
+    }
+    start
+}
+
+/// `N` bytes at `data + offset`, if they end by `end`.
 #[inline(always)]
 fn checked<'a, const N: usize>(data: usize, end: usize, offset: usize) -> Option<Window<'a, N>> {
-    let mut start = data.wrapping_add(offset);
-    // SAFETY: no instruction; the compiler only may not recompute `start` from its parts behind this point.
-    unsafe { core::arch::asm!("/* {0} */", inout(reg) start, options(pure, nomem, nostack, preserves_flags)) };
+    let start = pointer(data, offset);
     if start.wrapping_add(N) > end {
         return None;
     }
@@ -174,9 +190,7 @@ impl Xdp {
     #[inline(always)]
     fn writable<const N: usize>(&self, offset: usize) -> Result<*mut u8, Refused> {
         let context = XdpContext::new(self.0);
-        let mut start = context.data().wrapping_add(offset);
-        // SAFETY: no instruction; see `checked`.
-        unsafe { core::arch::asm!("/* {0} */", inout(reg) start, options(pure, nomem, nostack, preserves_flags)) };
+        let start = pointer(context.data(), offset);
         if start.wrapping_add(N) > context.data_end() { Err(Refused) } else { Ok(start as *mut u8) }
     }
 
@@ -324,9 +338,15 @@ impl Tc {
     ///
     /// The kernel refused.
     #[inline(always)]
-    pub fn store_with<const N: usize>(&self, offset: usize, bytes: *const u8, flags: u64) -> Result<(), Refused> {
+    pub fn store_with<const N: usize>(
+        &self,
+        offset: usize,
+        bytes: *const u8,
+        flags: u64,
+    ) -> Result<(), Refused> {
         // SAFETY: the context is the kernel's, and callers give `N` bytes to read.
-        let result = unsafe { bpf_skb_store_bytes(self.0.cast(), offset as u32, bytes.cast(), N as u32, flags) };
+        let result =
+            unsafe { bpf_skb_store_bytes(self.0.cast(), offset as u32, bytes.cast(), N as u32, flags) };
         if result == 0 { Ok(()) } else { Err(Refused) }
     }
 }
@@ -417,7 +437,8 @@ impl Context for Tc {
         let flags = u64::from(BPF_F_MARK_MANGLED_0) | 2;
         let (old, new) = (u16::from_ne_bytes(old).into(), u16::from_ne_bytes(new).into());
         // SAFETY: the context is the kernel's.
-        if unsafe { bpf_l4_csum_replace(self.0.cast(), vxlan::CHECKSUM_OFFSET as u32, old, new, flags) } == 0 {
+        if unsafe { bpf_l4_csum_replace(self.0.cast(), vxlan::CHECKSUM_OFFSET as u32, old, new, flags) } == 0
+        {
             Ok(())
         } else {
             Err(Refused)

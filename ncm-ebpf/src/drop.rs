@@ -22,6 +22,13 @@ pub fn drop<C: Context>(context: C, port: u32, reason: DropReason, bytes: u32) -
     if !PORT_DROPS.change(&key, |count| add(count, bytes)) {
         PORT_DROPS.add(&key, &Count { packets: 1, bytes: u64::from(bytes) });
     }
-    debug!(context, "interface {} port {}: {} bytes dropped, reason {}", context.interface(), port, bytes, reason);
+    debug!(
+        context,
+        "interface {} port {}: {} bytes dropped, reason {}",
+        context.interface(),
+        port,
+        bytes,
+        reason
+    );
     Dropped
 }

@@ -5,7 +5,10 @@
 #![cfg_attr(
     target_arch = "bpf",
     feature(asm_experimental_arch),
-    allow(unstable_features, reason = "the kernel's target itself is unstable, and so is its inline assembly")
+    allow(
+        unstable_features,
+        reason = "the kernel's target itself is unstable, and so is its inline assembly"
+    )
 )]
 
 pub mod headers;

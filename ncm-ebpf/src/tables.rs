@@ -116,7 +116,11 @@ impl Table<u32, u32> {
     pub fn redirect(&self, ifindex: u32) -> Option<u32> {
         // SAFETY: the definition is a map's. The lowest bits of the flags are the result for a missing key.
         let action = unsafe {
-            bpf_redirect_map(self.definition.get().cast(), u64::from(ifindex), u64::from(xdp_action::XDP_ABORTED))
+            bpf_redirect_map(
+                self.definition.get().cast(),
+                u64::from(ifindex),
+                u64::from(xdp_action::XDP_ABORTED),
+            )
         };
         (action == i64::from(xdp_action::XDP_REDIRECT)).then_some(xdp_action::XDP_REDIRECT)
     }

@@ -114,7 +114,8 @@ mod tests {
     use super::*;
 
     const PACKET: [u8; 28] = [
-        0x45, 0, 0, 28, 0x12, 0x34, 0x40, 0, 64, 17, 0x14, 0x9b, 10, 0, 0, 1, 10, 0, 0, 2, 0, 1, 0, 2, 0, 8, 0, 0,
+        0x45, 0, 0, 28, 0x12, 0x34, 0x40, 0, 64, 17, 0x14, 0x9b, 10, 0, 0, 1, 10, 0, 0, 2, 0, 1, 0, 2, 0, 8,
+        0, 0,
     ];
 
     fn header_sum(bytes: &[u8]) -> u16 {
@@ -147,9 +148,12 @@ mod tests {
 
     #[test]
     fn fragments_are_told_apart() {
-        for (word, fragment, first) in
-            [([0x40, 0], false, true), ([0x20, 0], true, true), ([0x20, 5], true, false), ([0, 5], true, false)]
-        {
+        for (word, fragment, first) in [
+            ([0x40, 0], false, true),
+            ([0x20, 0], true, true),
+            ([0x20, 5], true, false),
+            ([0, 5], true, false),
+        ] {
             let mut packet = PACKET;
             packet[6..8].copy_from_slice(&word);
             let ip = Ipv4::parse(&packet[..], 0).unwrap();

@@ -51,7 +51,11 @@ pub fn kind(frame: &(impl Frame + ?Sized), offset: usize) -> Option<Kind> {
         UDP => {
             let ports = frame.window::<4>(payload)?;
             let of_dhcp = |port| port == 546 || port == 547;
-            Some(if of_dhcp(ports.be16::<0>()) && of_dhcp(ports.be16::<2>()) { Kind::Dhcp } else { Kind::Other })
+            Some(if of_dhcp(ports.be16::<0>()) && of_dhcp(ports.be16::<2>()) {
+                Kind::Dhcp
+            } else {
+                Kind::Other
+            })
         }
         _ => Some(Kind::Other),
     }

@@ -1,6 +1,9 @@
 //! What follows IPv4: the parts of TCP, UDP and ICMP headers that decide about a packet.
 
-use super::{Frame, checksum, ipv4::{Ipv4, protocol}};
+use super::{
+    Frame, checksum,
+    ipv4::{Ipv4, protocol},
+};
 
 /// DHCP's server port (RFC 2131, section 4.1), host order.
 pub const DHCP_SERVER: u16 = 67;
@@ -96,7 +99,11 @@ impl Transport {
             }
             protocol::ICMP if len >= UDP_LEN => {
                 let window = frame.window::<UDP_LEN>(start)?;
-                Some(Self::Icmp { kind: window.u8::<0>(), code: window.u8::<1>(), checksum: window.raw16::<2>() })
+                Some(Self::Icmp {
+                    kind: window.u8::<0>(),
+                    code: window.u8::<1>(),
+                    checksum: window.raw16::<2>(),
+                })
             }
             protocol::TCP | protocol::UDP | protocol::ICMP => None,
             _ => Some(Self::Opaque),
@@ -172,7 +179,9 @@ mod tests {
     #[test]
     fn only_the_first_fragment_has_ports() {
         let (_, first) = parse(&packet(protocol::UDP, 0x2000, [0, 68, 0, 67, 0, 8, 0, 0]));
-        assert!(matches!(first, Some(Transport::Udp(ports)) if ports.source == 68 && ports.destination == 67));
+        assert!(
+            matches!(first, Some(Transport::Udp(ports)) if ports.source == 68 && ports.destination == 67)
+        );
         assert!(first.unwrap().is_dhcp());
         let (_, later) = parse(&packet(protocol::UDP, 0x2001, [0, 68, 0, 67, 0, 8, 0, 0]));
         assert_eq!(later, Some(Transport::Opaque));

@@ -27,7 +27,11 @@ impl Sender {
     /// Whether the guest may send from that MAC at all.
     #[inline(always)]
     pub fn mac(&self, mac: Mac) -> Step<()> {
-        if mac == Mac::new(&self.port.mac) || self.has_pair_with(mac) { Ok(()) } else { Err(DropReason::SpoofedMac) }
+        if mac == Mac::new(&self.port.mac) || self.has_pair_with(mac) {
+            Ok(())
+        } else {
+            Err(DropReason::SpoofedMac)
+        }
     }
 
     /// The subnet that a source counts as, with its generation.

@@ -9,7 +9,9 @@ use ncm_common::{
     tables::{Bucket, Subnet, endpoint_flags},
 };
 
-use super::{Step, Verdict, admit::Sender, by_ip, deliver::Packet, guest::PAYLOAD, route::is_gateway, subnet};
+use super::{
+    Step, Verdict, admit::Sender, by_ip, deliver::Packet, guest::PAYLOAD, route::is_gateway, subnet,
+};
 use crate::{
     context::Context,
     count::{count, received},
@@ -52,7 +54,8 @@ pub fn arp<C: Context>(packet: C, sender: Sender, ethernet: &Ethernet) -> Step<V
     if sender.owns(message.target_ip) {
         return Err(DropReason::ArpUnknown);
     }
-    let mac = owner(sender, index, subnet(index, generation)?, message.target_ip).ok_or(DropReason::ArpUnknown)?;
+    let mac =
+        owner(sender, index, subnet(index, generation)?, message.target_ip).ok_or(DropReason::ArpUnknown)?;
     if C::PASSES_UP {
         return Ok(Verdict::PassUp);
     }
@@ -167,7 +170,9 @@ fn quote<C: Context>(packet: &C, whole: &Packet<'_>) -> Option<Quote> {
                 + checksum::halves(window.raw32::<16>());
             (TCP_LEN as u32, ports.checksum, sum, 16)
         }
-        Transport::Icmp { kind, .. } if *kind != icmp::ECHO_REQUEST && *kind != icmp::ECHO_REPLY => return None,
+        Transport::Icmp { kind, .. } if *kind != icmp::ECHO_REQUEST && *kind != icmp::ECHO_REPLY => {
+            return None;
+        }
         _ if !whole.ip.starts_payload() || usize::from(whole.ip.payload_len()) < UDP_LEN => return None,
         transport => {
             let window = packet.window::<UDP_LEN>(at)?;

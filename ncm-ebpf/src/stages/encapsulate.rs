@@ -15,7 +15,11 @@ use super::{
 use crate::{
     context::{Context, Tunnel, Way},
     count::count,
-    headers::{Mac, checksum, ethernet::{self, ethertype}, transport::Transport},
+    headers::{
+        Mac, checksum,
+        ethernet::{self, ethertype},
+        transport::Transport,
+    },
     tables::{HEARTBEAT, HOSTS, NEXT_HOP_GROUPS, NODE},
 };
 
@@ -58,7 +62,8 @@ pub fn encapsulate<C: Context>(packet: C, whole: &Packet<'_>, hop: &Hop<'_>) -> 
             packet.send(next.ifindex).ok_or(DropReason::NoDevice)?
         }
         None => {
-            let way = Way { ifindex, asking: asking(), source: tunnel.headers[3], destination: tunnel.headers[4] };
+            let way =
+                Way { ifindex, asking: asking(), source: tunnel.headers[3], destination: tunnel.headers[4] };
             packet.encapsulate(&tunnel, 0)?;
             let action = packet.send_by_kernel(&way).ok_or(DropReason::NextHopUnresolved)?;
             count(PathCounter::KernelResolved, bytes);
@@ -90,7 +95,8 @@ fn next_hop(group: u32, hash: u32) -> (Option<&'static NextHop>, u32) {
     if group.generation == 0 {
         return (None, 0);
     }
-    let half: &'static NextHopHalf = if active(&group.active) == 0 { &group.halves[0] } else { &group.halves[1] };
+    let half: &'static NextHopHalf =
+        if active(&group.active) == 0 { &group.halves[0] } else { &group.halves[1] };
     // The upper half of the hash picks the hop, the lower one the source port: neither tells about the other.
     let number = ((hash >> 16) * (half.count & 15)) >> 16;
     let next = &half.hops[(number & 7) as usize];
@@ -153,8 +159,8 @@ fn outer(template: &TemplateHalf, vni: u32, bytes: u32, hash: u32) -> Tunnel {
     let total = if bytes + OUTER > 0xffff { 0xffff } else { (bytes + OUTER) as u16 };
     let port = FIRST_PORT + (hash & PORT_MASK) as u16;
     headers[0] = low(headers[0]) | high(total);
-    headers[2] = low(headers[2])
-        | (u32::from(checksum::update((headers[2] >> 16) as u16, 0, total.to_be())) << 16);
+    headers[2] =
+        low(headers[2]) | (u32::from(checksum::update((headers[2] >> 16) as u16, 0, total.to_be())) << 16);
     headers[5] = (headers[5] & 0xffff_0000) | u32::from(port.to_be());
     headers[6] = (headers[6] & 0xffff_0000) | u32::from(total.wrapping_sub(20).to_be());
     headers[8] = (vni << 8).to_be();

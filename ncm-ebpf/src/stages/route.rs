@@ -47,7 +47,11 @@ pub fn route<C: Context>(
 ) -> Step<Verdict> {
     let destination = whole.ip.destination;
     if from.flags & subnet_flags::ROUTED == 0 {
-        return Err(if is_gateway(from, destination) { DropReason::GatewayUnserved } else { DropReason::NoRoute });
+        return Err(if is_gateway(from, destination) {
+            DropReason::GatewayUnserved
+        } else {
+            DropReason::NoRoute
+        });
     }
     let route = ROUTES
         .get(&RouteKey { prefix_len: 64, subnet: from_index, ip: destination.bytes() })

@@ -1,15 +1,14 @@
 //! From the wire: which frames are ours, which of them are admitted, and to which guest they go.
 
-use aya_ebpf::{
-    bindings::bpf_tunnel_key,
-    helpers::bpf_skb_get_tunnel_key,
-};
+use aya_ebpf::{bindings::bpf_tunnel_key, helpers::bpf_skb_get_tunnel_key};
 use aya_log_ebpf::trace;
 use ncm_common::{
     DVR_MAC_PREFIX,
     counters::PathCounter,
     drops::DropReason,
-    tables::{Node, Port, Reference, Subnet, SubnetPrefixKey, VtepKey, endpoint_flags, node_flags, port_flags},
+    tables::{
+        Node, Port, Reference, Subnet, SubnetPrefixKey, VtepKey, endpoint_flags, node_flags, port_flags,
+    },
 };
 
 use super::{
@@ -151,7 +150,10 @@ fn take(packet: Xdp, claimed: &Claimed, to: &mut u32) -> Step<Arrival> {
         inner => inner?,
     };
     let guest = guest(claimed.outer.vni, &inner.ethernet, to)?;
-    if guest.flags & port_flags::XDP_TARGET == 0 || !packet.is_linear() || inner.transport.is_partial(&inner.ip) {
+    if guest.flags & port_flags::XDP_TARGET == 0
+        || !packet.is_linear()
+        || inner.transport.is_partial(&inner.ip)
+    {
         return relay(packet, claimed);
     }
     let source = admit(claimed.node, claimed.outer.vni, claimed.host, guest, &inner)?;
@@ -172,7 +174,9 @@ fn decapsulated(packet: Tc, to: &mut u32) -> Step<i32> {
     // SAFETY: all bits are a value.
     let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
     // SAFETY: the context is the kernel's, and the key is as long as is said.
-    if unsafe { bpf_skb_get_tunnel_key(packet.skb(), &raw mut key, size_of::<bpf_tunnel_key>() as u32, 0) } != 0 {
+    if unsafe { bpf_skb_get_tunnel_key(packet.skb(), &raw mut key, size_of::<bpf_tunnel_key>() as u32, 0) }
+        != 0
+    {
         return Err(DropReason::UnknownVtep);
     }
     // SAFETY: without the flag for IPv6, the helper fills in an IPv4 address, in host order.
