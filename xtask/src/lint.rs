@@ -4,6 +4,7 @@ use anyhow::Result;
 
 use crate::{
     command::{cargo, run},
+    object,
     setup::{self, Need},
 };
 
@@ -16,9 +17,11 @@ pub fn lint(only: Option<&str>) -> Result<()> {
     setup::ensure(&[Need::Components, Need::Object])?;
     if wanted("format") {
         run(&mut cargo(["fmt", "--all", "--check"]))?;
+        run(&mut cargo(["fmt", "--manifest-path", "fuzz/Cargo.toml", "--check"]))?;
     }
     if wanted("clippy") {
         run(&mut cargo(["clippy", "--release", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
+        object::check()?;
     }
     if wanted("doc") {
         doc()?;

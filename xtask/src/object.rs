@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::{linker, toolchain, toolchain::Compiler, workspace};
+use crate::{command::run, linker, toolchain, toolchain::Compiler, workspace};
 
 /// Directories and files that the object is made of, relative to the workspace's root.
 pub const SOURCES: [&str; 6] = [
@@ -95,17 +95,60 @@ fn flags() -> String {
 
 fn compile(compiler: &Compiler, linker: &Path, directory: &Path, features: &[&str]) -> Result<PathBuf> {
     eprintln!("building the eBPF object with {}", compiler.origin);
-    let target = if cfg!(target_endian = "big") { "bpfeb-unknown-none" } else { "bpfel-unknown-none" };
     let nested = directory.join("build");
+    let mut cargo = nested_cargo(compiler, linker, directory, "build", &nested)?;
+    cargo.env("CARGO_ENCODED_RUSTFLAGS", flags().replace(' ', "\x1f"));
+    if !features.is_empty() {
+        cargo.arg("--features").arg(features.join(","));
+    }
+    let status = cargo.status().with_context(|| format!("cannot run {}", compiler.cargo.display()))?;
+    if !status.success() {
+        bail!("the eBPF object does not build, see above");
+    }
+    Ok(nested.join(target()).join("release/ncm-ebpf"))
+}
+
+/// Checks the programs for their own target, warnings being errors: with clippy where the compiler has it.
+pub fn check() -> Result<()> {
+    let directory = workspace::target().join("ebpf");
+    fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
+    let compiler = toolchain::find()?;
+    let linker = linker::installed().unwrap_or_else(|| "bpf-linker".into());
+    let driver = compiler.rustc.with_file_name("clippy-driver");
+    let subcommand = if driver.is_file() && compiler.has_own_cargo() { "clippy" } else { "check" };
+    let mut cargo = nested_cargo(&compiler, &linker, &directory, subcommand, &directory.join("lint"))?;
+    cargo.env("CARGO_ENCODED_RUSTFLAGS", format!("{} -D warnings", flags()).replace(' ', "\x1f"));
+    if subcommand == "clippy" {
+        // What `cargo clippy` looks for on the path, beside the cargo that it belongs to.
+        let path = env::var_os("PATH").unwrap_or_default();
+        let own = compiler.rustc.parent().map(Path::to_owned).into_iter();
+        cargo
+            .env("PATH", env::join_paths(own.chain(env::split_paths(&path))).context("a path with a colon")?);
+    }
+    run(&mut cargo)
+}
+
+fn target() -> &'static str {
+    if cfg!(target_endian = "big") { "bpfeb-unknown-none" } else { "bpfel-unknown-none" }
+}
+
+/// A cargo for the programs, with nothing of the build that it is called from.
+fn nested_cargo(
+    compiler: &Compiler,
+    linker: &Path,
+    directory: &Path,
+    subcommand: &str,
+    nested: &Path,
+) -> Result<Command> {
+    let target = target();
     let mut cargo = Command::new(&compiler.cargo);
     clean_environment(&mut cargo);
     cargo
         .current_dir(workspace::root())
-        .args(["build", "--release", "--locked", "-p", "ncm-ebpf", "--bin", "ncm-ebpf"])
+        .args([subcommand, "--release", "--locked", "-p", "ncm-ebpf", "--bin", "ncm-ebpf"])
         .args(["-Z", "build-std=core", "--target", target, "--target-dir"])
-        .arg(&nested)
+        .arg(nested)
         .env("RUSTC", &compiler.rustc)
-        .env("CARGO_ENCODED_RUSTFLAGS", flags().replace(' ', "\x1f"))
         .env(format!("CARGO_TARGET_{}_LINKER", target.to_uppercase().replace('-', "_")), linker)
         .env("LD_LIBRARY_PATH", borrowed_llvm(compiler, directory)?)
         // The kernel has no panics to report an overflow with; the whole object is one unit for the linker anyway.
@@ -118,14 +161,7 @@ fn compile(compiler: &Compiler, linker: &Path, directory: &Path, features: &[&st
     if compiler.bootstrap {
         cargo.env("RUSTC_BOOTSTRAP", "1");
     }
-    if !features.is_empty() {
-        cargo.arg("--features").arg(features.join(","));
-    }
-    let status = cargo.status().with_context(|| format!("cannot run {}", compiler.cargo.display()))?;
-    if !status.success() {
-        bail!("the eBPF object does not build, see above");
-    }
-    Ok(nested.join(target).join("release/ncm-ebpf"))
+    Ok(cargo)
 }
 
 /// A directory with nothing in it but the compiler's LLVM: the linker takes the first it finds on its way through the

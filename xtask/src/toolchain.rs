@@ -30,6 +30,13 @@ pub struct Compiler {
     pub origin: String,
 }
 
+impl Compiler {
+    /// Whether the cargo is the one that came with the compiler.
+    pub fn has_own_cargo(&self) -> bool {
+        self.cargo.parent() == self.rustc.parent()
+    }
+}
+
 /// Finds the first usable compiler; the error says why each one that was looked at does not do.
 pub fn find() -> Result<Compiler> {
     let mut refused = Vec::new();
