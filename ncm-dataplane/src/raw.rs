@@ -59,7 +59,7 @@ pub(crate) struct RawMap {
     pub(crate) capacity: u32,
     /// How many values a key has: the possible CPUs for per-CPU maps, else 1.
     pub(crate) values_per_key: usize,
-    /// Bytes from one value to the next: per-CPU values are padded to 8.
+    /// Bytes from one value to the next: per-CPU values and those of device maps are padded to 8.
     pub(crate) stride: usize,
     /// Cleared once the kernel says that this map type has no batch commands.
     batches: AtomicBool,
@@ -75,7 +75,7 @@ impl RawMap {
     ) -> Result<Self, Error> {
         let capacity = check(&fd, spec, None, path)?;
         let per_cpu = matches!(spec.kind, TableKind::PerCpuArray | TableKind::PerCpuHash);
-        let value = spec.value_size as usize;
+        let value = value_size(spec) as usize;
         Ok(Self {
             fd,
             spec,
@@ -304,7 +304,7 @@ pub(crate) fn check(
     let differences = [
         ("type", info.type_, map_type(spec.kind) as u32),
         ("key size", info.key_size, spec.key_size),
-        ("value size", info.value_size, spec.value_size),
+        ("value size", info.value_size, value_size(spec)),
         ("flags", flags, wanted_flags),
         ("capacity", info.max_entries, capacity.unwrap_or(info.max_entries)),
     ];
@@ -318,6 +318,12 @@ pub(crate) fn check(
 
 /// `BPF_F_NO_PREALLOC` of `linux/bpf.h`.
 const NO_PREALLOC: u32 = 1;
+
+/// Bytes of a value in the kernel. Those of a device map have a second word, for a program that we do not use: aya
+/// creates them so, and zero means none.
+pub(crate) fn value_size(spec: &TableSpec) -> u32 {
+    if spec.kind == TableKind::Devices { 8 } else { spec.value_size }
+}
 
 /// The kernel's number of a kind of table.
 pub(crate) fn map_type(kind: TableKind) -> bpf_map_type {

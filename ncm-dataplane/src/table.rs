@@ -62,7 +62,7 @@ impl<K: Plain, V: Plain> Table<K, V> {
     /// # Errors
     /// [`Error::Table`] if the kernel refuses the look-up.
     pub fn get(&self, key: &K) -> Result<Option<V>, Error> {
-        Ok(self.map.get(key.as_bytes())?.as_deref().and_then(V::from_bytes))
+        Ok(self.map.get(key.as_bytes())?.as_deref().and_then(value))
     }
 
     /// Adds or replaces one entry.
@@ -70,7 +70,9 @@ impl<K: Plain, V: Plain> Table<K, V> {
     /// # Errors
     /// [`Error::Table`] with what the kernel said: `E2BIG` when the table is full.
     pub fn put(&self, key: &K, value: &V) -> Result<(), Error> {
-        self.one("write", self.map.put(key.as_bytes(), value.as_bytes()))
+        let mut bytes = Vec::with_capacity(self.map.stride);
+        self.push(&mut bytes, value);
+        self.one("write", self.map.put(key.as_bytes(), &bytes))
     }
 
     /// Removes one entry (of an array: makes it zero). Not being there is no error.
@@ -79,6 +81,12 @@ impl<K: Plain, V: Plain> Table<K, V> {
     /// [`Error::Table`] with what the kernel said.
     pub fn delete(&self, key: &K) -> Result<(), Error> {
         self.one("delete from", self.map.delete(key.as_bytes()))
+    }
+
+    /// Appends a value as the kernel has it.
+    fn push(&self, bytes: &mut Vec<u8>, value: &V) {
+        bytes.extend_from_slice(value.as_bytes());
+        bytes.resize(bytes.len() + self.map.stride - size_of::<V>(), 0);
     }
 
     fn one(&self, action: &'static str, outcome: Outcome) -> Result<(), Error> {
@@ -99,7 +107,7 @@ impl<K: Plain, V: Plain> Table<K, V> {
             values.clear();
             for (key, value) in entries.by_ref().take(BATCH) {
                 keys.extend_from_slice(key.as_bytes());
-                values.extend_from_slice(value.as_bytes());
+                self.push(&mut values, &value);
             }
             if keys.is_empty() {
                 return outcome;
@@ -132,7 +140,7 @@ impl<K: Plain, V: Plain> Table<K, V> {
     /// [`Error::Table`] if the kernel refuses to read on.
     pub fn for_each(&self, mut visit: impl FnMut(K, V)) -> Result<(), Error> {
         self.map.scan(&mut |key, value| {
-            if let (Some(key), Some(value)) = (K::from_bytes(key), V::from_bytes(value)) {
+            if let (Some(key), Some(value)) = (K::from_bytes(key), self::value(value)) {
                 visit(key, value);
             }
         })
@@ -165,6 +173,11 @@ impl<K: Plain, V: Plain> Table<K, V> {
         self.for_each(|_, value| count += u64::from(!is_array || value != unused))?;
         Ok(count)
     }
+}
+
+/// A value at the start of what the kernel keeps for it.
+fn value<V: Plain>(bytes: &[u8]) -> Option<V> {
+    bytes.get(..size_of::<V>()).and_then(V::from_bytes)
 }
 
 /// Values of several CPUs that make one by addition.
@@ -236,7 +249,7 @@ impl<K: Plain, V: Sum> CounterTable<K, V> {
     fn sum(&self, values: &[u8]) -> V {
         let mut total = V::zeroed();
         for value in values.chunks_exact(self.map.stride) {
-            if let Some(value) = value.get(..size_of::<V>()).and_then(V::from_bytes) {
+            if let Some(value) = self::value(value) {
                 total.add(&value);
             }
         }

@@ -9,7 +9,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
 /// Moves this thread into network and mount namespaces of its own, with an empty bpffs.
-pub fn isolate() {
+pub(crate) fn isolate() {
     assert!(nix::unistd::geteuid().is_root(), "these tests need root: run `sudo -E cargo xtask test`");
     unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("own namespaces");
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_PRIVATE | MsFlags::MS_REC, None::<&str>)
@@ -19,7 +19,7 @@ pub fn isolate() {
 }
 
 /// Runs a command in this thread's namespaces.
-pub fn run(command: &str) -> String {
+pub(crate) fn run(command: &str) -> String {
     let mut words = command.split(' ');
     let output = Command::new(words.next().expect("a command")).args(words).output().expect("it starts");
     assert!(output.status.success(), "`{command}`: {}", String::from_utf8_lossy(&output.stderr));
@@ -27,12 +27,12 @@ pub fn run(command: &str) -> String {
 }
 
 /// The index of an interface of this thread's namespace.
-pub fn ifindex(name: &str) -> u32 {
+pub(crate) fn ifindex(name: &str) -> u32 {
     nix::net::if_::if_nametoindex(name).unwrap_or_else(|error| panic!("interface {name}: {error}"))
 }
 
 /// Small tables, so that a test loads quickly.
-pub fn small(options: Options) -> Options {
+pub(crate) fn small(options: Options) -> Options {
     let mut capacities = Capacities::default();
     for (key, entries) in [
         ("endpoints", 20_000),
@@ -52,7 +52,7 @@ pub fn small(options: Options) -> Options {
 }
 
 /// The names in a directory, sorted.
-pub fn list(path: &Path) -> Vec<String> {
+pub(crate) fn list(path: &Path) -> Vec<String> {
     let mut names: Vec<String> = std::fs::read_dir(path)
         .map(|entries| entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect())
         .unwrap_or_default();
