@@ -44,16 +44,26 @@ fn goal_state_clients(out: &Path) {
         .package("alcor.schema")
         .comment("Pushes goal states to an agent.")
         .method(
-            method("push_network_resource_states", "PushNetworkResourceStates", "GoalState", "GoalStateOperationReply")
-                .comment("Pushes one message of the first format.")
-                .build(),
+            method(
+                "push_network_resource_states",
+                "PushNetworkResourceStates",
+                "GoalState",
+                "GoalStateOperationReply",
+            )
+            .comment("Pushes one message of the first format.")
+            .build(),
         )
         .method(
-            method("push_goal_states_stream", "PushGoalStatesStream", "GoalStateV2", "GoalStateOperationReply")
-                .comment("Pushes any number of messages of the second format; each is answered, in order.")
-                .client_streaming()
-                .server_streaming()
-                .build(),
+            method(
+                "push_goal_states_stream",
+                "PushGoalStatesStream",
+                "GoalStateV2",
+                "GoalStateOperationReply",
+            )
+            .comment("Pushes any number of messages of the second format; each is answered, in order.")
+            .client_streaming()
+            .server_streaming()
+            .build(),
         )
         .method(
             method("request_goal_states", "RequestGoalStates", "HostRequest", "HostRequestReply")
@@ -71,9 +81,14 @@ fn goal_state_clients(out: &Path) {
         .package("alcor.schema")
         .comment("Tells an agent which topics to follow.")
         .method(
-            method("push_node_subscribe_info", "PushNodeSubscribeInfo", "NodeSubscribeInfo", "SubscribeOperationReply")
-                .comment("Adds or removes one topic.")
-                .build(),
+            method(
+                "push_node_subscribe_info",
+                "PushNodeSubscribeInfo",
+                "NodeSubscribeInfo",
+                "SubscribeOperationReply",
+            )
+            .comment("Adds or removes one topic.")
+            .build(),
         )
         .build();
     Builder::new().build_server(false).out_dir(out).compile(&[goal_states, subscriptions]);

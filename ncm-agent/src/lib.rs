@@ -1,5 +1,6 @@
 //! The NCM node agent as a library; the binaries `ncm-agent` and `ncmctl` are thin over it.
 
+pub mod agent;
 pub mod api;
 pub mod config;
 pub mod ctl;
@@ -10,7 +11,11 @@ pub mod telemetry;
 
 /// The agent's own services: messages, server and client of package `ncm.v1`.
 pub mod ncm_v1 {
-    #![allow(missing_docs, unreachable_pub, reason = "generated from proto/ncm/v1, which documents everything")]
+    #![allow(
+        missing_docs,
+        unreachable_pub,
+        reason = "generated from proto/ncm/v1, which documents everything"
+    )]
     #![allow(clippy::all, reason = "generated")]
     include!(concat!(env!("OUT_DIR"), "/ncm.v1.rs"));
 

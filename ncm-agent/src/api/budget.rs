@@ -25,7 +25,10 @@ impl Budget {
     #[must_use]
     pub fn new(bytes: u64) -> Self {
         let total = bytes.min(Semaphore::MAX_PERMITS as u64);
-        Self { free: Arc::new(Semaphore::new(usize::try_from(total).unwrap_or(Semaphore::MAX_PERMITS))), total }
+        Self {
+            free: Arc::new(Semaphore::new(usize::try_from(total).unwrap_or(Semaphore::MAX_PERMITS))),
+            total,
+        }
     }
 
     /// Reserves `bytes`, waiting until that many are free; `None` if there are never so many.

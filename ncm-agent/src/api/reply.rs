@@ -1,1 +1,128 @@
-//! Being written.
+//! The reply to a goal state: one row for each of its resources, as many as fit the senders' own limit.
+
+use bytes::{Bytes, BytesMut};
+use ncm_model::Row;
+use ncm_model::wire::ResourceType;
+use ncm_model::wire::goal_state_operation_reply::GoalStateOperationStatus;
+use prost::Message as _;
+use prost::encoding::{WireType, encode_key, encode_varint};
+
+use crate::engine::Applied;
+
+/// Senders take 4 MiB a message; the contract wants replies below 3.5 MiB.
+const LIMIT: usize = (7 << 20) / 2;
+
+/// Room for the fields beside the rows.
+const OTHER_FIELDS: usize = 64;
+
+/// Field numbers of `GoalStateOperationReply`.
+const FORMAT_VERSION: u32 = 1;
+const OPERATION_STATUSES: u32 = 2;
+const TOTAL_TIME: u32 = 3;
+
+/// Encodes the reply. Rows come with what is not SUCCESS first and neighbours last, so that leaving out the end leaves
+/// out the right ones. The times are the whole message's, in microseconds: its resources share batches of writes.
+pub(super) fn encode(applied: &Applied<'_>) -> Bytes {
+    let times = applied.times;
+    rows(
+        applied.rows(),
+        applied.run.message().format_version(),
+        [times.dataplane_us(), times.network_us()],
+        || times.elapsed_us(),
+    )
+}
+
+fn rows<'a>(
+    rows: impl Iterator<Item = Row<'a>>,
+    format_version: u32,
+    [dataplane, network]: [u32; 2],
+    elapsed: impl Fn() -> u32,
+) -> Bytes {
+    let mut reply = BytesMut::new();
+    if format_version != 0 {
+        encode_key(FORMAT_VERSION, WireType::Varint, &mut reply);
+        encode_varint(format_version.into(), &mut reply);
+    }
+    let so_far = elapsed();
+    let mut status = GoalStateOperationStatus {
+        dataplane_programming_time: dataplane,
+        network_configuration_time: network,
+        state_elapse_time: so_far,
+        ..Default::default()
+    };
+    let mut left_out = 0_usize;
+    for row in rows {
+        status.resource_id.clear();
+        status.resource_id.push_str(&row.id);
+        status.resource_type = resource_type(row.resource_type);
+        status.operation_type = row.operation;
+        status.operation_status = row.status.into();
+        let length = status.encoded_len();
+        if left_out > 0 || reply.len() + length + OTHER_FIELDS > LIMIT {
+            left_out += 1;
+            continue;
+        }
+        encode_key(OPERATION_STATUSES, WireType::LengthDelimited, &mut reply);
+        encode_varint(length as u64, &mut reply);
+        reply.reserve(length);
+        status.encode_raw(&mut reply);
+    }
+    if left_out > 0 {
+        tracing::info!(rows = left_out, "rows were left out of a reply that would have been too large");
+    }
+    encode_key(TOTAL_TIME, WireType::Varint, &mut reply);
+    encode_varint(elapsed().max(1).into(), &mut reply);
+    reply.freeze()
+}
+
+fn resource_type(resource_type: ResourceType) -> i32 {
+    resource_type.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::borrow::Cow;
+
+    use ncm_model::wire::{GoalStateOperationReply, OperationStatus};
+
+    use super::*;
+
+    fn row(id: usize, status: OperationStatus) -> Row<'static> {
+        Row {
+            id: Cow::Owned(format!("{id:036}")),
+            resource_type: ResourceType::Neighbor,
+            operation: 1,
+            status,
+            cause: Cow::Borrowed(""),
+        }
+    }
+
+    #[test]
+    fn a_reply_is_what_its_message_says() {
+        let list = [row(1, OperationStatus::Failure), row(2, OperationStatus::Success)];
+        let bytes = rows(list.into_iter(), 101, [7, 8], || 9);
+        let reply = GoalStateOperationReply::decode(bytes).expect("a reply");
+        assert_eq!(reply.format_version, 101);
+        assert_eq!(reply.message_total_operation_time, 9);
+        let ids: Vec<_> = reply.operation_statuses.iter().map(|status| status.resource_id.as_str()).collect();
+        assert_eq!(ids, [format!("{:036}", 1), format!("{:036}", 2)]);
+        let first = &reply.operation_statuses[0];
+        assert_eq!(first.operation_status(), OperationStatus::Failure);
+        assert_eq!(
+            (first.dataplane_programming_time, first.network_configuration_time, first.state_elapse_time),
+            (7, 8, 9)
+        );
+    }
+
+    #[test]
+    fn a_million_rows_are_cut_at_the_limit_and_the_first_stay() {
+        let failing = (0..1000).map(|id| row(id, OperationStatus::Failure));
+        let list = failing.chain((1000..1_000_000).map(|id| row(id, OperationStatus::Success)));
+        let bytes = rows(list, 1, [0, 0], || u32::MAX);
+        assert!(bytes.len() <= LIMIT && bytes.len() > LIMIT - 1024, "{} bytes", bytes.len());
+        let reply = GoalStateOperationReply::decode(bytes).expect("a reply");
+        let failed =
+            reply.operation_statuses.iter().filter(|row| row.operation_status() == OperationStatus::Failure);
+        assert_eq!(failed.count(), 1000);
+    }
+}

@@ -9,8 +9,8 @@ use toml::de::DeTable;
 
 use super::reader::Section;
 use super::{
-    Admission, Api, Config, DataplaneLog, Fault, Guest, GuestMode, Limits, Listener, Log, LogFormat, MissingGroup,
-    Node, Overrides, Paths, Underlay, WireMode,
+    Admission, Api, Config, DataplaneLog, Fault, Guest, GuestMode, Limits, Listener, Log, LogFormat,
+    MissingGroup, Node, Overrides, Paths, Underlay, WireMode,
 };
 
 /// Largest message of a protocol buffer, in bytes.
@@ -62,7 +62,19 @@ pub(super) fn parse(text: &str, overrides: &Overrides) -> Result<Config, Vec<Fau
     root.finish();
 
     if faults.is_empty() {
-        Ok(Config { instance, node, underlay, api, metrics, paths, guest, missing_group, capacity, log, limits })
+        Ok(Config {
+            instance,
+            node,
+            underlay,
+            api,
+            metrics,
+            paths,
+            guest,
+            missing_group,
+            capacity,
+            log,
+            limits,
+        })
     } else {
         faults.sort_by_key(|fault| fault.line);
         Err(faults)
@@ -89,27 +101,32 @@ fn absolute(text: &str) -> Option<PathBuf> {
 }
 
 fn underlay(mut section: Section<'_, '_>) -> Underlay {
-    let endpoint_v4 = section.parsed("endpoint_v4", "an IPv4 unicast address such as \"192.0.2.1\"", |text| {
-        text.parse::<std::net::Ipv4Addr>().ok().filter(|ip| {
-            !ip.is_unspecified() && !ip.is_multicast() && !ip.is_broadcast() && !ip.is_loopback()
-        })
-    });
-    let endpoint_v6 = section.parsed("endpoint_v6", "an IPv6 unicast address such as \"2001:db8::1\"", |text| {
-        text.parse::<std::net::Ipv6Addr>()
-            .ok()
-            .filter(|ip| !ip.is_unspecified() && !ip.is_multicast() && !ip.is_loopback())
-    });
-    let interfaces =
-        section.list("interfaces", "an interface's name of at most 15 bytes", interface_name).unwrap_or_default();
+    let endpoint_v4 =
+        section.parsed("endpoint_v4", "an IPv4 unicast address such as \"192.0.2.1\"", |text| {
+            text.parse::<std::net::Ipv4Addr>().ok().filter(|ip| {
+                !ip.is_unspecified() && !ip.is_multicast() && !ip.is_broadcast() && !ip.is_loopback()
+            })
+        });
+    let endpoint_v6 =
+        section.parsed("endpoint_v6", "an IPv6 unicast address such as \"2001:db8::1\"", |text| {
+            text.parse::<std::net::Ipv6Addr>()
+                .ok()
+                .filter(|ip| !ip.is_unspecified() && !ip.is_multicast() && !ip.is_loopback())
+        });
+    let interfaces = section
+        .list("interfaces", "an interface's name of at most 15 bytes", interface_name)
+        .unwrap_or_default();
     if endpoint_v4.is_some() && interfaces.is_empty() {
         section.fault("interfaces", "expected at least one interface, since underlay.endpoint_v4 is set");
     }
-    let mode = section.word("mode", &[("auto", WireMode::Auto), ("xdp", WireMode::Xdp), ("tc", WireMode::Tc)]);
+    let mode =
+        section.word("mode", &[("auto", WireMode::Auto), ("xdp", WireMode::Xdp), ("tc", WireMode::Tc)]);
     let admission = section.word("admission", &[("known", Admission::Known), ("strict", Admission::Strict)]);
     let tunnel_port = port(&mut section, "port", VXLAN_PORT);
     let relay_port = port(&mut section, "relay_port", RELAY_PORT);
     if tunnel_port == relay_port {
-        section.fault("relay_port", format!("expected a port other than underlay.port, both are {relay_port}"));
+        section
+            .fault("relay_port", format!("expected a port other than underlay.port, both are {relay_port}"));
     }
     section.finish();
     Underlay {
@@ -127,14 +144,18 @@ fn port(section: &mut Section<'_, '_>, key: &'static str, default: u16) -> u16 {
     u16::try_from(section.integer(key, 1, u64::from(u16::MAX), u64::from(default))).unwrap_or(default)
 }
 
+fn host_name() -> String {
+    let read = std::fs::read_to_string("/proc/sys/kernel/hostname");
+    read.map_or_else(|_| "unnamed".to_owned(), |name| name.trim().to_owned())
+}
+
 fn node(mut section: Section<'_, '_>, underlay: &Underlay) -> Node {
-    let id = section.text("id").unwrap_or_else(|| {
-        nix::unistd::gethostname().map_or_else(|_| "unnamed".to_owned(), |name| name.to_string_lossy().into_owned())
-    });
-    let addresses = section.list("addresses", "an IP address", |text| text.parse().ok()).unwrap_or_else(|| {
-        let v4 = underlay.endpoint_v4.map(Into::into);
-        v4.into_iter().chain(underlay.endpoint_v6.map(Into::into)).collect()
-    });
+    let id = section.text("id").unwrap_or_else(host_name);
+    let addresses =
+        section.list("addresses", "an IP address", |text| text.parse().ok()).unwrap_or_else(|| {
+            let v4 = underlay.endpoint_v4.map(Into::into);
+            v4.into_iter().chain(underlay.endpoint_v6.map(Into::into)).collect()
+        });
     section.finish();
     Node { id, addresses }
 }
@@ -143,8 +164,11 @@ fn paths(mut section: Section<'_, '_>) -> Paths {
     let mut path = |key, default: &str| {
         section.parsed(key, "an absolute path", absolute).unwrap_or_else(|| PathBuf::from(default))
     };
-    let paths =
-        Paths { state: path("state", "/var/lib/ncm"), run: path("run", "/run/ncm"), bpffs: path("bpffs", "/sys/fs/bpf") };
+    let paths = Paths {
+        state: path("state", "/var/lib/ncm"),
+        run: path("run", "/run/ncm"),
+        bpffs: path("bpffs", "/sys/fs/bpf"),
+    };
     section.finish();
     paths
 }
@@ -158,9 +182,9 @@ fn listener(text: &str) -> Option<Listener> {
 
 fn api(mut section: Section<'_, '_>, paths: &Paths, instance: &str) -> Api {
     let expected = "ADDRESS:PORT (an IPv6 address in brackets) or unix:/PATH";
-    let listeners = section.list("listeners", expected, listener).unwrap_or_else(|| {
-        ["127.0.0.1:50001", "127.0.0.1:50002"].into_iter().filter_map(listener).collect()
-    });
+    let listeners = section
+        .list("listeners", expected, listener)
+        .unwrap_or_else(|| ["127.0.0.1:50001", "127.0.0.1:50002"].into_iter().filter_map(listener).collect());
     let insecure = section.boolean("insecure", false);
     for listener in &listeners {
         if let Listener::Tcp(address) = listener
@@ -185,7 +209,9 @@ fn api(mut section: Section<'_, '_>, paths: &Paths, instance: &str) -> Api {
     if max_buffered_bytes < max_message_bytes {
         section.fault(
             "max_buffered_bytes",
-            format!("expected at least api.max_message_bytes ({max_message_bytes}), found {max_buffered_bytes}"),
+            format!(
+                "expected at least api.max_message_bytes ({max_message_bytes}), found {max_buffered_bytes}"
+            ),
         );
     }
     let stall_seconds = section.integer("stall_seconds", 1, 3600, 30);
@@ -214,9 +240,11 @@ fn metrics(mut section: Section<'_, '_>, insecure: bool) -> Option<std::net::Soc
 }
 
 fn guest(mut section: Section<'_, '_>) -> Guest {
-    let mode = section.word("mode", &[("tc", GuestMode::Tc), ("xdp", GuestMode::Xdp)]).unwrap_or(GuestMode::Tc);
-    let xdp_interfaces =
-        section.list("xdp_interfaces", "an interface's name of at most 15 bytes", interface_name).unwrap_or_default();
+    let mode =
+        section.word("mode", &[("tc", GuestMode::Tc), ("xdp", GuestMode::Xdp)]).unwrap_or(GuestMode::Tc);
+    let xdp_interfaces = section
+        .list("xdp_interfaces", "an interface's name of at most 15 bytes", interface_name)
+        .unwrap_or_default();
     let closed_defaults = section.boolean("closed_defaults", true);
     section.finish();
     Guest { mode, xdp_interfaces, closed_defaults }
@@ -230,7 +258,10 @@ fn capacity(mut section: Section<'_, '_>) -> BTreeMap<&'static str, u32> {
         if entries >= MIN_ENTRIES {
             capacity.insert(key, u32::try_from(entries).unwrap_or(u32::MAX));
         } else if section.has(key) {
-            section.fault(key, format!("expected an integer from {MIN_ENTRIES} to {MAX_ENTRIES}, found {entries}"));
+            section.fault(
+                key,
+                format!("expected an integer from {MIN_ENTRIES} to {MAX_ENTRIES}, found {entries}"),
+            );
         }
     }
     section.finish();

@@ -115,9 +115,13 @@ impl<'a, 'i> Section<'a, 'i> {
 
     /// One of the given words, each standing for a value.
     pub(super) fn word<T: Copy>(&mut self, key: &'static str, words: &[(&str, T)]) -> Option<T> {
-        let expected =
-            format!("one of {}", words.iter().map(|(word, _)| format!("{word:?}")).collect::<Vec<_>>().join(", "));
-        self.parsed(key, &expected, |text| words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value))
+        let expected = format!(
+            "one of {}",
+            words.iter().map(|(word, _)| format!("{word:?}")).collect::<Vec<_>>().join(", ")
+        );
+        self.parsed(key, &expected, |text| {
+            words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value)
+        })
     }
 
     /// `true` or `false`.

@@ -1,1 +1,178 @@
-//! Placeholder.
+//! The engine: goal states in, table entries and attached programs out.
+//!
+//! The model is behind one lock and steps through messages in bounded parts; one writer thread puts what the steps
+//! yield into the kernel, in the order in which the model yielded it. Both work at the same time, a few steps apart.
+
+mod apply;
+mod guests;
+mod lock;
+mod status;
+mod times;
+mod upkeep;
+mod wire;
+mod writer;
+
+use std::collections::BTreeMap;
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use anyhow::Context;
+use ncm_dataplane::{Capacities, Dataplane, LogLevel, Options};
+use ncm_model::{Changes, Model, Seed, Settings};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+
+use crate::config::{Config, DataplaneLog, MissingGroup};
+use crate::netlink::underlay::Underlay;
+use crate::netlink::{Kernel, Links};
+
+pub use apply::{Applied, ApplyError};
+pub use lock::{InstanceLock, LockError};
+pub use ncm_model::Kind;
+pub use status::{InterfaceStatus, Role, TableFill};
+pub use times::Times;
+
+use guests::Interfaces;
+use writer::Job;
+
+/// Steps that the model may be ahead of the writer.
+const STEPS_AHEAD: usize = 3;
+
+/// Messages that are applied at the same time; more wait. Each holds a thread.
+const MESSAGES_AT_ONCE: usize = 8;
+
+/// A handle to the running engine.
+#[derive(Clone, Debug)]
+pub struct Engine {
+    shared: Arc<Shared>,
+}
+
+/// What the engine's threads and tasks share.
+pub(crate) struct Shared {
+    config: Config,
+    model: Mutex<Model>,
+    dataplane: Dataplane,
+    writer: Sender<Job>,
+    underlay: Option<Underlay>,
+    interfaces: tokio::sync::Mutex<Interfaces>,
+    status: Mutex<BTreeMap<String, InterfaceStatus>>,
+    fill: Mutex<status::FillCache>,
+    slots: Arc<Semaphore>,
+    turns: Arc<Semaphore>,
+    trim: Notify,
+    started: SystemTime,
+    _lock: InstanceLock,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Engine").field("instance", &self.config.instance).finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    /// The model. A panic while it was locked is a fault of ours that must not end the service.
+    fn model(&self) -> MutexGuard<'_, Model> {
+        self.model.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets `step` change the model and hands what it yields to the writer. The model stays locked meanwhile, so that
+    /// the writer gets changes in the order in which they were made. Returns the interfaces that ports newly name.
+    fn change<T>(
+        &self,
+        times: Option<&Arc<Times>>,
+        slot: Option<OwnedSemaphorePermit>,
+        step: impl FnOnce(&mut Model, &mut Changes) -> T,
+    ) -> (T, Vec<String>) {
+        let mut changes = Box::<Changes>::default();
+        let mut model = self.model();
+        let outcome = step(&mut model, &mut changes);
+        let interfaces = std::mem::take(&mut changes.interfaces);
+        if !changes.is_empty() {
+            let times = times.map(Arc::clone);
+            // The writer goes only when the engine does.
+            drop(self.writer.send(Job::Write { changes, times, slot }));
+        }
+        drop(model);
+        (outcome, interfaces.wanted)
+    }
+}
+
+impl Engine {
+    /// Takes over what an earlier agent of this instance left, or begins anew, and follows the host's interfaces and
+    /// the underlay from now on. Needs a tokio runtime, which the engine's tasks run on.
+    ///
+    /// # Errors
+    ///
+    /// Another agent has the instance, the kernel refuses programs or tables, or netlink cannot be used.
+    pub async fn start(config: Config) -> anyhow::Result<Self> {
+        let lock = InstanceLock::take(&config.paths.run, &config.instance)?;
+        let mut kernel = Kernel::open().context("cannot use netlink")?;
+        if config.guest.closed_defaults {
+            guests::close_defaults()?;
+        }
+        let dataplane = Dataplane::open(&options(&config)).context("cannot load the dataplane")?;
+        let seed = Seed { names: dataplane.tables().names.entries()? };
+        let mut links = Links::open().await.context("cannot follow the host's interfaces")?;
+        let interfaces = Interfaces::read(&mut links).await?;
+        let relay = wire::relay(&config, &mut kernel, &dataplane).await?;
+        wire::node(&config, relay.as_ref(), &dataplane)?;
+        let underlay = wire::underlay(&config, &dataplane).await?;
+        let model = Model::new(settings(&config), &seed);
+        let (jobs, receiver) = std::sync::mpsc::channel();
+        let shared = Arc::new(Shared {
+            model: Mutex::new(model),
+            dataplane,
+            writer: jobs,
+            underlay,
+            interfaces: tokio::sync::Mutex::new(interfaces),
+            status: Mutex::default(),
+            fill: Mutex::default(),
+            slots: Arc::new(Semaphore::new(STEPS_AHEAD)),
+            turns: Arc::new(Semaphore::new(MESSAGES_AT_ONCE)),
+            trim: Notify::new(),
+            started: SystemTime::now(),
+            config,
+            _lock: lock,
+        });
+        writer::start(receiver, &shared)?;
+        shared.take_uplinks().await;
+        upkeep::start(&shared, links);
+        Ok(Self { shared })
+    }
+}
+
+fn options(config: &Config) -> Options {
+    let mut capacities = Capacities::default();
+    for (key, entries) in &config.capacity {
+        // The keys are those of the tables' definition.
+        capacities.set(key, *entries);
+    }
+    let log = match config.log.dataplane {
+        DataplaneLog::Off => LogLevel::Off,
+        DataplaneLog::Error => LogLevel::Error,
+        DataplaneLog::Warn => LogLevel::Warn,
+        DataplaneLog::Info => LogLevel::Info,
+        DataplaneLog::Debug => LogLevel::Debug,
+        DataplaneLog::Trace => LogLevel::Trace,
+    };
+    Options { instance: Some(config.instance.clone()), bpffs: config.paths.bpffs.clone(), capacities, log }
+}
+
+fn settings(config: &Config) -> Settings {
+    let v4 = config.underlay.endpoint_v4.map(Into::into);
+    let limit = |number| usize::try_from(number).unwrap_or(usize::MAX);
+    Settings {
+        addresses: config.node.addresses.clone(),
+        endpoints: v4.into_iter().chain(config.underlay.endpoint_v6.map(Into::into)).collect(),
+        missing_group: match config.missing_group {
+            MissingGroup::Closed => ncm_model::MissingGroup::Closed,
+            MissingGroup::Open => ncm_model::MissingGroup::Open,
+        },
+        limits: ncm_model::Limits {
+            tombstones: limit(config.limits.tombstones),
+            tombstone_age_s: config.limits.tombstone_age_s,
+            parked: limit(config.limits.parked),
+        },
+    }
+}

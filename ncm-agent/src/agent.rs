@@ -1,0 +1,111 @@
+//! The daemon: starts everything in order, says when it is ready, and stops when told to.
+
+use std::io;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::api::server;
+use crate::config::Config;
+use crate::engine::{Engine, InstanceLock};
+use crate::netlink::{Kernel, relay};
+use crate::telemetry::{log, prometheus};
+
+/// How long work in progress may go on after the signal to stop.
+const STOP_WITHIN: Duration = Duration::from_millis(500);
+
+/// Runs the agent until SIGTERM or SIGINT. What is in the kernel stays and goes on forwarding.
+///
+/// # Errors
+///
+/// It cannot start, or a part of it ends by itself.
+pub fn run(config: Config) -> anyhow::Result<()> {
+    log::start(&config.log);
+    let runtime = runtime()?;
+    let outcome = runtime.block_on(serve(config));
+    // Messages that are being applied stop between two steps; their senders see the connection end.
+    runtime.shutdown_timeout(STOP_WITHIN);
+    outcome
+}
+
+fn runtime() -> anyhow::Result<Runtime> {
+    Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("ncm-agent")
+        .build()
+        .context("cannot start the agent's threads")
+}
+
+async fn serve(config: Config) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), instance = config.instance, "the agent starts");
+    if config.missing_group == crate::config::MissingGroup::Open {
+        tracing::warn!(
+            "policy.missing_group is \"open\": ports that name a security group which is not held are open to everybody"
+        );
+    }
+    let engine = Engine::start(config.clone()).await?;
+    let bound = server::bind(&config.api).await?;
+    if let Some(address) = config.metrics {
+        let listener = tokio::net::TcpListener::bind(address)
+            .await
+            .with_context(|| format!("metrics.listen: cannot listen on {address}"))?;
+        let engine = engine.clone();
+        tokio::spawn(prometheus::serve(listener, move || engine.families()));
+    }
+    notify("READY=1");
+    for listener in &config.api.listeners {
+        tracing::info!(%listener, "goal states are taken here");
+    }
+    tracing::info!(socket = %config.api.socket.display(), "the agent is ready");
+    server::serve(bound, engine, async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        notify("STOPPING=1");
+        tracing::info!("the agent stops; what it programmed goes on forwarding");
+    })
+    .await
+}
+
+/// Removes everything of the instance from the kernel.
+///
+/// # Errors
+///
+/// An agent runs under that name, or something cannot be removed.
+pub fn teardown(config: &Config) -> anyhow::Result<()> {
+    log::start(&config.log);
+    let _lock = InstanceLock::take(&config.paths.run, &config.instance)?;
+    ncm_dataplane::teardown(&config.paths.bpffs, &config.instance)?;
+    let name = relay::device_name(&config.instance);
+    runtime()?
+        .block_on(async {
+            let mut kernel = Kernel::open()?;
+            relay::remove(&mut kernel, &name).await
+        })
+        .with_context(|| format!("cannot remove the relay device {name}"))?;
+    tracing::info!(instance = config.instance, "everything of the instance is removed");
+    Ok(())
+}
+
+/// Tells the service supervisor how far we are (sd_notify(3)); nothing happens where there is none.
+fn notify(state: &str) {
+    let Some(target) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let address = match target.as_bytes().strip_prefix(b"@") {
+        Some(name) => SocketAddr::from_abstract_name(name),
+        None => SocketAddr::from_pathname(&target),
+    };
+    let sent = address.and_then(|address| -> io::Result<usize> {
+        UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address)
+    });
+    if let Err(error) = sent {
+        tracing::warn!(%error, state, "cannot tell the service supervisor");
+    }
+}

@@ -1,0 +1,161 @@
+//! One message on its way through: decoded, applied step by step while earlier steps are being written, answered when
+//! the last is.
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use ncm_model::wire::OperationStatus;
+use ncm_model::{DecodeError, Kind, Message, Model, Origin, Progress, Row, Run};
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+
+use super::times::Times;
+use super::writer::Job;
+use super::{Engine, Shared};
+use crate::telemetry::own;
+
+/// States applied in one step: enough to fill the kernel's batches, few enough that no one waits long.
+const STEP: usize = 8192;
+
+/// From this size on, the memory that a message used is given back to the system at once.
+const LARGE: usize = 1 << 20;
+
+/// A message that was applied, and the model that answers for it.
+pub struct Applied<'a> {
+    /// The model.
+    pub model: &'a Model,
+    /// The message.
+    pub run: &'a Run,
+    /// Where its time went.
+    pub times: &'a Times,
+}
+
+impl Applied<'_> {
+    /// The outcome of each state, in the order of a reply.
+    pub fn rows(&self) -> impl Iterator<Item = Row<'_>> {
+        self.model.rows(self.run)
+    }
+}
+
+/// Why a message was not applied.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// It cannot be decoded; nothing of it was applied.
+    #[error("{0}")]
+    Decode(#[from] DecodeError),
+    /// The agent is stopping.
+    #[error("the agent is stopping")]
+    Stopping,
+    /// A fault of the agent's own, which is in its log.
+    #[error("internal error while the message was applied: {0}")]
+    Internal(String),
+}
+
+impl Engine {
+    /// Applies a message, and when all of it is in the kernel's tables, gives what `answer` makes of the outcome.
+    /// Goes on to the end even if the returned future is dropped.
+    ///
+    /// # Errors
+    ///
+    /// The message cannot be decoded, or the agent is stopping.
+    pub async fn apply<T: Send + 'static>(
+        &self,
+        bytes: Bytes,
+        kind: Kind,
+        origin: Origin,
+        answer: impl FnOnce(&Applied<'_>) -> T + Send + 'static,
+    ) -> Result<T, ApplyError> {
+        let shared = Arc::clone(&self.shared);
+        let turn = Arc::clone(&shared.turns).acquire_owned().await.map_err(|_| ApplyError::Stopping)?;
+        let runtime = Handle::current();
+        let task = tokio::task::spawn_blocking(move || {
+            let answer = shared.apply(&runtime, bytes, kind, origin, answer);
+            drop(turn);
+            answer
+        });
+        task.await.map_err(|error| ApplyError::Internal(error.to_string()))?
+    }
+}
+
+impl Shared {
+    fn apply<T>(
+        self: &Arc<Self>,
+        runtime: &Handle,
+        bytes: Bytes,
+        kind: Kind,
+        origin: Origin,
+        answer: impl FnOnce(&Applied<'_>) -> T,
+    ) -> Result<T, ApplyError> {
+        let times = Arc::new(Times::begin());
+        let size = bytes.len();
+        let message = match kind {
+            Kind::V1 => Message::decode_v1(bytes),
+            Kind::V2 => Message::decode_v2(bytes),
+            Kind::Rules => Message::decode_rules(bytes),
+        }?;
+        let mut run = Run::new(message, origin, unix_seconds());
+        loop {
+            let slot = runtime.block_on(Arc::clone(&self.slots).acquire_owned());
+            let slot = slot.map_err(|_| ApplyError::Stopping)?;
+            let (progress, wanted) =
+                self.change(Some(&times), Some(slot), |model, changes| model.step(&mut run, STEP, changes));
+            if !wanted.is_empty() {
+                runtime.block_on(self.take_guests(&wanted, &times));
+            }
+            if progress == Progress::Done {
+                break;
+            }
+        }
+        let (written, wait) = oneshot::channel();
+        self.writer.send(Job::Flush(written)).map_err(|_| ApplyError::Stopping)?;
+        wait.blocking_recv().map_err(|_| ApplyError::Stopping)?;
+        for warning in run.take_warnings() {
+            tracing::warn!("{warning}");
+        }
+        own::MESSAGES.increment();
+        own::MESSAGE_BYTES.add(size as u64);
+        let model = self.model();
+        own::UNWRITTEN.set(model.failed() as u64);
+        let applied = Applied { model: &model, run: &run, times: &times };
+        count_rows(&applied);
+        let answer = answer(&applied);
+        drop(model);
+        drop(run);
+        if size >= LARGE {
+            self.trim.notify_one();
+        }
+        Ok(answer)
+    }
+}
+
+/// Counts and logs what is not SUCCESS. Rows of that kind come first.
+fn count_rows(applied: &Applied<'_>) {
+    let mut shown = 0;
+    for row in applied.rows().take_while(|row| row.status != OperationStatus::Success) {
+        match row.status {
+            OperationStatus::Success => {}
+            OperationStatus::Failure => own::ROWS_FAILED.increment(),
+            OperationStatus::Pending => own::ROWS_PENDING.increment(),
+            OperationStatus::InvalidArg | OperationStatus::OutOfOrder => own::ROWS_REFUSED.increment(),
+        }
+        // A message can hold a million of them.
+        shown += 1;
+        let (kind, id, status) = (row.resource_type.as_str_name(), &row.id, row.status.as_str_name());
+        match row.status {
+            OperationStatus::Pending if shown <= 20 => tracing::info!(kind, %id, status, "{}", row.cause),
+            _ if shown <= 20 => tracing::warn!(kind, %id, status, "{}", row.cause),
+            _ => tracing::debug!(kind, %id, status, "{}", row.cause),
+        }
+    }
+    if shown > 20 {
+        tracing::warn!(
+            rows = shown,
+            "only the first 20 of these are logged: `ncmctl get` lists what is held"
+        );
+    }
+}
+
+fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
+}

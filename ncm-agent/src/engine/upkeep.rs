@@ -1,0 +1,144 @@
+//! What the engine does by itself: follows interfaces, tells the packet path that it is alive, retries what was refused,
+//! hands on the programs' log, and gives memory back.
+
+use std::os::fd::AsFd;
+use std::sync::{Arc, Weak};
+use std::thread;
+use std::time::Duration;
+
+use ncm_dataplane::ProgramLog;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use tokio::time::{MissedTickBehavior, interval, sleep};
+
+use super::status::monotonic_ns;
+use super::writer::Job;
+use super::{Engine, Shared};
+use crate::netlink::Links;
+use crate::telemetry::own;
+
+/// Well below the age at which the packet path ceases to trust the heartbeat.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+
+/// Pause between retries.
+const RETRY: Duration = Duration::from_secs(3);
+
+/// How often the log's thread looks whether it is still needed.
+const LOG_POLL_MS: u16 = 500;
+
+/// Resources retried in one step.
+const RETRIED: usize = 8192;
+
+/// How long after a large message memory is given back: others often follow at once.
+const TRIM_AFTER: Duration = Duration::from_secs(1);
+
+/// Starts the tasks; each ends when the engine is gone.
+pub(super) fn start(shared: &Arc<Shared>, links: Links) {
+    tokio::spawn(follow(Arc::downgrade(shared), links));
+    tokio::spawn(heartbeat(Arc::downgrade(shared)));
+    tokio::spawn(retry(Arc::downgrade(shared)));
+    tokio::spawn(trim(Arc::downgrade(shared)));
+    if let Some(log) = shared.dataplane.take_log() {
+        let shared = Arc::downgrade(shared);
+        let thread = thread::Builder::new().name("ncm-log".to_owned());
+        if let Err(error) = thread.spawn(move || forward_log(&shared, log)) {
+            tracing::warn!(%error, "the programs' log cannot be read");
+        }
+    }
+}
+
+async fn follow(shared: Weak<Shared>, mut links: Links) {
+    while let Some(event) = links.next().await {
+        let Some(shared) = shared.upgrade() else { return };
+        shared.follow(event).await;
+    }
+}
+
+async fn heartbeat(shared: Weak<Shared>) {
+    let mut ticks = interval(HEARTBEAT);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let Some(shared) = shared.upgrade() else { return };
+        // Whoever does not follow the underlay keeps silent, and the packet path asks the kernel.
+        if shared.underlay.as_ref().is_some_and(|underlay| !underlay.is_following()) {
+            continue;
+        }
+        if let Err(error) = shared.dataplane.set_heartbeat(monotonic_ns()) {
+            tracing::error!(%error, "cannot tell the packet path that the underlay is followed");
+        }
+    }
+}
+
+async fn retry(shared: Weak<Shared>) {
+    loop {
+        sleep(RETRY).await;
+        let Some(shared) = shared.upgrade() else { return };
+        shared.retry_interfaces().await;
+        let retried = tokio::task::spawn_blocking(move || shared.retry_entries()).await;
+        if let Err(error) = retried {
+            tracing::error!(%error, "a retry of refused entries failed");
+        }
+    }
+}
+
+impl Shared {
+    /// Writes once more what the kernel refused: there may be room by now.
+    fn retry_entries(&self) {
+        let mut left = self.model().failed();
+        if left == 0 {
+            own::UNWRITTEN.set(0);
+            return;
+        }
+        own::RETRIES.increment();
+        while left > 0 {
+            let Ok(slot) = futures::executor::block_on(Arc::clone(&self.slots).acquire_owned()) else {
+                return;
+            };
+            let (retried, _) = self.change(None, Some(slot), |model, changes| model.retry(RETRIED, changes));
+            if retried == 0 {
+                break;
+            }
+            left = left.saturating_sub(retried);
+        }
+        let (written, wait) = tokio::sync::oneshot::channel();
+        if self.writer.send(Job::Flush(written)).is_ok() && wait.blocking_recv().is_ok() {
+            own::UNWRITTEN.set(self.model().failed() as u64);
+        }
+    }
+}
+
+async fn trim(shared: Weak<Shared>) {
+    loop {
+        let Some(strong) = shared.upgrade() else { return };
+        strong.trim.notified().await;
+        drop(strong);
+        sleep(TRIM_AFTER).await;
+        drop(tokio::task::spawn_blocking(ncm_dataplane::release_memory).await);
+    }
+}
+
+/// A thread of its own: records come in bursts, and only while debugging.
+fn forward_log(shared: &Weak<Shared>, mut log: ProgramLog) {
+    while shared.strong_count() > 0 {
+        let ready = poll(&mut [PollFd::new(log.as_fd(), PollFlags::POLLIN)], PollTimeout::from(LOG_POLL_MS));
+        match ready {
+            Ok(_) | Err(Errno::EINTR) => log.forward(),
+            Err(error) => {
+                tracing::warn!(%error, "the programs' log cannot be read");
+                return;
+            }
+        }
+    }
+}
+
+impl Engine {
+    /// Waits until everything that was asked for so far is written.
+    pub async fn flush(&self) {
+        let (written, wait) = tokio::sync::oneshot::channel();
+        if self.shared.writer.send(Job::Flush(written)).is_ok() {
+            // The writer goes only when the engine does.
+            drop(wait.await);
+        }
+    }
+}

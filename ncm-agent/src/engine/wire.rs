@@ -1,0 +1,219 @@
+//! Our side of the underlay: which hook takes tunnel frames from each interface, the relay device, and what the packet
+//! path is told of its own node.
+
+use anyhow::Context;
+use ncm_common::tables::{Name, NameKey, Node, name_kinds, node_flags};
+use ncm_dataplane::{Dataplane, Hook, Tables};
+
+use super::Shared;
+use super::guests::Interfaces;
+use super::status::{InterfaceStatus, Role};
+use crate::config::{Admission, Config, WireMode};
+use crate::netlink::relay::{self, Relay};
+use crate::netlink::underlay::{Adopted, Settings, TableSink, TableWrite, Underlay};
+use crate::netlink::{Kernel, Link};
+use crate::telemetry::own;
+
+/// Makes the relay device and attaches its program, if there is a tunnel.
+pub(super) async fn relay(
+    config: &Config,
+    kernel: &mut Kernel,
+    dataplane: &Dataplane,
+) -> anyhow::Result<Option<Relay>> {
+    if config.underlay.endpoint_v4.is_none() {
+        tracing::warn!("underlay.endpoint_v4 is not set: nothing is carried to or from other hosts");
+        return Ok(None);
+    }
+    let name = relay::device_name(&config.instance);
+    let relay = relay::ensure(kernel, &name, config.underlay.relay_port)
+        .await
+        .with_context(|| format!("cannot make the relay device {name}"))?;
+    dataplane.attach(Hook::RelayTc, relay.link.index)?;
+    Ok(Some(relay))
+}
+
+/// Tells the packet path who we are.
+pub(super) fn node(config: &Config, relay: Option<&Relay>, dataplane: &Dataplane) -> anyhow::Result<()> {
+    let node = Node {
+        endpoint_v4: config.underlay.endpoint_v4.map_or([0; 4], |address| address.octets()),
+        endpoint_v6: config.underlay.endpoint_v6.map_or([0; 16], |address| address.octets()),
+        flags: if config.underlay.admission == Admission::Strict { node_flags::STRICT } else { 0 },
+        tunnel_port: config.underlay.port.to_be_bytes(),
+        relay_port: relay.map_or([0; 2], |relay| relay.port.to_be_bytes()),
+        relay_ifindex: relay.map_or(0, |relay| relay.link.index),
+        ..Node::default()
+    };
+    dataplane.tables().node.put(&0, &node).context("cannot tell the packet path who this node is")
+}
+
+/// Begins to follow the underlay, with what an earlier run left in the tables.
+pub(super) async fn underlay(config: &Config, dataplane: &Dataplane) -> anyhow::Result<Option<Underlay>> {
+    let Some(endpoint) = config.underlay.endpoint_v4 else { return Ok(None) };
+    let tables = dataplane.tables();
+    let adopted = adopted(tables)?;
+    let interfaces = config.underlay.interfaces.clone();
+    let settings =
+        Settings::new(endpoint, config.underlay.port, interfaces, tables.next_hop_groups.capacity());
+    let underlay = Underlay::start(settings, adopted, Box::new(Sink(tables.clone())));
+    Ok(Some(underlay.await.context("cannot follow the underlay's routes and neighbours")?))
+}
+
+fn adopted(tables: &Tables) -> anyhow::Result<Adopted> {
+    let used = |generation: u32| generation != 0;
+    let mut adopted = Adopted::default();
+    tables.hosts.for_each(|index, host| {
+        if used(host.generation) {
+            adopted.hosts.push((index, host));
+        }
+    })?;
+    let mut groups = Vec::new();
+    tables.next_hop_groups.for_each(|index, group| {
+        if used(group.generation) {
+            groups.push((index, group));
+        }
+    })?;
+    for (index, group) in groups {
+        let name = tables.names.get(&NameKey { kind: name_kinds::GROUP, index })?;
+        let text = name.as_ref().map(text).unwrap_or_default();
+        adopted.groups.push((index, text, group));
+    }
+    Ok(adopted)
+}
+
+fn text(name: &Name) -> String {
+    let length = (name.len as usize).min(name.text.len());
+    String::from_utf8_lossy(&name.text[..length]).into_owned()
+}
+
+/// Writes what the underlay decides.
+struct Sink(Tables);
+
+impl TableSink for Sink {
+    fn write(&mut self, write: &TableWrite) -> Result<(), String> {
+        let written = match write {
+            TableWrite::Group { index, value } => self.0.next_hop_groups.put(index, value),
+            TableWrite::Host { index, value } => self.0.hosts.put(index, value),
+            TableWrite::GroupName { index, name } => {
+                let key = NameKey { kind: name_kinds::GROUP, index: *index };
+                match name {
+                    Some(name) => self.0.names.put(&key, name),
+                    None => self.0.names.delete(&key),
+                }
+            }
+        };
+        written.map_err(|error| error.to_string())
+    }
+}
+
+/// Takes over an underlay interface that is there, unless it is already.
+pub(super) async fn put(shared: &Shared, interfaces: &mut Interfaces, link: &Link) {
+    if shared.config.underlay.endpoint_v4.is_none() {
+        return;
+    }
+    devices(shared, link, link.takes_xdp());
+    if interfaces.uplinks.get(&link.name) == Some(&link.index) {
+        if let Some(status) = shared.status().get_mut(&link.name) {
+            status.mtu = link.mtu;
+            status.xdp_target = link.takes_xdp();
+        }
+        return;
+    }
+    let late = link.is_veth() && interfaces.kernel.segments_late(link.index).await.unwrap_or(false);
+    let attached =
+        tokio::task::block_in_place(|| attach(&shared.dataplane, shared.config.underlay.mode, link, late));
+    let (hook, reason) = match attached {
+        Ok((hook, reason)) => {
+            interfaces.uplinks.insert(link.name.clone(), link.index);
+            tracing::info!(interface = %link, program = hook.program(), "tunnel frames are taken here: {reason}");
+            (Some(hook), reason)
+        }
+        Err(cause) => {
+            own::ATTACH_FAILURES.increment();
+            tracing::error!(interface = %link, "tunnel frames cannot be taken here: {cause}");
+            (None, cause)
+        }
+    };
+    let status = InterfaceStatus {
+        name: link.name.clone(),
+        ifindex: link.index,
+        role: Role::Underlay,
+        configured_mode: shared.config.underlay.mode.name(),
+        hook,
+        reason,
+        mtu: link.mtu,
+        xdp_target: link.takes_xdp(),
+    };
+    shared.status().insert(link.name.clone(), status);
+}
+
+/// Attaches the program that the mode calls for, then takes the other one away, so that one is always there.
+fn attach(dataplane: &Dataplane, mode: WireMode, link: &Link, late: bool) -> Result<(Hook, String), String> {
+    let only = |hook: Hook, other: Hook| {
+        dataplane.attach(hook, link.index)?;
+        dataplane.detach(other, link.index)
+    };
+    let xdp = || only(Hook::WireXdp, Hook::WireTc);
+    let tc = || only(Hook::WireTc, Hook::WireXdp).map_err(|error| error.to_string());
+    match mode {
+        WireMode::Tc => tc().map(|()| (Hook::WireTc, "as configured".to_owned())),
+        WireMode::Xdp => {
+            xdp().map_err(|error| error.to_string()).map(|()| (Hook::WireXdp, "as configured".to_owned()))
+        }
+        WireMode::Auto if late => tc().map(|()| {
+            let reason = "a virtual wire that carries segmentation-offloaded frames (`ethtool -K` shows \
+                          tx-tcp-segmentation on)";
+            (Hook::WireTc, reason.to_owned())
+        }),
+        WireMode::Auto => match xdp() {
+            Ok(()) => Ok((Hook::WireXdp, "the driver runs XDP natively".to_owned())),
+            Err(error) => tc().map(|()| (Hook::WireTc, format!("no native XDP: {error}"))),
+        },
+    }
+}
+
+/// Forgets an underlay interface that is gone.
+pub(super) fn lose(shared: &Shared, interfaces: &mut Interfaces, link: &Link) {
+    if interfaces.uplinks.remove(&link.name).is_some() {
+        tracing::warn!(interface = %link, "an underlay interface is gone");
+        devices(shared, link, false);
+        if let Some(status) = shared.status().get_mut(&link.name) {
+            status.ifindex = 0;
+            status.hook = None;
+            "the interface is gone".clone_into(&mut status.reason);
+        }
+    }
+}
+
+/// Lets XDP programs redirect to the interface, or no longer.
+fn devices(shared: &Shared, link: &Link, takes_xdp: bool) {
+    let devices = &shared.dataplane.tables().devices;
+    let written = if takes_xdp { devices.put(&link.index, &link.index) } else { devices.delete(&link.index) };
+    if let Err(error) = written {
+        tracing::warn!(interface = %link, "frames for this interface take the slow way: {error}");
+    }
+}
+
+impl Shared {
+    /// Takes over the underlay interfaces that are there, and says which are not.
+    pub(super) async fn take_uplinks(&self) {
+        let mut interfaces = self.interfaces.lock().await;
+        for name in &self.config.underlay.interfaces {
+            if let Some(link) = interfaces.links.get(name).cloned() {
+                put(self, &mut interfaces, &link).await;
+            } else {
+                tracing::warn!(interface = %name, "the underlay interface does not exist yet");
+                let status = InterfaceStatus {
+                    name: name.clone(),
+                    ifindex: 0,
+                    role: Role::Underlay,
+                    configured_mode: self.config.underlay.mode.name(),
+                    hook: None,
+                    reason: "the interface does not exist".to_owned(),
+                    mtu: 0,
+                    xdp_target: false,
+                };
+                self.status().insert(name.clone(), status);
+            }
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! Counters and gauges of the agent itself. Each is declared here, once, with its name and what it counts.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::families::{Family, Sample};
+
+/// Something that only rises.
+#[derive(Debug)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds one.
+    pub fn increment(&self) {
+        self.add(1);
+    }
+
+    /// Adds `amount`.
+    pub fn add(&self, amount: u64) {
+        self.0.fetch_add(amount, Ordering::Relaxed);
+    }
+
+    /// What was counted since the start.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Something that rises and falls.
+#[derive(Debug)]
+pub struct Gauge(AtomicU64);
+
+impl Gauge {
+    /// Sets it.
+    pub fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+
+    /// Adds one until the returned guard is dropped.
+    pub fn hold(&'static self) -> Held {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Held(self)
+    }
+
+    /// Its value.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Keeps a [`Gauge`] one higher.
+#[derive(Debug)]
+pub struct Held(&'static Gauge);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+macro_rules! own {
+    ($($kind:ident $constant:ident = $name:literal, $help:literal;)+) => {
+        $(#[doc = $help] pub(crate) static $constant: $kind = $kind(AtomicU64::new(0));)+
+
+        /// All of them, with their present values.
+        #[must_use]
+        pub fn own() -> Vec<Family> {
+            vec![$(Family {
+                name: $name,
+                help: $help,
+                kind: kind::$kind,
+                samples: vec![Sample { labels: Vec::new(), value: $constant.get() as f64 }],
+            },)+]
+        }
+    };
+}
+
+#[allow(non_upper_case_globals, reason = "named after the types")]
+mod kind {
+    pub(super) const Counter: &str = "counter";
+    pub(super) const Gauge: &str = "gauge";
+}
+
+own! {
+    Counter MESSAGES = "ncm_messages_total", "Goal-state messages that were applied.";
+    Counter MESSAGES_REFUSED = "ncm_messages_refused_total", "Goal-state messages that could not be decoded or received.";
+    Counter MESSAGE_BYTES = "ncm_message_bytes_total", "Bytes of goal-state messages that were applied.";
+    Counter ROWS_FAILED = "ncm_rows_failed_total", "Resources that were answered with FAILURE.";
+    Counter ROWS_REFUSED = "ncm_rows_refused_total", "Resources that were answered with INVALID_ARG or OUT_OF_ORDER.";
+    Counter ROWS_PENDING = "ncm_rows_pending_total", "Resources that were answered with PENDING.";
+    Counter FOREIGN_MESSAGES = "ncm_foreign_messages_total", "Messages whose host_resources have no entry for this node.";
+    Counter ENTRIES_WRITTEN = "ncm_entries_written_total", "Table entries that were written or deleted.";
+    Counter ENTRIES_FAILED = "ncm_entries_failed_total", "Table entries that the kernel refused.";
+    Counter WRITE_MICROSECONDS = "ncm_write_microseconds_total", "Time spent writing table entries.";
+    Counter RETRIES = "ncm_retries_total", "Times that refused entries were written again.";
+    Counter ATTACH_FAILURES = "ncm_attach_failures_total", "Times that a program could not be attached to an interface.";
+    Gauge STREAMS = "ncm_streams", "Open goal-state streams.";
+    Gauge CONNECTIONS = "ncm_connections", "Open connections to the listeners.";
+    Gauge BUFFERED_BYTES = "ncm_buffered_bytes", "Bytes of messages that are being received or applied.";
+    Gauge SUBSCRIPTIONS = "ncm_subscriptions", "Message-queue topics that the controller told this node to follow.";
+    Gauge UNWRITTEN = "ncm_resources_unwritten", "Resources with entries that the kernel refused and that are retried.";
+    Gauge REMOTE_HOSTS = "ncm_remote_hosts", "Remote hosts that endpoints are on.";
+    Gauge REMOTE_HOSTS_UNRESOLVED = "ncm_remote_hosts_unresolved", "Remote hosts to which no next hop is resolved.";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_follow_the_convention() {
+        let families = own();
+        for (position, family) in families.iter().enumerate() {
+            assert!(family.name.starts_with("ncm_"), "{}", family.name);
+            assert_eq!(family.name.ends_with("_total"), family.kind == kind::Counter, "{}", family.name);
+            assert!(
+                families[position + 1..].iter().all(|other| other.name != family.name),
+                "{}",
+                family.name
+            );
+        }
+    }
+}
