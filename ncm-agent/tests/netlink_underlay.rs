@@ -115,13 +115,15 @@ struct Site {
 
 impl Site {
     fn new(purpose: &str) -> Self {
-        let site = Self {
-            host: Namespace::new(purpose),
-            gateways: [Namespace::new(purpose), Namespace::new(purpose)],
-        };
+        let site = Self::without_uplinks(purpose);
         site.uplink(1);
         site.uplink(2);
         site
+    }
+
+    fn without_uplinks(purpose: &str) -> Self {
+        let gateways = [Namespace::new(purpose), Namespace::new(purpose)];
+        Self { host: Namespace::new(purpose), gateways }
     }
 
     fn uplink(&self, number: u8) {
@@ -194,7 +196,8 @@ fn a_gateways_announced_mac_is_followed_at_once() {
         eventually("the first MAC", || tables.expect(1, &[mac(1)])).await;
         site.gateways[0].ip("link set down1 down");
         site.gateways[0].ip("link set down1 address 02:00:00:00:00:77 up");
-        site.gateways[0].command("arping -q -c 1 -U -I down1 10.1.0.2");
+        // It waits for an answer that an announcement does not get.
+        site.gateways[0].command_any("arping -c 1 -w 1 -U -I down1 10.1.0.2");
         eventually("the new MAC", || tables.expect(1, &[mac(0x77)])).await;
     });
 }
@@ -366,6 +369,22 @@ fn a_new_agent_takes_over_hosts_and_groups_under_their_indices() {
         eventually("the adopted host to be followed", || tables.expect(7, &[mac(0x55)])).await;
         again.change_hosts(&[HostChange::Remove { index: 3 }, HostChange::Remove { index: 7 }]);
         assert!(tables.left().groups.is_empty() && tables.left().hosts.is_empty(), "slots are left");
+    });
+}
+
+#[test]
+fn an_agent_may_start_before_its_uplinks() {
+    let site = Site::without_uplinks("early");
+    site.host.run(async || {
+        let tables = Tables::default();
+        let underlay = start(&tables).await;
+        assert_eq!(underlay.change_hosts(&[add(1, BESIDE), add(2, BEHIND)]), []);
+        assert_eq!(underlay.counts(), (2, 2));
+        site.uplink(1);
+        eventually("the neighbour", || tables.expect(1, &[mac(1)])).await;
+        site.host.ip("route add default via 10.1.0.2");
+        eventually("the default route", || tables.expect(2, &[mac(1)])).await;
+        assert_eq!(underlay.counts(), (2, 0));
     });
 }
 

@@ -3,7 +3,7 @@
 
 use super::link::{self, IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND, IFLA_LINKINFO, IFLA_MTU, Link};
 use super::message::{Attributes, Request, flags, text, u16_at};
-use super::{Kernel, NetlinkError, sysctl};
+use super::{Kernel, NetlinkError, stable_hash, sysctl};
 
 /// MTU of the device in bytes: as large as the kernel lets a vxlan device be, for frames that it has put together.
 pub const MTU: u32 = 65_485;
@@ -39,10 +39,7 @@ pub fn device_name(instance: &str) -> String {
     {
         return plain;
     }
-    // FNV-1a: the same in every build, so that an upgraded agent finds its device.
-    let hash = instance
-        .bytes()
-        .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    let hash = stable_hash(instance) as u32;
     let start: String = instance.chars().filter(char::is_ascii_alphanumeric).take(2).collect();
     format!("ncm-{start}.{hash:08x}")
 }

@@ -51,6 +51,13 @@ impl Namespace {
         run("nsenter", &all)
     }
 
+    /// Runs a command in it, however it ends.
+    #[allow(dead_code, reason = "not every test file runs commands")]
+    pub(crate) fn command_any(&self, command: &str) {
+        let network = format!("--net=/run/netns/{}", self.name);
+        let _ = Command::new("nsenter").arg(network).args(command.split_whitespace()).output();
+    }
+
     /// Runs `body` on a thread and a runtime inside the namespace.
     pub(crate) fn run(&self, body: impl AsyncFnOnce() + Send) {
         std::thread::scope(|scope| {

@@ -71,8 +71,8 @@ impl Follower {
         for request in routes::dump_requests() {
             match self.dump(&request, |message| routes::parse(message)).await {
                 Ok(found) => snapshot.routes.extend::<Vec<RouteMessage>>(found),
-                // Next-hop objects are from Linux 5.3.
-                Err(error) if error.errno() == Some(libc::EOPNOTSUPP) => {}
+                // Next-hop objects are from Linux 5.3; before its first route the table does not exist.
+                Err(error) if matches!(error.errno(), Some(libc::EOPNOTSUPP | libc::ENOENT)) => {}
                 Err(error) => return Err(error),
             }
         }
@@ -81,7 +81,6 @@ impl Follower {
                 self.dump(&neighbours::dump_request(family), neighbours::parse).await?;
             snapshot.neighbours.extend(found);
         }
-        snapshot.addresses.dedup();
         Ok(snapshot)
     }
 

@@ -2,10 +2,10 @@
 //! in the table holds.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
-use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 
 use ncm_common::tables::{Name, NextHop, NextHopGroup, NextHopHalf};
 
+use super::super::stable_hash;
 use super::neighbours::Hop;
 
 /// Most next hops of a group.
@@ -212,9 +212,9 @@ pub(crate) fn fitting(text: &str) -> String {
     if text.len() <= NAME_BYTES {
         return text.to_owned();
     }
-    let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(text);
-    let cut = text.floor_char_boundary(NAME_BYTES - 18);
-    format!("{}…{hash:015x}", &text[..cut])
+    let hash = stable_hash(text);
+    let cut = text.floor_char_boundary(NAME_BYTES - "…".len() - 16);
+    format!("{}…{hash:016x}", &text[..cut])
 }
 
 #[cfg(test)]

@@ -217,6 +217,12 @@ impl Underlay {
         self.shared.lock().state.is_settled()
     }
 
+    /// How many remote hosts are followed, and how many of them have no resolved next hop.
+    #[must_use]
+    pub fn counts(&self) -> (usize, usize) {
+        self.shared.lock().state.counts()
+    }
+
     /// How each remote host is reached, by index.
     #[must_use]
     pub fn report(&self) -> Vec<HostReport> {

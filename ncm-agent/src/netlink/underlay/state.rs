@@ -1,7 +1,7 @@
 //! What the tables about the underlay should hold, from what the kernel reports: events in, table writes out. Nothing
 //! here talks to the kernel.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use ncm_common::tables::{Host, NextHop, NextHopGroup, next_hop_flags};
@@ -81,7 +81,9 @@ pub(crate) struct State {
     clearing_groups: BTreeSet<u32>,
     /// Hosts that found all groups taken.
     starved: BTreeSet<u32>,
-    cares: VecDeque<(Hop, Care)>,
+    /// Next hops that the kernel is to be asked to keep, and to keep no more.
+    to_keep: BTreeSet<Hop>,
+    to_release: BTreeSet<Hop>,
     unknown: bool,
     synchronised: bool,
 }
@@ -105,7 +107,8 @@ impl State {
             clearing: BTreeMap::new(),
             clearing_groups: BTreeSet::new(),
             starved: BTreeSet::new(),
-            cares: VecDeque::new(),
+            to_keep: BTreeSet::new(),
+            to_release: BTreeSet::new(),
             unknown: false,
             synchronised: false,
         };
@@ -263,19 +266,24 @@ impl State {
     fn care(&mut self, hop: Hop) {
         let running = self.links.get(hop.interface).is_some_and(|link| link.running);
         let kept = self.neighbours.get(&hop).is_some_and(|entry| entry.managed || entry.fixed);
-        if running && !kept && self.groups.needs(&hop) && !self.cares.contains(&(hop, Care::Keep)) {
-            self.cares.push_back((hop, Care::Keep));
+        if running && !kept && self.groups.needs(&hop) {
+            self.to_keep.insert(hop);
         }
     }
 
     /// The next request to the kernel about a next hop, if it still makes sense.
     pub(crate) fn next_care(&mut self) -> Option<(Hop, Care)> {
-        loop {
-            let (hop, care) = self.cares.pop_front()?;
-            if self.groups.needs(&hop) == (care == Care::Keep) {
-                return Some((hop, care));
+        while let Some(hop) = self.to_release.pop_first() {
+            if !self.groups.needs(&hop) {
+                return Some((hop, Care::Release));
             }
         }
+        while let Some(hop) = self.to_keep.pop_first() {
+            if self.groups.needs(&hop) {
+                return Some((hop, Care::Keep));
+            }
+        }
+        None
     }
 
     /// Takes the model's wishes in; [`State::flush`] then writes them.
@@ -537,7 +545,7 @@ impl State {
                 self.dirty_hosts.append(&mut self.starved);
                 for hop in self.groups.forget(index) {
                     if self.neighbours.get(&hop).is_some_and(|entry| entry.managed) {
-                        self.cares.push_back((hop, Care::Release));
+                        self.to_release.insert(hop);
                     }
                 }
             }
@@ -552,6 +560,12 @@ impl State {
             && self.dirty_groups.is_empty()
             && self.clearing.is_empty()
             && self.clearing_groups.is_empty()
+    }
+
+    /// How many remote hosts there are, and how many of them have no resolved next hop.
+    pub(crate) fn counts(&self) -> (usize, usize) {
+        let resolved = |host: &&RemoteHost| host.path.iter().any(|(hop, _)| self.next_hop(hop).is_some());
+        (self.hosts.len(), self.hosts.len() - self.hosts.values().filter(resolved).count())
     }
 
     /// How each remote host is reached, by index.
