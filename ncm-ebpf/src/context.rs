@@ -131,22 +131,26 @@ pub trait Context: Frame + Copy {
     /// Sends the frame back out of the interface that it came in by.
     fn reply(&self) -> i32;
 
-    /// Sends an encapsulated frame by the kernel's own route and neighbour tables, `ifindex` being the interface by which
-    /// the way was last known (0 for none); `None` if the kernel knows no way, or the hook cannot ask.
-    fn send_by_kernel(&self, way: &Way) -> Option<i32>;
+    /// The interface by which the kernel itself would reach a host; `None` if it knows no way, or the hook cannot ask.
+    fn way(&self, question: &Question) -> Option<u32>;
+
+    /// Sends an encapsulated frame out of an interface, for the kernel to find the next hop's MAC.
+    fn send_to_neighbour(&self, ifindex: u32) -> i32;
 }
 
 /// What the kernel is asked for a way by.
 #[derive(Clone, Copy)]
-pub struct Way {
-    /// The interface by which the way was last known; 0 for none.
-    pub ifindex: u32,
+pub struct Question {
     /// An interface with forwarding on, to ask as; 0 for none. The agent's relay device is one.
     pub asking: u32,
     /// Our tunnel endpoint, as in memory.
     pub source: u32,
     /// The remote host, as in memory.
     pub destination: u32,
+    /// Whether a next hop that is not resolved will do: the kernel then resolves it, and holds frames meanwhile.
+    pub unresolved: bool,
+    /// The interface to take where the kernel does not say; 0 for none.
+    pub otherwise: u32,
 }
 
 /// `data + offset`, in a register of its own: the compiler must not compute it anew for the bounds check and for the
@@ -299,9 +303,14 @@ impl Context for Xdp {
     }
 
     #[inline(always)]
-    fn send_by_kernel(&self, _: &Way) -> Option<i32> {
+    fn way(&self, _: &Question) -> Option<u32> {
         // XDP programs pass such packets up to tc.
         None
+    }
+
+    #[inline(always)]
+    fn send_to_neighbour(&self, _: u32) -> i32 {
+        Self::DROP
     }
 }
 
@@ -471,39 +480,43 @@ impl Context for Tc {
     }
 
     #[inline(always)]
-    fn send_by_kernel(&self, way: &Way) -> Option<i32> {
-        let found = lookup(self, way);
-        let ifindex = if found == 0 { way.ifindex } else { found };
-        if ifindex == 0 {
-            return None;
-        }
-        // The kernel looks the neighbour up again, resolves it if need be, and holds the frame meanwhile.
-        // SAFETY: without parameters the helper only notes the interface.
-        Some(unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) } as i32)
+    fn way(&self, question: &Question) -> Option<u32> {
+        let ifindex = match route(self, question) {
+            Some((ifindex, resolved)) if resolved || question.unresolved => ifindex,
+            Some(_) => 0,
+            None => question.otherwise,
+        };
+        (ifindex != 0).then_some(ifindex)
+    }
+
+    #[inline(always)]
+    fn send_to_neighbour(&self, ifindex: u32) -> i32 {
+        // SAFETY: without parameters the helper only notes the interface. The kernel looks up route and neighbour there.
+        unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as i32 }
     }
 }
 
-/// The interface of the kernel's route; 0 if there is none, or the kernel does not say as whom we ask.
+/// The interface of the kernel's route, and whether the next hop there is resolved; `None` if the kernel does not say.
 #[inline(always)]
-fn lookup(packet: &Tc, way: &Way) -> u32 {
-    // SAFETY: all bits are a value, and what is not set below stays zero, as the kernel wants it.
-    let mut question: bpf_fib_lookup_parameters = unsafe { core::mem::zeroed() };
-    question.family = AF_INET;
-    question.ifindex = way.asking;
-    question.__bindgen_anon_3.ipv4_src = way.source;
-    question.__bindgen_anon_4.ipv4_dst = way.destination;
-    if way.asking == 0 {
-        return 0;
+fn route(packet: &Tc, question: &Question) -> Option<(u32, bool)> {
+    if question.asking == 0 {
+        return None;
     }
-    // SAFETY: the context is the kernel's, and the question is as long as is said.
-    let answer = unsafe {
-        bpf_fib_lookup(packet.0.cast(), &raw mut question, size_of::<bpf_fib_lookup_parameters>() as i32, 0)
-    };
-    // An unresolved neighbour is the kernel's to resolve.
-    if answer == BPF_FIB_LKUP_RET_SUCCESS.into() || answer == BPF_FIB_LKUP_RET_NO_NEIGH.into() {
-        question.ifindex
+    // SAFETY: all bits are a value, and what is not set below stays zero, as the kernel wants it.
+    let mut parameters: bpf_fib_lookup_parameters = unsafe { core::mem::zeroed() };
+    parameters.family = AF_INET;
+    parameters.ifindex = question.asking;
+    parameters.__bindgen_anon_3.ipv4_src = question.source;
+    parameters.__bindgen_anon_4.ipv4_dst = question.destination;
+    let size = size_of::<bpf_fib_lookup_parameters>() as i32;
+    // SAFETY: the context is the kernel's, and the parameters are as long as is said.
+    let answer = unsafe { bpf_fib_lookup(packet.0.cast(), &raw mut parameters, size, 0) };
+    if answer == i64::from(BPF_FIB_LKUP_RET_SUCCESS) {
+        Some((parameters.ifindex, true))
+    } else if answer == i64::from(BPF_FIB_LKUP_RET_NO_NEIGH) {
+        Some((parameters.ifindex, false))
     } else {
-        0
+        None
     }
 }
 

@@ -1,12 +1,12 @@
 //! What is answered on the spot, in the packet itself: ARP, pings of a gateway, and packets whose TTL ran out.
 //!
-//! Answers are seldom and go back to the guest, so that the XDP program leaves them to tc.
+//! Where an answer needs another packet than the one at hand, or the guest takes no XDP frames, XDP leaves it to tc.
 
 use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use ncm_common::{
     counters::PathCounter,
     drops::DropReason,
-    tables::{Bucket, Subnet, endpoint_flags},
+    tables::{Bucket, Subnet, endpoint_flags, port_flags},
 };
 
 use super::{
@@ -38,14 +38,15 @@ const ERRORS_AT_ONCE: u64 = 50;
 pub fn arp<C: Context>(packet: C, sender: Sender, ethernet: &Ethernet) -> Step<Verdict> {
     let message = Arp::parse(&packet, PAYLOAD).ok_or(DropReason::Malformed)?;
     if message.sender_mac != ethernet.source {
+        sender.mac(ethernet.source)?;
         return Err(DropReason::SpoofedArp);
     }
     // A guest that looks whether an address is taken asks without a sender's address (RFC 5227, section 2.1.1).
     let (index, generation) = if message.sender_ip == Ipv4Address::UNSPECIFIED {
+        sender.mac(ethernet.source)?;
         (sender.port.subnet, sender.port.subnet_generation)
     } else {
-        let source =
-            sender.source(message.sender_mac, message.sender_ip).map_err(|_| DropReason::SpoofedArp)?;
+        let source = sender.source(message.sender_mac, message.sender_ip).map_err(as_arp)?;
         (source.subnet, source.subnet_generation)
     };
     if message.operation != arp::REQUEST || message.sender_ip == message.target_ip {
@@ -56,12 +57,24 @@ pub fn arp<C: Context>(packet: C, sender: Sender, ethernet: &Ethernet) -> Step<V
     }
     let mac =
         owner(sender, index, subnet(index, generation)?, message.target_ip).ok_or(DropReason::ArpUnknown)?;
-    if C::PASSES_UP {
+    if !can_reply::<C>(sender) {
         return Ok(Verdict::PassUp);
     }
     packet.store(0, &message.answer(mac))?;
     count(PathCounter::ArpAnswered, arp::FRAME_LEN as u32);
     Ok(back(packet, sender))
+}
+
+/// A spoofed address as what it is in ARP.
+#[inline(always)]
+fn as_arp(reason: DropReason) -> DropReason {
+    if matches!(reason, DropReason::SpoofedIp) { DropReason::SpoofedArp } else { reason }
+}
+
+/// Whether an answer from this hook reaches the guest: an XDP program's does where its interface takes XDP frames.
+#[inline(always)]
+fn can_reply<C: Context>(sender: Sender) -> bool {
+    !C::PASSES_UP || sender.port.flags & port_flags::XDP_TARGET != 0
 }
 
 /// The MAC that answers for an address towards a guest of that subnet.
@@ -88,7 +101,7 @@ pub fn gateway<C: Context>(packet: C, sender: Sender, whole: &Packet<'_>) -> Ste
         Transport::Opaque if ip.protocol == protocol::ICMP => None,
         _ => return Err(DropReason::GatewayUnserved),
     };
-    if C::PASSES_UP {
+    if !can_reply::<C>(sender) {
         return Ok(Verdict::PassUp);
     }
     let bytes = packet.length();
@@ -120,6 +133,9 @@ pub fn time_exceeded<C: Context>(
     from: &Subnet,
     whole: &Packet<'_>,
 ) -> Step<Verdict> {
+    if !is_reported(whole) {
+        return Err(DropReason::TtlExceeded);
+    }
     if C::PASSES_UP {
         return Ok(Verdict::PassUp);
     }
@@ -151,7 +167,20 @@ struct Quote {
     checksum_at: usize,
 }
 
-/// What to quote of a packet; `None` if no error may be sent about it (RFC 1122, section 3.2.2).
+/// Whether an error may be sent about a packet: not about another error, nor about a later fragment (RFC 1122, section
+/// 3.2.2), nor about what has too little to quote.
+#[inline(always)]
+fn is_reported(whole: &Packet<'_>) -> bool {
+    if let Transport::Icmp { kind, .. } = whole.transport
+        && *kind != icmp::ECHO_REQUEST
+        && *kind != icmp::ECHO_REPLY
+    {
+        return false;
+    }
+    whole.ip.starts_payload() && usize::from(whole.ip.payload_len()) >= UDP_LEN
+}
+
+/// What to quote of a packet; `None` if it cannot be read.
 ///
 /// The IP header needs no summing up: with its own checksum it sums up to zero. A checksum that a device is to complete
 /// would be written over later by the kernel, as that cannot be called off, and the ICMP checksum would be wrong then:
@@ -170,10 +199,6 @@ fn quote<C: Context>(packet: &C, whole: &Packet<'_>) -> Option<Quote> {
                 + checksum::halves(window.raw32::<16>());
             (TCP_LEN as u32, ports.checksum, sum, 16)
         }
-        Transport::Icmp { kind, .. } if *kind != icmp::ECHO_REQUEST && *kind != icmp::ECHO_REPLY => {
-            return None;
-        }
-        _ if !whole.ip.starts_payload() || usize::from(whole.ip.payload_len()) < UDP_LEN => return None,
         transport => {
             let window = packet.window::<UDP_LEN>(at)?;
             let sum = checksum::halves(window.raw32::<0>()) + checksum::halves(window.raw32::<4>());

@@ -13,7 +13,7 @@ use super::{
     deliver::{Hop, Packet, lower_ttl},
 };
 use crate::{
-    context::{Context, Tunnel, Way},
+    context::{Context, Question, Tunnel},
     count::count,
     headers::{
         Mac, checksum,
@@ -40,7 +40,8 @@ pub fn encapsulate<C: Context>(packet: C, whole: &Packet<'_>, hop: &Hop<'_>) -> 
     let bytes = packet.length();
     fits(&packet, whole, template.mtu)?;
     let hash = whole.transport.flow_hash(whole.ip);
-    let (next, ifindex) = next_hop(template.group, hash);
+    let fresh = is_fresh();
+    let (next, ifindex) = next_hop(template.group, hash, fresh);
     if C::PASSES_UP && !next.is_some_and(|next| next.flags & next_hop_flags::XDP_TARGET != 0) {
         return Ok(Verdict::PassUp);
     }
@@ -62,12 +63,18 @@ pub fn encapsulate<C: Context>(packet: C, whole: &Packet<'_>, hop: &Hop<'_>) -> 
             packet.send(next.ifindex).ok_or(DropReason::NoDevice)?
         }
         None => {
-            let way =
-                Way { ifindex, asking: asking(), source: tunnel.headers[3], destination: tunnel.headers[4] };
+            let question = Question {
+                asking: asking(),
+                source: tunnel.headers[3],
+                destination: tunnel.headers[4],
+                // The agent resolves next hops as long as it is there; without it, the kernel does.
+                unresolved: !fresh,
+                otherwise: if fresh { 0 } else { ifindex },
+            };
+            let ifindex = packet.way(&question).ok_or(DropReason::NextHopUnresolved)?;
             packet.encapsulate(&tunnel, 0)?;
-            let action = packet.send_by_kernel(&way).ok_or(DropReason::NextHopUnresolved)?;
             count(PathCounter::KernelResolved, bytes);
-            action
+            packet.send_to_neighbour(ifindex)
         }
     };
     count(PathCounter::Encapsulated, bytes);
@@ -89,7 +96,7 @@ fn template(index: u32, generation: u32) -> Step<&'static TemplateHalf> {
 /// The next hop for a flow, if the group has a resolved one and the agent is there to keep it true. Otherwise, the
 /// interface by which the way was last known, or 0.
 #[inline(always)]
-fn next_hop(group: u32, hash: u32) -> (Option<&'static NextHop>, u32) {
+fn next_hop(group: u32, hash: u32, fresh: bool) -> (Option<&'static NextHop>, u32) {
     let Some(group) = NEXT_HOP_GROUPS.get(&group) else { return (None, 0) };
     let group: &'static NextHopGroup = group;
     if group.generation == 0 {
@@ -100,7 +107,7 @@ fn next_hop(group: u32, hash: u32) -> (Option<&'static NextHop>, u32) {
     // The upper half of the hash picks the hop, the lower one the source port: neither tells about the other.
     let number = ((hash >> 16) * (half.count & 15)) >> 16;
     let next = &half.hops[(number & 7) as usize];
-    if half.count == 0 || !is_fresh() { (None, next.ifindex) } else { (Some(next), 0) }
+    if half.count == 0 || !fresh { (None, next.ifindex) } else { (Some(next), 0) }
 }
 
 /// Which half is in use. The agent writes the other one first and then this word.

@@ -55,12 +55,14 @@ fn forward<C: Context>(packet: C, from: &mut u32) -> Step<Verdict> {
     if ethernet.ethertype == ethertype::IPV4 && !packet.is_tagged() {
         return ipv4(packet, sender, &ethernet);
     }
+    if ethernet.ethertype == ethertype::ARP && !packet.is_tagged() {
+        return answer::arp(packet, sender, &ethernet);
+    }
     sender.mac(ethernet.source)?;
     if packet.is_tagged() {
         return Err(DropReason::Vlan);
     }
     match ethernet.ethertype {
-        ethertype::ARP => answer::arp(packet, sender, &ethernet),
         ethertype::VLAN | ethertype::SERVICE_VLAN => Err(DropReason::Vlan),
         ethertype::IPV6 => Err(match ipv6::kind(&packet, PAYLOAD) {
             None => DropReason::Malformed,
