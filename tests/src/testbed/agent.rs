@@ -169,6 +169,20 @@ impl Agent {
         self.unary("PushNetworkResourceStates", state.clone())
     }
 
+    /// Pushes a V1 goal state that is encoded already, so that only the agent's time counts.
+    ///
+    /// # Errors
+    /// On a gRPC error, or a reply over the limit.
+    pub fn push_encoded(&self, state: bytes::Bytes) -> Result<Statuses> {
+        let path = PathAndQuery::from_static("/alcor.schema.GoalStateProvisioner/PushNetworkResourceStates");
+        let mut client = tonic::client::Grpc::new(self.channel.clone());
+        let reply = self.runtime.block_on(async {
+            client.ready().await.map_err(|error| anyhow!("{error}"))?;
+            client.unary(tonic::Request::new(state), path, Encoded).await.context("the agent refused")
+        });
+        Statuses::new(reply?.into_inner())
+    }
+
     /// Pushes neighbours by `PushGoalstates`.
     ///
     /// # Errors
@@ -253,6 +267,35 @@ pub(super) fn ncmctl(ns: &Namespace, instance: &str, arguments: &[&str]) -> Resu
     let fixed = [program.as_ref(), "--instance", instance, "--socket", &socket].map(str::to_owned);
     let words: Vec<String> = fixed.into_iter().chain(arguments.iter().map(|word| (*word).to_owned())).collect();
     ns.outcome(&words)
+}
+
+/// Sends bytes as they are.
+struct Encoded;
+
+impl tonic::codec::Codec for Encoded {
+    type Encode = bytes::Bytes;
+    type Decode = wire::GoalStateOperationReply;
+    type Encoder = Self;
+    type Decoder = <ProstCodec<wire::GoalState, Self::Decode> as tonic::codec::Codec>::Decoder;
+
+    fn encoder(&mut self) -> Self::Encoder {
+        Self
+    }
+
+    fn decoder(&mut self) -> Self::Decoder {
+        ProstCodec::<wire::GoalState, Self::Decode>::default().decoder()
+    }
+}
+
+impl tonic::codec::Encoder for Encoded {
+    type Item = bytes::Bytes;
+    type Error = tonic::Status;
+
+    fn encode(&mut self, item: bytes::Bytes, target: &mut tonic::codec::EncodeBuf<'_>) -> Result<(), tonic::Status> {
+        use bytes::BufMut;
+        target.put(item);
+        Ok(())
+    }
 }
 
 async fn connect(stream: TcpStream) -> Result<Channel> {

@@ -191,7 +191,7 @@ impl Host {
     /// If the metrics do not answer.
     pub fn drops(&self, reason: &str) -> Result<u64> {
         let quoted = format!("\"{reason}\"");
-        Ok(self.metric(&["ncm_drop_packets_total{", &quoted])? as u64)
+        Ok(self.metric(&["ncm_drops_packets_total{", &quoted])? as u64)
     }
 
     /// Does `provoke` and expects drops for `reason` to rise by at least one.

@@ -17,6 +17,7 @@
 
 mod agent;
 mod cloud;
+mod generator;
 mod guest;
 mod host;
 mod lab;
@@ -31,6 +32,7 @@ use anyhow::{Context, Result, ensure};
 
 pub use agent::{Agent, AgentConfig, Statuses, Stream, binary};
 pub use cloud::{Cloud, CloudPort, CloudSubnet, gateway_mac, guest_mac, to_v2};
+pub use generator::Generator;
 pub use guest::{Guest, GuestSpec, RunningPing};
 pub use host::{Host, HostOptions, TwoHosts};
 pub use lab::{Lab, eventually};

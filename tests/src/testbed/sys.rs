@@ -80,3 +80,92 @@ pub(super) fn open_tap(name: &str) -> Result<File> {
     }
     Ok(device)
 }
+
+/// `struct bpf_insn`: code, registers, offset and immediate.
+type Instruction = [u8; 8];
+
+/// `union bpf_attr` is larger, but the kernel takes any prefix and reads the rest as zero.
+#[repr(C)]
+#[derive(Default)]
+struct LoadAttributes {
+    program_type: u32,
+    instruction_count: u32,
+    instructions: u64,
+    license: u64,
+    rest: [u64; 12],
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct TestAttributes {
+    program: u32,
+    result: u32,
+    data_size_in: u32,
+    data_size_out: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration: u32,
+    context_size_in: u32,
+    context_size_out: u32,
+    context_in: u64,
+    context_out: u64,
+    flags: u32,
+    cpu: u32,
+    batch_size: u32,
+    padding: u32,
+}
+
+const BPF_PROG_LOAD: libc::c_long = 5;
+const BPF_PROG_TEST_RUN: libc::c_long = 10;
+const BPF_PROG_TYPE_XDP: u32 = 6;
+const BPF_F_TEST_XDP_LIVE_FRAMES: u32 = 1 << 1;
+const XDP_TX: u8 = 3;
+
+/// Loads an XDP program that only says `XDP_TX`.
+pub(super) fn load_transmitter() -> Result<OwnedFd> {
+    // r0 = XDP_TX; exit.
+    let instructions: [Instruction; 2] = [[0xb7, 0, 0, 0, XDP_TX, 0, 0, 0], [0x95, 0, 0, 0, 0, 0, 0, 0]];
+    let license = c"Apache-2.0";
+    let attributes = LoadAttributes {
+        program_type: BPF_PROG_TYPE_XDP,
+        instruction_count: instructions.len() as u32,
+        instructions: instructions.as_ptr() as u64,
+        license: license.as_ptr() as u64,
+        rest: [0; 12],
+    };
+    // SAFETY: the attributes and what they point to live through the call, and the size is theirs.
+    let fd = unsafe {
+        libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const attributes, size_of::<LoadAttributes>())
+    };
+    if fd < 0 {
+        return Err(io::Error::last_os_error()).context("load the packet generator");
+    }
+    // SAFETY: a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// Runs a program on `count` live copies of a frame, as if an interface of this namespace had received them.
+pub(super) fn transmit(program: &OwnedFd, interface: u32, frame: &[u8], count: u32) -> Result<()> {
+    // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+    let context: [u32; 6] = [0, frame.len() as u32, 0, interface, 0, 0];
+    let attributes = TestAttributes {
+        program: program.as_raw_fd() as u32,
+        data_size_in: frame.len() as u32,
+        data_in: frame.as_ptr() as u64,
+        repeat: count,
+        context_size_in: size_of_val(&context) as u32,
+        context_in: context.as_ptr() as u64,
+        flags: BPF_F_TEST_XDP_LIVE_FRAMES,
+        batch_size: 64,
+        ..Default::default()
+    };
+    // SAFETY: the attributes and what they point to live through the call, and the size is theirs.
+    let failed = unsafe {
+        libc::syscall(libc::SYS_bpf, BPF_PROG_TEST_RUN, &raw const attributes, size_of::<TestAttributes>())
+    };
+    if failed != 0 {
+        return Err(io::Error::last_os_error()).context("send live frames");
+    }
+    Ok(())
+}

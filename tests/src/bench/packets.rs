@@ -1,0 +1,50 @@
+//! 64-byte UDP from a guest on one host to one on another, as fast as it goes: ours and the kernel's in turn.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use super::kernel::{Pair, kernel, ours};
+use super::row::Row;
+use super::streams::in_turn;
+use super::Plan;
+use crate::testbed::packets::{ethernet, ipv4, udp};
+use crate::testbed::{Generator, HostOptions, Namespace};
+
+pub(super) fn measure(plan: &Plan, done: &mut dyn FnMut(Row)) -> Result<()> {
+    for (guests, mode) in [("xdp", "\"xdp\""), ("tcx", "\"tc\"")] {
+        let name = format!("packets_64_bytes_guests_on_{guests}");
+        if !plan.wants(&name) {
+            continue;
+        }
+        let options = HostOptions::default();
+        let pairs = [ours(options.clone().with("guest", "mode", mode), false)?, kernel(options, false)?];
+        let time = Duration::from_secs(u64::from(plan.seconds()) / 2);
+        let [own, other] = in_turn(plan, &pairs, |pair| rate(pair, time))?;
+        let reference = "Linux bridge + vxlan, same generator";
+        done(Row::new(name, "packets/s", own, reference, other, None));
+    }
+    Ok(())
+}
+
+/// Packets a second that arrive at the second guest while the first sends more than the path carries.
+fn rate(pair: &Pair, time: Duration) -> Result<f64> {
+    // The guest's frames reach the host without its own stack: the host's end takes them as a polling device does.
+    pair.net.host1.ns.features(&pair.a.spec().interface, "gro on")?;
+    let datagram = ipv4(pair.a.ip(), pair.b.ip(), 64, 17, &udp(4000, 4000, &[0; 22]));
+    let frame = ethernet(pair.b.mac(), pair.a.mac(), 0x0800, &datagram);
+    let generator = Generator::new()?;
+    let (before, begin) = (received(&pair.b.ns)?, Instant::now());
+    while begin.elapsed() < time {
+        generator.send(&pair.a.ns, "eth0", &frame, 100_000)?;
+    }
+    let spent = begin.elapsed().as_secs_f64();
+    Ok((received(&pair.b.ns)? - before) as f64 / spent)
+}
+
+/// Frames that a guest's interface has received.
+fn received(guest: &Namespace) -> Result<u64> {
+    let shown = guest.inside(|| Ok(std::fs::read_to_string("/proc/thread-self/net/dev")?))?;
+    let line = shown.lines().find_map(|line| line.trim().strip_prefix("eth0:")).context("no eth0")?;
+    line.split_whitespace().nth(1).context("no count")?.parse().context("a count")
+}

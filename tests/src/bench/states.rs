@@ -1,0 +1,128 @@
+//! Goal states with many neighbours: the time from push to reply against raw batch writes of the same entries, and
+//! the agent's memory.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use ncm_common::tables::{Endpoint, Ipv4Key, MacKey, endpoint_flags};
+use ncm_dataplane::{Dataplane, Options};
+use ncm_model::wire::{GoalState, OperationStatus};
+use prost::Message;
+
+use super::row::{Bound, Row};
+use super::{Plan, median};
+use crate::many;
+use crate::testbed::{Cloud, HostOptions, Lab, TwoHosts};
+
+/// Entries that fit the tables in every run.
+const CAPACITY: u32 = 1_100_000;
+
+pub(super) fn measure(plan: &Plan, done: &mut dyn FnMut(Row)) -> Result<()> {
+    for count in [1_000, 100_000, 1_000_000] {
+        let (time, rate) = (format!("goal_state_{count}"), format!("goal_state_rate_{count}"));
+        let (memory, peak) = (format!("memory_resident_{count}"), format!("memory_peak_{count}"));
+        let last = count == 1_000_000;
+        let wants_memory = last && (plan.wants(&memory) || plan.wants(&peak));
+        if !plan.wants(&time) && !plan.wants(&rate) && !wants_memory {
+            continue;
+        }
+        let rounds = if last { plan.rounds().min(2) } else { plan.rounds() };
+        let (mut pushes, mut writes, mut resident, mut peaks) = (vec![], vec![], vec![], vec![]);
+        let mut message_bytes = 0;
+        for _ in 0..rounds {
+            let wait = wants_memory.then_some(Duration::from_secs(10));
+            let push = push(count, wait)?;
+            pushes.push(push.time);
+            resident.push(push.resident);
+            peaks.push(push.peak);
+            message_bytes = push.message_bytes;
+            writes.push(raw_writes(count)?);
+        }
+        let (own, raw) = (median(pushes), median(writes));
+        let reference = "raw batch writes of the same entries into the same maps";
+        if plan.wants(&time) {
+            done(Row::new(time, "ms", own * 1e3, reference, raw * 1e3, Some(Bound::AtMost(1.5))));
+        }
+        if plan.wants(&rate) {
+            let entries = f64::from(count) * 2.0;
+            done(Row::new(rate, "entries/s", entries / own, reference, entries / raw, None));
+        }
+        let entries = (size_of::<MacKey>() + size_of::<Ipv4Key>() + 2 * size_of::<Endpoint>()) as f64;
+        let (mebi, entries) = (1024.0 * 1024.0, entries * f64::from(count));
+        if last && plan.wants(&memory) {
+            let reference = "bytes of the compiled table entries";
+            let bound = Some(Bound::AtMost(2.0));
+            done(Row::new(memory, "MiB", median(resident) / mebi, reference, entries / mebi, bound));
+        }
+        if last && plan.wants(&peak) {
+            let limit = 3.0 * entries + message_bytes as f64;
+            let reference = "3 x the compiled table entries + the message";
+            done(Row::new(peak, "MiB", median(peaks) / mebi, reference, limit / mebi, Some(Bound::AtMost(1.0))));
+        }
+    }
+    Ok(())
+}
+
+struct Push {
+    /// Seconds from the first byte to the reply.
+    time: f64,
+    /// Resident bytes after the wait.
+    resident: f64,
+    /// Largest resident bytes ever.
+    peak: f64,
+    message_bytes: usize,
+}
+
+/// Pushes the message, encoded beforehand, to an agent that has just started.
+fn push(count: u32, wait: Option<Duration>) -> Result<Push> {
+    let lab = Lab::new()?;
+    let mut cloud = Cloud::new();
+    cloud
+        .vpc("red", 100)
+        .subnet("web", "red", "10.0.0.0/8")
+        .port("a", "web", "10.1.0.11", "host1")
+        .port("b", "web", "10.1.0.12", "host2");
+    let options = HostOptions::default().with("capacity", "endpoints", &CAPACITY.to_string());
+    let net = TwoHosts::unstarted(&lab, options)?;
+    net.host1.start()?;
+    let _a = cloud.guest(&lab, &net.host1, "a")?;
+    let agent = net.host1.agent();
+    agent.push(&cloud.goal_state("host1"))?.expect_success()?;
+    let neighbors = many::neighbors("web", "red", count, net.host2.address);
+    let state = GoalState { format_version: 101, neighbor_states: neighbors, ..Default::default() };
+    let message = bytes::Bytes::from(state.encode_to_vec());
+    drop(state);
+    let message_bytes = message.len();
+    let begin = Instant::now();
+    let reply = agent.push_encoded(message)?;
+    let time = begin.elapsed().as_secs_f64();
+    let failed = reply.count(OperationStatus::Failure);
+    ensure!(failed == 0, "{failed} of {count} neighbours are FAILURE");
+    std::thread::sleep(wait.unwrap_or_default());
+    let (resident, peak) = agent.memory()?;
+    Ok(Push { time, resident: resident as f64, peak: peak as f64, message_bytes })
+}
+
+/// Writes the same entries into tables of the same kind and capacity with nothing else to do.
+fn raw_writes(count: u32) -> Result<f64> {
+    let mut options = Options::unpinned();
+    options.capacities.set("endpoints", CAPACITY);
+    let dataplane = Dataplane::open(&options).context("load tables to write into")?;
+    let value = |number| Endpoint {
+        target: 1,
+        generation: 1,
+        flags: endpoint_flags::L2,
+        mac: many::mac(number),
+        ..Default::default()
+    };
+    let mac = |number| (MacKey { vni: 100, mac: many::mac(number), ..Default::default() }, value(number));
+    let ip = |number| (Ipv4Key { vni: 100, ip: many::address(number).octets() }, value(number));
+    let by_mac: Vec<_> = (0..count).map(mac).collect();
+    let by_ip: Vec<_> = (0..count).map(ip).collect();
+    let begin = Instant::now();
+    let outcomes =
+        [dataplane.tables().endpoints_mac.put_batch(by_mac), dataplane.tables().endpoints_ipv4.put_batch(by_ip)];
+    let time = begin.elapsed().as_secs_f64();
+    ensure!(outcomes.iter().all(ncm_dataplane::Outcome::is_complete), "the kernel refused entries of the reference");
+    Ok(time)
+}
