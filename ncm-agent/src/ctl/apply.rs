@@ -56,7 +56,13 @@ fn set_operation(state: &mut GoalStateV2, operation: OperationType) {
         };
     }
     each!(
-        vpc_states, subnet_states, port_states, dhcp_states, neighbor_states, security_group_states, router_states,
+        vpc_states,
+        subnet_states,
+        port_states,
+        dhcp_states,
+        neighbor_states,
+        security_group_states,
+        router_states,
         gateway_states
     );
 }
@@ -119,7 +125,8 @@ fn is_empty(state: &GoalStateV2) -> bool {
 
 fn verdict(results: &[StateResult], waited: bool) -> Exit {
     let is = |result: &StateResult, status: OperationStatus| result.status == status as i32;
-    let good = |result: &StateResult| is(result, OperationStatus::Success) || is(result, OperationStatus::Pending);
+    let good =
+        |result: &StateResult| is(result, OperationStatus::Success) || is(result, OperationStatus::Pending);
     if !results.iter().all(good) {
         Exit::Failed
     } else if waited && results.iter().any(|result| is(result, OperationStatus::Pending)) {
@@ -168,10 +175,7 @@ async fn preview(global: &Global, agent: &mut Agent, documents: Vec<Document>) -
     let values = differences.iter().map(|difference| json.own("Difference", difference));
     let values = values.collect::<Result<Vec<_>, _>>()?;
     let refused = differences.iter().filter(|difference| difference.change == Change::Refuse as i32).count();
-    let summary = object([
-        ("dryRun", json!(true)),
-        ("differences", Value::Array(values)),
-    ]);
+    let summary = object([("dryRun", json!(true)), ("differences", Value::Array(values))]);
     output::show(global.output, &summary, || {
         let mut grid = Grid::new(["", "type", "id", "operation", "difference"]);
         for difference in &differences {
@@ -184,8 +188,14 @@ async fn preview(global: &Global, agent: &mut Agent, documents: Vec<Document>) -
                 what,
             ]);
         }
-        let changes = differences.iter().filter(|difference| difference.change != Change::None as i32).count();
-        format!("{}{} of {} would change; nothing was changed\n", grid.text(), changes - refused, differences.len())
+        let changes =
+            differences.iter().filter(|difference| difference.change != Change::None as i32).count();
+        format!(
+            "{}{} of {} would change; nothing was changed\n",
+            grid.text(),
+            changes - refused,
+            differences.len()
+        )
     })?;
     Ok(if refused == 0 { Exit::Ok } else { Exit::Failed })
 }

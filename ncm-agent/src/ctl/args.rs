@@ -300,7 +300,10 @@ mod tests {
             let path = format!("{path} {}", command.get_name());
             let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
             assert!(help.contains("Example"), "`{path} --help` has no example");
-            assert!(help.contains("  ncmctl ") || help.contains("| ncmctl "), "`{path}`: the example shows no call");
+            assert!(
+                help.contains("  ncmctl ") || help.contains("| ncmctl "),
+                "`{path}`: the example shows no call"
+            );
             for sub in command.get_subcommands().filter(|sub| sub.get_name() != "help") {
                 check(sub, &path);
             }
@@ -310,7 +313,16 @@ mod tests {
 
     #[test]
     fn types_are_known_by_singular_plural_and_either_spelling() {
-        for text in ["port", "ports", "Port", "neighbor", "neighbours", "security-group", "securitygroups", "security_group"] {
+        for text in [
+            "port",
+            "ports",
+            "Port",
+            "neighbor",
+            "neighbours",
+            "security-group",
+            "securitygroups",
+            "security_group",
+        ] {
             assert!(resource_type(text).is_ok(), "{text}");
         }
         assert!(resource_type("prot").is_err());

@@ -9,7 +9,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 
 use super::args::Global;
 use super::failure::Failure;
-use crate::inspect::read::PinnedTables;
+use crate::inspect::read::TableReader;
 use crate::ncm_v1::inspect_client::InspectClient;
 use crate::ncm_v1::operate_client::OperateClient;
 
@@ -69,12 +69,15 @@ fn explain(path: &Path, global: &Global, error: &std::io::Error) -> NoAgent {
                 global.instance
             ),
         ),
-        ErrorKind::ConnectionRefused => {
-            (true, format!("nobody listens on {path}: the agent is not running; see `systemctl status ncm-agent`"))
-        }
+        ErrorKind::ConnectionRefused => (
+            true,
+            format!("nobody listens on {path}: the agent is not running; see `systemctl status ncm-agent`"),
+        ),
         ErrorKind::PermissionDenied => (
             false,
-            format!("no permission for {path}: run as root, or as a member of the group that `[api] group` names"),
+            format!(
+                "no permission for {path}: run as root, or as a member of the group that `[api] group` names"
+            ),
         ),
         _ => (false, format!("cannot connect to {path}: {error}; see `systemctl status ncm-agent`")),
     };
@@ -84,7 +87,7 @@ fn explain(path: &Path, global: &Global, error: &std::io::Error) -> NoAgent {
 /// Where tables are read from.
 pub(super) enum Tables {
     Agent(Box<Agent>),
-    Pinned(PinnedTables),
+    Pinned(TableReader),
 }
 
 impl Tables {
@@ -95,18 +98,19 @@ impl Tables {
                 Ok(agent) => return Ok(Self::Agent(Box::new(agent))),
                 Err(reason) if !reason.absent => return Err(reason.into()),
                 Err(reason) => {
-                    let pinned = PinnedTables::open(&global.bpffs, &global.instance)
-                        .map_err(|error| Failure::unreachable(format!("{}\nwithout it: {error}", reason.message)))?;
+                    let pinned = TableReader::open(&global.bpffs, &global.instance).map_err(|error| {
+                        Failure::unreachable(format!("{}\nwithout it: {error}", reason.message))
+                    })?;
                     super::output::note(&format!(
                         "the agent is not running; reading the pinned tables of instance `{}`",
-                        pinned.instance()
+                        global.instance
                     ));
                     return Ok(Self::Pinned(pinned));
                 }
             }
         }
-        let pinned = PinnedTables::open(&global.bpffs, &global.instance)?;
-        super::output::note(&format!("reading the pinned tables of instance `{}`", pinned.instance()));
+        let pinned = TableReader::open(&global.bpffs, &global.instance)?;
+        super::output::note(&format!("reading the pinned tables of instance `{}`", global.instance));
         Ok(Self::Pinned(pinned))
     }
 }

@@ -63,7 +63,12 @@ fn drops_text(reply: &GetDropsReply) -> String {
     let mut text = grid.text();
     let mut grid = Grid::new(["port", "reason", "packets", "bytes"]);
     for count in &reply.ports {
-        grid.row([port_text(count), count.reason.clone(), count.packets.to_string(), count.bytes.to_string()]);
+        grid.row([
+            port_text(count),
+            count.reason.clone(),
+            count.packets.to_string(),
+            count.bytes.to_string(),
+        ]);
     }
     if !grid.is_empty() {
         text.push('\n');
@@ -91,7 +96,8 @@ struct Delta {
 fn changes(before: &GetDropsReply, now: &GetDropsReply) -> Vec<Delta> {
     let key = |count: &DropCount| (count.port_index, count.reason.clone());
     let delta = |earlier: &[DropCount], later: &[DropCount]| -> Vec<Delta> {
-        let known: HashMap<_, _> = earlier.iter().map(|count| (key(count), (count.packets, count.bytes))).collect();
+        let known: HashMap<_, _> =
+            earlier.iter().map(|count| (key(count), (count.packets, count.bytes))).collect();
         let deltas = later.iter().map(|count| {
             let (packets, bytes) = known.get(&key(count)).copied().unwrap_or_default();
             // A port's counters start again when its index is given to another one.
@@ -169,7 +175,13 @@ mod tests {
     use super::*;
 
     fn count(port_index: u32, reason: &str, packets: u64) -> DropCount {
-        DropCount { reason: reason.to_owned(), packets, bytes: packets * 60, port_index, ..DropCount::default() }
+        DropCount {
+            reason: reason.to_owned(),
+            packets,
+            bytes: packets * 60,
+            port_index,
+            ..DropCount::default()
+        }
     }
 
     #[test]
@@ -185,8 +197,10 @@ mod tests {
             read_at_ns: 1,
         };
         let seen = changes(&before, &now);
-        let seen: Vec<_> =
-            seen.iter().map(|delta| (delta.count.port_index, delta.count.reason.as_str(), delta.packets)).collect();
+        let seen: Vec<_> = seen
+            .iter()
+            .map(|delta| (delta.count.port_index, delta.count.reason.as_str(), delta.packets))
+            .collect();
         assert_eq!(seen, [(1, "vlan", 2), (2, "vlan", 2), (0, "unknown_vtep", 2)]);
     }
 }

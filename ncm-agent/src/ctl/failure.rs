@@ -59,9 +59,9 @@ impl From<tonic::Status> for Failure {
             tonic::Code::PermissionDenied | tonic::Code::Unauthenticated => Self::unreachable(format!(
                 "the agent refuses this user: {message}; run as root or as a member of the socket's group"
             )),
-            tonic::Code::Unavailable | tonic::Code::Cancelled => {
-                Self::unreachable(format!("the connection to the agent broke: {message}; `systemctl status ncm-agent`"))
-            }
+            tonic::Code::Unavailable | tonic::Code::Cancelled => Self::unreachable(format!(
+                "the connection to the agent broke: {message}; `systemctl status ncm-agent`"
+            )),
             tonic::Code::Unimplemented => {
                 Self::failed(format!("the agent is of another version and cannot do this: {message}"))
             }

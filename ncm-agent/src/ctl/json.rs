@@ -39,7 +39,9 @@ fn convert(pool: &DescriptorPool, name: &str, bytes: &[u8], skip_defaults: bool)
     let descriptor = pool.get_message_by_name(name).ok_or_else(|| broken("unknown type".into()))?;
     let message = DynamicMessage::decode(descriptor, bytes).map_err(|error| broken(error.to_string()))?;
     let options = SerializeOptions::new().stringify_64_bit_integers(false).skip_default_fields(skip_defaults);
-    message.serialize_with_options(serde_json::value::Serializer, &options).map_err(|error| broken(error.to_string()))
+    message
+        .serialize_with_options(serde_json::value::Serializer, &options)
+        .map_err(|error| broken(error.to_string()))
 }
 
 /// An object from names and values.

@@ -24,7 +24,8 @@ pub(super) async fn get(global: &Global, get: Get) -> Result<Exit, Failure> {
         },
     )
     .await?;
-    let missing: Vec<&String> = get.ids.iter().filter(|id| !states.iter().any(|state| state.id == **id)).collect();
+    let missing: Vec<&String> =
+        get.ids.iter().filter(|id| !states.iter().any(|state| state.id == **id)).collect();
     let json = Json::new()?;
     let values = states.iter().map(|state| state_json(&json, state)).collect::<Result<Vec<_>, _>>()?;
     output::show(global.output, &Value::Array(values), || table(&states))?;
@@ -38,12 +39,16 @@ pub(super) async fn get(global: &Global, get: Get) -> Result<Exit, Failure> {
 }
 
 /// Held resources.
-pub(super) async fn list(agent: &mut Agent, request: ListStatesRequest) -> Result<Vec<ResourceState>, Failure> {
+pub(super) async fn list(
+    agent: &mut Agent,
+    request: ListStatesRequest,
+) -> Result<Vec<ResourceState>, Failure> {
     let mut parts = agent.inspect.list_states(request).await?.into_inner();
     let mut states = Vec::new();
     while let Some(mut part) = parts.message().await? {
         states.append(&mut part.states);
     }
+    states.sort_by(|a, b| (a.r#type, &a.id, &a.neighbor_type).cmp(&(b.r#type, &b.id, &b.neighbor_type)));
     Ok(states)
 }
 

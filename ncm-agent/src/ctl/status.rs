@@ -8,7 +8,9 @@ use super::failure::{Exit, Failure};
 use super::json::Json;
 use super::output::{self, Grid};
 use super::states::{age, status_text, type_text};
-use crate::ncm_v1::{GetInfoReply, GetInfoRequest, GetStatusReply, GetStatusRequest, InterfaceRole, ResourceCount};
+use crate::ncm_v1::{
+    GetInfoReply, GetInfoRequest, GetStatusReply, GetStatusRequest, InterfaceRole, ResourceCount,
+};
 
 /// Health at a glance. Exits with 1 while there are alarms, so that scripts can watch it.
 pub(super) async fn status(global: &Global) -> Result<Exit, Failure> {
@@ -52,7 +54,8 @@ fn join(parts: &[&str]) -> String {
 
 fn text(status: &GetStatusReply) -> String {
     let info = status.info.clone().unwrap_or_default();
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |now| now.as_secs());
+    let since =
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |now| now.as_secs());
     let mut text = format!(
         "ncm-agent {}, instance {}, node {} ({}), up {}, kernel {}\n",
         info.version,

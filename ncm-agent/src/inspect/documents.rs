@@ -29,7 +29,7 @@ pub fn drop_reasons() -> String {
         "# Drop reasons\n\n\
          <!-- Generated from ncm-common/src/drops.rs and counters.rs: `ncmctl docs drop-reasons > docs/drop-reasons.md` -->\n\n\
          Every packet that the packet path drops is counted under exactly one of these reasons, in total and for the port\n\
-         concerned. `ncmctl drops` shows them; the metric is `ncm_drops_total`. Numbers are stable.\n\n\
+         concerned. `ncmctl drops` shows them; the metric is `ncm_drops_packets_total`. Numbers are stable.\n\n\
          | number | reason | counts when |\n|---:|---|---|\n",
     );
     for reason in DropReason::ALL {

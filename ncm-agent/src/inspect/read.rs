@@ -1,6 +1,7 @@
 //! Reads an instance's tables into the messages of `ncm.v1`, whether the agent does it or the tool does.
 
-use std::path::{Path, PathBuf};
+use std::collections::HashMap;
+use std::path::Path;
 
 use ncm_common::Plain;
 use ncm_common::drops::DropReason;
@@ -49,40 +50,25 @@ fn table_names() -> String {
     TABLES.iter().map(|spec| spec.name.to_ascii_lowercase()).collect::<Vec<_>>().join(", ")
 }
 
-/// The pinned tables of one instance.
-pub struct PinnedTables {
-    reader: Reader,
-    instance: String,
-    bpffs: PathBuf,
+/// Shows the tables of one instance.
+pub struct TableReader {
+    tables: Tables,
 }
 
-impl PinnedTables {
-    /// Opens the tables of `instance` below the bpffs at `bpffs`, for reading only.
+impl TableReader {
+    /// Shows these tables.
+    #[must_use]
+    pub fn new(tables: Tables) -> Self {
+        Self { tables }
+    }
+
+    /// Opens the pinned tables of `instance` below the bpffs at `bpffs`, for reading only.
     ///
     /// # Errors
     ///
     /// [`ReadError::Dataplane`] if nothing is pinned there, or tables of another layout.
     pub fn open(bpffs: &Path, instance: &str) -> Result<Self, ReadError> {
-        let reader = Reader::open(bpffs, instance)?;
-        Ok(Self { reader, instance: instance.to_owned(), bpffs: bpffs.to_owned() })
-    }
-
-    /// The instance's name.
-    #[must_use]
-    pub fn instance(&self) -> &str {
-        &self.instance
-    }
-
-    /// The bpffs that the tables are pinned in.
-    #[must_use]
-    pub fn bpffs(&self) -> &Path {
-        &self.bpffs
-    }
-
-    /// The typed tables.
-    #[must_use]
-    pub fn tables(&self) -> &Tables {
-        self.reader.tables()
+        Ok(Self::new(Reader::open(bpffs, instance)?.tables().clone()))
     }
 
     /// The names that the tables are shown with.
@@ -91,7 +77,7 @@ impl PinnedTables {
     ///
     /// [`ReadError::Dataplane`] if the table of names cannot be read.
     pub fn names(&self) -> Result<Names, ReadError> {
-        Ok(Names::new(self.tables().names.entries()?, interfaces()))
+        Ok(Names::new(self.tables.names.entries()?, interfaces()))
     }
 
     /// What every table is, with its fill.
@@ -100,23 +86,20 @@ impl PinnedTables {
     ///
     /// [`ReadError::Dataplane`] if a table cannot be read.
     pub fn list(&self) -> Result<Vec<ncm_v1::Table>, ReadError> {
-        let tables = self.tables();
-        let mut list = Vec::with_capacity(TABLES.len());
-        for description in descriptions() {
-            let Some(table) = by_name(tables, description.spec.name) else { continue };
-            list.push(ncm_v1::Table {
-                name: description.name(),
-                kind: kind_text(description.spec.kind).to_owned(),
-                holds: description.spec.holds.to_owned(),
-                entries: table.count()?,
-                capacity: u64::from(table.capacity()),
-                key_columns: strings(description.key_columns),
-                value_columns: strings(description.value_columns),
-                memory: table.memory()?,
-                capacity_key: description.spec.capacity_key.unwrap_or_default().to_owned(),
-            });
-        }
-        Ok(list)
+        let entries: HashMap<&str, u64> =
+            self.tables.counts()?.into_iter().map(|(spec, entries)| (spec.name, entries)).collect();
+        let memory: HashMap<&str, (u64, u32)> = self
+            .tables
+            .memory()?
+            .into_iter()
+            .map(|(spec, memory, capacity)| (spec.name, (memory, capacity)))
+            .collect();
+        let tables = descriptions().into_iter().map(|description| {
+            let name = description.spec.name;
+            let (memory, capacity) = memory.get(name).copied().unwrap_or_default();
+            table_message(&description, entries.get(name).copied().unwrap_or_default(), capacity, memory)
+        });
+        Ok(tables.collect())
     }
 
     /// Every entry of the table of that name, in batches; with `include_empty` also unused slots and zero counters.
@@ -189,7 +172,7 @@ impl PinnedTables {
             Some(names.parse(name_kinds::PORT, port).map_err(unknown)?)
         };
         let mut ports = Vec::new();
-        for (key, count) in self.tables().port_drops.entries()? {
+        for (key, count) in self.tables.port_drops.entries()? {
             if only.is_some_and(|port| port != key.port) || (count.packets == 0 && count.bytes == 0) {
                 continue;
             }
@@ -204,7 +187,7 @@ impl PinnedTables {
         ports.sort_by(|a, b| (&a.port, a.port_index, &a.reason).cmp(&(&b.port, b.port_index, &b.reason)));
         let mut reasons = Vec::new();
         if only.is_none() {
-            for (number, count) in self.tables().drops.entries()? {
+            for (number, count) in self.tables.drops.entries()? {
                 let known = DropReason::from_number(number).is_some();
                 if known || count.packets > 0 {
                     reasons.push(ncm_v1::DropCount {
@@ -228,8 +211,24 @@ impl PinnedTables {
     fn find(&self, name: &str) -> Result<(Description, &dyn AnyTable), ReadError> {
         let no_table = || ReadError::NoTable { name: name.to_owned() };
         let description = describe(name).ok_or_else(no_table)?;
-        let table = by_name(self.tables(), description.spec.name).ok_or_else(no_table)?;
+        let table = by_name(&self.tables, description.spec.name).ok_or_else(no_table)?;
         Ok((description, table))
+    }
+}
+
+/// What a table is, and its fill.
+#[must_use]
+pub fn table_message(description: &Description, entries: u64, capacity: u32, memory: u64) -> ncm_v1::Table {
+    ncm_v1::Table {
+        name: description.name(),
+        kind: kind_text(description.spec.kind).to_owned(),
+        holds: description.spec.holds.to_owned(),
+        entries,
+        capacity: u64::from(capacity),
+        key_columns: strings(description.key_columns),
+        value_columns: strings(description.value_columns),
+        memory,
+        capacity_key: description.spec.capacity_key.unwrap_or_default().to_owned(),
     }
 }
 
@@ -294,9 +293,6 @@ fn strings(texts: &[&str]) -> Vec<String> {
 trait AnyTable {
     fn scan(&self, visit: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), ncm_dataplane::Error>;
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, ncm_dataplane::Error>;
-    fn count(&self) -> Result<u64, ncm_dataplane::Error>;
-    fn capacity(&self) -> u32;
-    fn memory(&self) -> Result<u64, ncm_dataplane::Error>;
 }
 
 impl<K: Plain, V: Plain> AnyTable for Table<K, V> {
@@ -306,15 +302,6 @@ impl<K: Plain, V: Plain> AnyTable for Table<K, V> {
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, ncm_dataplane::Error> {
         let Some(key) = K::from_bytes(key) else { return Ok(None) };
         Ok(Table::get(self, &key)?.map(|value| value.as_bytes().to_vec()))
-    }
-    fn count(&self) -> Result<u64, ncm_dataplane::Error> {
-        Table::count(self)
-    }
-    fn capacity(&self) -> u32 {
-        Table::capacity(self)
-    }
-    fn memory(&self) -> Result<u64, ncm_dataplane::Error> {
-        self.memory_bytes()
     }
 }
 
@@ -328,16 +315,6 @@ impl<K: Plain, V: Sum> AnyTable for CounterTable<K, V> {
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, ncm_dataplane::Error> {
         let Some(key) = K::from_bytes(key) else { return Ok(None) };
         Ok(CounterTable::get(self, &key)?.map(|value| value.as_bytes().to_vec()))
-    }
-    fn count(&self) -> Result<u64, ncm_dataplane::Error> {
-        let zero = V::zeroed();
-        Ok(self.entries()?.iter().filter(|(_, value)| *value != zero).count() as u64)
-    }
-    fn capacity(&self) -> u32 {
-        CounterTable::capacity(self)
-    }
-    fn memory(&self) -> Result<u64, ncm_dataplane::Error> {
-        self.memory_bytes()
     }
 }
 

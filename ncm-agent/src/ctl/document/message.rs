@@ -4,7 +4,9 @@
 //! types and unknown enum values are refused. A number may be written as a string, as the mapping allows; a string
 //! may not be written as a number, since YAML would change it (`1e3`, `0x10`).
 
-use prost_reflect::{DynamicMessage, EnumDescriptor, FieldDescriptor, Kind, MapKey, MessageDescriptor, Value};
+use prost_reflect::{
+    DynamicMessage, EnumDescriptor, FieldDescriptor, Kind, MapKey, MessageDescriptor, Value,
+};
 
 use super::yaml::{Content, Entry, Node};
 use super::{Problem, nearest};
@@ -20,7 +22,12 @@ pub(super) struct Translation {
 
 impl Translation {
     /// The message that `node` describes; what is wrong is in `problems`, and then the message is not to be used.
-    pub(super) fn message(&mut self, node: &Node, descriptor: &MessageDescriptor, path: &str) -> DynamicMessage {
+    pub(super) fn message(
+        &mut self,
+        node: &Node,
+        descriptor: &MessageDescriptor,
+        path: &str,
+    ) -> DynamicMessage {
         let mut message = DynamicMessage::new(descriptor.clone());
         let Content::Mapping(entries) = &node.content else {
             self.expected(node, path, &format!("a mapping ({})", descriptor.name()));
@@ -56,7 +63,8 @@ impl Translation {
             };
             let kind = field.kind();
             let values = items.iter().enumerate();
-            let values = values.filter_map(|(index, item)| self.single(item, &kind, &format!("{path}[{index}]")));
+            let values =
+                values.filter_map(|(index, item)| self.single(item, &kind, &format!("{path}[{index}]")));
             Some(Value::List(values.collect()))
         } else {
             self.single(node, &field.kind(), path)
@@ -109,9 +117,9 @@ impl Translation {
 
     fn enumeration(&mut self, node: &Node, descriptor: &EnumDescriptor, path: &str) -> Option<Value> {
         let known = match &node.content {
-            Content::Scalar { text, .. } => descriptor.get_value_by_name(text).or_else(|| {
-                text.parse().ok().and_then(|number| descriptor.get_value(number))
-            }),
+            Content::Scalar { text, .. } => descriptor
+                .get_value_by_name(text)
+                .or_else(|| text.parse().ok().and_then(|number| descriptor.get_value(number))),
             _ => None,
         };
         if let Some(value) = known {
@@ -182,7 +190,8 @@ fn looks_like_number(text: &str) -> bool {
     let digits = text.strip_prefix(['-', '+']).unwrap_or(text);
     let starts = digits.strip_prefix('.').unwrap_or(digits).starts_with(|c: char| c.is_ascii_digit());
     let radix = |prefix: &str, base: u32| {
-        text.strip_prefix(prefix).is_some_and(|rest| !rest.is_empty() && rest.chars().all(|c| c.is_digit(base)))
+        text.strip_prefix(prefix)
+            .is_some_and(|rest| !rest.is_empty() && rest.chars().all(|c| c.is_digit(base)))
     };
     (starts && digits.parse::<f64>().is_ok())
         || radix("0x", 16)

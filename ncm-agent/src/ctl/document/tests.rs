@@ -66,24 +66,66 @@ fn null_leaves_a_field_unset() {
 #[test]
 fn what_is_wrong_is_said_with_file_line_path_and_remedy() {
     let cases = [
-        (PORT.replace("macAddress", "macAdress"), "states.yaml:9: portStates.p1.configuration.macAdress: unknown field (did you mean macAddress?)"),
-        (PORT.replace("fixedIps", "addresses"), "states.yaml:11: portStates.p1.configuration.addresses: unknown field; PortConfiguration has "),
-        (PORT.replace("subnetId", "subnet"), "states.yaml:12: portStates.p1.configuration.fixedIps[0].subnet: unknown field"),
-        (PORT.replace("CREATE", "MAKE"), "states.yaml:5: portStates.p1.operationType: expected one of INFO, CREATE, UPDATE, GET, DELETE, found `MAKE`"),
+        (
+            PORT.replace("macAddress", "macAdress"),
+            "states.yaml:9: portStates.p1.configuration.macAdress: unknown field (did you mean macAddress?)",
+        ),
+        (
+            PORT.replace("fixedIps", "addresses"),
+            "states.yaml:11: portStates.p1.configuration.addresses: unknown field; PortConfiguration has ",
+        ),
+        (
+            PORT.replace("subnetId", "subnet"),
+            "states.yaml:12: portStates.p1.configuration.fixedIps[0].subnet: unknown field",
+        ),
+        (
+            PORT.replace("CREATE", "MAKE"),
+            "states.yaml:5: portStates.p1.operationType: expected one of INFO, CREATE, UPDATE, GET, DELETE, found `MAKE`",
+        ),
         (PORT.replace("CREATE", "17"), "states.yaml:5: portStates.p1.operationType: expected one of INFO"),
-        (PORT.replace("revision_number: 1", "revision_number: -1"), "states.yaml:8: portStates.p1.configuration.revision_number: expected a whole number from 0 to 4294967295, found `-1`"),
+        (
+            PORT.replace("revision_number: 1", "revision_number: -1"),
+            "states.yaml:8: portStates.p1.configuration.revision_number: expected a whole number from 0 to 4294967295, found `-1`",
+        ),
         (PORT.replace("revision_number: 1", "revision_number: 4294967296"), "states.yaml:8: "),
         (PORT.replace("revision_number: 1", "revision_number: 1.5"), "states.yaml:8: "),
-        (PORT.replace("revision_number: 1", "revision_number: [1]"), "states.yaml:8: portStates.p1.configuration.revision_number: expected a whole number from 0 to 4294967295, found a list"),
-        (PORT.replace("Up: true", "Up: yes"), "states.yaml:10: portStates.p1.configuration.adminStateUp: expected true or false, found `yes`"),
-        (PORT.replace("Up: true", "Up: \"true\""), "states.yaml:10: portStates.p1.configuration.adminStateUp: expected true or false, found the string \"true\""),
-        (PORT.replace("id: p1", "id: 1234"), "states.yaml:7: portStates.p1.configuration.id: expected a string (put it in quotes), found `1234`"),
-        (PORT.replace("id: p1", "id: 1e3"), "states.yaml:7: portStates.p1.configuration.id: expected a string (put it in quotes)"),
-        (PORT.replace("id: p1", "id: {a: b}"), "states.yaml:7: portStates.p1.configuration.id: expected a string, found a mapping"),
-        (PORT.replace("        - subnetId: s1\n          ipA", "        subnetId: s1\n        ipA"), "states.yaml:12: portStates.p1.configuration.fixedIps: expected a list, found a mapping"),
+        (
+            PORT.replace("revision_number: 1", "revision_number: [1]"),
+            "states.yaml:8: portStates.p1.configuration.revision_number: expected a whole number from 0 to 4294967295, found a list",
+        ),
+        (
+            PORT.replace("Up: true", "Up: yes"),
+            "states.yaml:10: portStates.p1.configuration.adminStateUp: expected true or false, found `yes`",
+        ),
+        (
+            PORT.replace("Up: true", "Up: \"true\""),
+            "states.yaml:10: portStates.p1.configuration.adminStateUp: expected true or false, found the string \"true\"",
+        ),
+        (
+            PORT.replace("id: p1", "id: 1234"),
+            "states.yaml:7: portStates.p1.configuration.id: expected a string (put it in quotes), found `1234`",
+        ),
+        (
+            PORT.replace("id: p1", "id: 1e3"),
+            "states.yaml:7: portStates.p1.configuration.id: expected a string (put it in quotes)",
+        ),
+        (
+            PORT.replace("id: p1", "id: {a: b}"),
+            "states.yaml:7: portStates.p1.configuration.id: expected a string, found a mapping",
+        ),
+        (
+            PORT.replace("        - subnetId: s1\n          ipA", "        subnetId: s1\n        ipA"),
+            "states.yaml:12: portStates.p1.configuration.fixedIps: expected a list, found a mapping",
+        ),
         ("- a\n".to_owned(), "states.yaml:1: expected a mapping (GoalStateV2), found a list"),
-        ("portStates: [1]\n".to_owned(), "states.yaml:1: portStates: expected a mapping from keys to values, found a list"),
-        ("formatVersion: 1\nformat_version: 2\n".to_owned(), "states.yaml:2: format_version: this field is given twice"),
+        (
+            "portStates: [1]\n".to_owned(),
+            "states.yaml:1: portStates: expected a mapping from keys to values, found a list",
+        ),
+        (
+            "formatVersion: 1\nformat_version: 2\n".to_owned(),
+            "states.yaml:2: format_version: this field is given twice",
+        ),
         ("portStates: {p: {}, p: {}}\n".to_owned(), "states.yaml:1: portStates.p: this key is given twice"),
         ("a: [1\nb: 2\n".to_owned(), "not valid YAML or JSON"),
         ("{\"formatVersion\": 1".to_owned(), "not valid YAML or JSON"),
@@ -112,7 +154,9 @@ fn deep_nesting_is_refused_and_not_followed() {
 #[test]
 fn strings_that_look_like_numbers_in_other_notations_stay_strings() {
     // A MAC is base 60 in YAML 1.1, an id with an `e` a float: here they are what they look like.
-    for id in ["02:00:00:00:00:01", "10.0.0.5", "3d53801c-32ce-4e97-9572-bb966f476aaa", "10.0.0.0/24", "1-2", "12e"] {
+    for id in
+        ["02:00:00:00:00:01", "10.0.0.5", "3d53801c-32ce-4e97-9572-bb966f476aaa", "10.0.0.0/24", "1-2", "12e"]
+    {
         let text = format!("vpcStates: {{v: {{configuration: {{id: {id}}}}}}}");
         let state = &accepted(&text)[0];
         assert_eq!(state.vpc_states["v"].configuration.clone().unwrap().id, id);

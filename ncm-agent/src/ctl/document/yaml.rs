@@ -21,7 +21,10 @@ pub(super) struct Node {
 #[derive(Debug)]
 pub(super) enum Content {
     /// A scalar; `plain` if it is written without quotes.
-    Scalar { text: String, plain: bool },
+    Scalar {
+        text: String,
+        plain: bool,
+    },
     Sequence(Vec<Node>),
     /// Entries in the order in which they are written.
     Mapping(Vec<Entry>),
@@ -95,7 +98,9 @@ impl Builder {
         let line = line_of(span.start);
         match event {
             Event::Alias(_) => Err(Problem::new(line, "", "aliases (`*name`) are not supported here".into())),
-            Event::Scalar(_, _, _, Some(tag)) | Event::SequenceStart(_, Some(tag)) | Event::MappingStart(_, Some(tag)) => {
+            Event::Scalar(_, _, _, Some(tag))
+            | Event::SequenceStart(_, Some(tag))
+            | Event::MappingStart(_, Some(tag)) => {
                 Err(Problem::new(line, "", format!("tags (`{tag}`) are not supported here")))
             }
             Event::Scalar(text, style, _, None) => {
