@@ -5,6 +5,9 @@
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}
 
+#[cfg(all(target_arch = "bpf", feature = "bench"))]
+mod bench;
+
 #[cfg(target_arch = "bpf")]
 mod programs {
     use aya_ebpf::{

@@ -42,7 +42,7 @@ pub fn encapsulate<C: Context>(packet: C, whole: &Packet<'_>, hop: &Hop<'_>) -> 
     let hash = whole.transport.flow_hash(whole.ip);
     let fresh = is_fresh();
     let (next, ifindex) = next_hop(template.group, hash, fresh);
-    if C::PASSES_UP && !next.is_some_and(|next| next.flags & next_hop_flags::XDP_TARGET != 0) {
+    if C::PASSES_UP && next.is_none_or(|next| next.flags & next_hop_flags::XDP_TARGET == 0) {
         return Ok(Verdict::PassUp);
     }
     let mut tunnel = outer(template, hop.vni, bytes, hash);
