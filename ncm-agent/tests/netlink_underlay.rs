@@ -23,7 +23,7 @@ struct Content {
 
 impl TableSink for Tables {
     fn write(&mut self, write: &TableWrite) -> Result<(), String> {
-        let mut content = self.0.lock().unwrap();
+        let mut content = self.0.lock().expect("the tables");
         match *write {
             TableWrite::Group { index, value } if value == NextHopGroup::default() => {
                 content.groups.remove(&index);
@@ -51,7 +51,7 @@ impl TableSink for Tables {
 impl Tables {
     /// The MTU and the next hops that packets to a host take now.
     fn path(&self, host: u32) -> Result<(u16, Vec<NextHop>), String> {
-        let content = self.0.lock().unwrap();
+        let content = self.0.lock().expect("the tables");
         let host = content.hosts.get(&host).ok_or("the host's slot is empty")?;
         let template = host.halves[host.active as usize];
         if template.group == 0 {
@@ -77,7 +77,7 @@ impl Tables {
     }
 
     fn left(&self) -> Adopted {
-        let content = self.0.lock().unwrap();
+        let content = self.0.lock().expect("the tables");
         let text = |index| {
             let name: &Name = &content.names[index];
             String::from_utf8_lossy(&name.text[..name.len as usize]).into_owned()
@@ -140,7 +140,9 @@ impl Site {
 }
 
 async fn start(tables: &Tables) -> Underlay {
-    Underlay::start(settings(), Adopted::default(), Box::new(tables.clone())).await.unwrap()
+    Underlay::start(settings(), Adopted::default(), Box::new(tables.clone()))
+        .await
+        .expect("follow the underlay")
 }
 
 #[test]
@@ -369,6 +371,32 @@ fn a_new_agent_takes_over_hosts_and_groups_under_their_indices() {
         eventually("the adopted host to be followed", || tables.expect(7, &[mac(0x55)])).await;
         again.change_hosts(&[HostChange::Remove { index: 3 }, HostChange::Remove { index: 7 }]);
         assert!(tables.left().groups.is_empty() && tables.left().hosts.is_empty(), "slots are left");
+    });
+}
+
+#[test]
+fn more_next_hops_than_the_neighbour_table_usually_holds_are_kept() {
+    let site = Site::new("many");
+    let many = 2_500;
+    site.host.ip("addr add 10.17.0.1/15 dev up1");
+    site.gateways[0].ip("addr add 10.17.0.2/15 dev down1");
+    // The far side answers for all of the prefix.
+    site.gateways[0].ip("route add local 10.16.0.0/16 dev lo");
+    site.host.run(async || {
+        let tables = Tables::default();
+        let settings = Settings { groups: 4096, ..settings() };
+        let underlay = Underlay::start(settings, Adopted::default(), Box::new(tables.clone())).await.unwrap();
+        let address = |index: u32| Ipv4Addr::from_bits(0x0a10_0100 + index);
+        let changes: Vec<HostChange> = (1..=many).map(|index| add(index, address(index))).collect();
+        assert_eq!(underlay.change_hosts(&changes), []);
+        eventually("all next hops to be resolved", || match underlay.counts() {
+            (2_500, 0) => Ok(()),
+            (hosts, unresolved) => Err(format!("{unresolved} of {hosts} are unresolved")),
+        })
+        .await;
+        for index in [1, many] {
+            tables.expect(index, &[mac(1)]).unwrap();
+        }
     });
 }
 

@@ -25,6 +25,9 @@ const TICK: Duration = Duration::from_secs(2);
 /// Pause before sockets that failed are opened anew.
 const REOPEN_AFTER: Duration = Duration::from_secs(1);
 
+/// Most events taken in before what they change is written.
+const EVENTS_AT_ONCE: usize = 512;
+
 const RTM_NEWADDR: u16 = 20;
 const RTM_DELADDR: u16 = 21;
 const RTM_GETADDR: u16 = 22;
@@ -69,7 +72,7 @@ impl Follower {
         header[0] = libc::AF_INET.to_ne_bytes()[0];
         snapshot.addresses = self.dump(&Request::new(RTM_GETADDR, 0, &header), address).await?;
         for request in routes::dump_requests() {
-            match self.dump(&request, |message| routes::parse(message)).await {
+            match self.dump(&request, routes::parse).await {
                 Ok(found) => snapshot.routes.extend::<Vec<RouteMessage>>(found),
                 // Next-hop objects are from Linux 5.3; before its first route the table does not exist.
                 Err(error) if matches!(error.errno(), Some(libc::EOPNOTSUPP | libc::ENOENT)) => {}
@@ -92,7 +95,7 @@ impl Follower {
         self.requests.dump(request, Vec::new, |all, message| all.extend(parse(&message))).await
     }
 
-    /// Awaits the next notifications.
+    /// Awaits the next notifications, and takes those that wait behind them: what they change is written once.
     async fn next(&mut self) -> Result<Vec<Event>, NetlinkError> {
         let mut events = Vec::new();
         tokio::select! {
@@ -100,6 +103,13 @@ impl Follower {
             changed = self.features.changed() => {
                 let event = |(interface, features)| Event::XdpFeatures { interface, features };
                 events.extend(changed?.into_iter().map(event));
+            }
+        }
+        while events.len() < EVENTS_AT_ONCE {
+            tokio::select! {
+                biased;
+                received = self.events.receive() => events.extend(received?.filter_map(|message| parse(&message))),
+                () = std::future::ready(()) => break,
             }
         }
         for event in &mut events {

@@ -95,12 +95,12 @@ impl Groups {
 
     /// The group of that path, for one more user, and whether it is new; `None` if all indices are taken.
     pub(crate) fn acquire(&mut self, path: &Path, name: String) -> Option<(u32, bool)> {
-        if let Some(index) = self.by_path.get(path).copied() {
-            if let Some(group) = self.by_index.get_mut(&index) {
-                group.users += 1;
-                self.unused.remove(&index);
-                return Some((index, false));
-            }
+        if let Some(index) = self.by_path.get(path).copied()
+            && let Some(group) = self.by_index.get_mut(&index)
+        {
+            group.users += 1;
+            self.unused.remove(&index);
+            return Some((index, false));
         }
         let (index, generation, value) = match self.adopted.remove(&name) {
             Some((index, value)) => (index, value.generation.max(1), value),

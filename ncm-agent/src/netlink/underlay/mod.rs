@@ -1,7 +1,7 @@
 //! The underlay, followed: for every remote host the tunnel template and the next hops that the kernel's routes and
 //! neighbours lead to, written into the tables as they change.
 //!
-//! [`state`] decides what to write, from events, without I/O. This module feeds it: notifications, full dumps at start,
+//! `state` decides what to write, from events, without I/O; `write` puts it in order. `follow` feeds it: notifications, full dumps at start,
 //! after an overrun and after what the kernel does without a word, and the model's wishes.
 
 mod follow;
@@ -10,6 +10,7 @@ mod neighbours;
 mod routes;
 mod state;
 mod template;
+mod write;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,7 +20,8 @@ use ncm_common::tables::{Host, Name, NextHopGroup};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
-use self::state::{Flushed, State};
+use self::state::State;
+use self::write::Flushed;
 use super::{NetlinkError, RECEIVE_BUFFER};
 
 /// What the agent knows of its own side of the underlay.
@@ -208,7 +210,7 @@ impl Underlay {
     /// Whether the tables are known to follow the kernel now: what the heartbeat says.
     #[must_use]
     pub fn is_following(&self) -> bool {
-        self.shared.following.load(Ordering::Acquire)
+        self.shared.following.load(Ordering::Acquire) && !self.tasks.iter().any(JoinHandle::is_finished)
     }
 
     /// Whether everything known is written.

@@ -4,14 +4,14 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr};
 
-use ncm_common::tables::{Host, NextHop, NextHopGroup, next_hop_flags};
+use ncm_common::tables::{Host, NextHop, next_hop_flags};
 
 use super::super::link::{Link, LinkMessage, LinkTable};
 use super::super::links::LinkEvent;
 use super::groups::{self, Groups, Path};
 use super::neighbours::{Care, Hop, Neighbour, NeighbourMessage};
 use super::routes::{Affected, RouteMessage, RouteTable};
-use super::{Adopted, HostChange, HostReport, Settings, TableSink, TableWrite, template};
+use super::{Adopted, HostChange, HostReport, Settings, template};
 
 /// The MTU of a path that is not known, in bytes.
 const UNKNOWN_MTU: u16 = 1500;
@@ -45,47 +45,47 @@ pub(crate) struct Snapshot {
 
 /// A remote host.
 #[derive(Clone, Debug)]
-struct RemoteHost {
-    generation: u32,
-    address: Ipv4Addr,
+pub(super) struct RemoteHost {
+    pub(super) generation: u32,
+    pub(super) address: Ipv4Addr,
     /// The group that it should use (and counts as a user of); 0 for none.
-    group: u32,
-    path: Path,
-    mtu: u16,
+    pub(super) group: u32,
+    pub(super) path: Path,
+    pub(super) mtu: u16,
     /// Why there is no group.
-    problem: Option<String>,
+    pub(super) problem: Option<String>,
     /// What the slot holds, as last written.
-    value: Host,
+    pub(super) value: Host,
     /// Groups that the slot may still refer to.
-    leaving: Vec<u32>,
+    pub(super) leaving: Vec<u32>,
 }
 
 /// The underlay as it is, and the tables as they were written.
 #[derive(Debug)]
 pub(crate) struct State {
-    settings: Settings,
-    links: LinkTable,
-    uplinks: HashSet<u32>,
+    pub(super) settings: Settings,
+    pub(super) links: LinkTable,
+    pub(super) uplinks: HashSet<u32>,
     /// Names of interfaces that have become part of the underlay.
-    new_uplinks: Vec<String>,
-    own: HashSet<IpAddr>,
-    routes: RouteTable,
-    neighbours: HashMap<Hop, Neighbour>,
-    hosts: HashMap<u32, RemoteHost>,
-    by_address: BTreeMap<IpAddr, BTreeSet<u32>>,
-    groups: Groups,
-    dirty_hosts: BTreeSet<u32>,
-    dirty_groups: BTreeSet<u32>,
+    pub(super) new_uplinks: Vec<String>,
+    pub(super) own: HashSet<IpAddr>,
+    pub(super) routes: RouteTable,
+    pub(super) neighbours: HashMap<Hop, Neighbour>,
+    pub(super) hosts: HashMap<u32, RemoteHost>,
+    pub(super) by_address: BTreeMap<IpAddr, BTreeSet<u32>>,
+    pub(super) groups: Groups,
+    pub(super) dirty_hosts: BTreeSet<u32>,
+    pub(super) dirty_groups: BTreeSet<u32>,
     /// Slots of removed hosts that are still to be cleared, with the groups that they may refer to.
-    clearing: BTreeMap<u32, Vec<u32>>,
-    clearing_groups: BTreeSet<u32>,
+    pub(super) clearing: BTreeMap<u32, Vec<u32>>,
+    pub(super) clearing_groups: BTreeSet<u32>,
     /// Hosts that found all groups taken.
-    starved: BTreeSet<u32>,
+    pub(super) starved: BTreeSet<u32>,
     /// Next hops that the kernel is to be asked to keep, and to keep no more.
-    to_keep: BTreeSet<Hop>,
-    to_release: BTreeSet<Hop>,
-    unknown: bool,
-    synchronised: bool,
+    pub(super) to_keep: BTreeSet<Hop>,
+    pub(super) to_release: BTreeSet<Hop>,
+    pub(super) unknown: bool,
+    pub(super) synchronised: bool,
 }
 
 impl State {
@@ -340,35 +340,8 @@ impl State {
         self.clearing.entry(index).or_default().extend(groups);
     }
 
-    /// Writes what is not as it should be: groups, then who refers to them, then what nobody refers to any more.
-    /// Returns the hosts that could not be written, and why; they are tried again on the next flush.
-    pub(crate) fn flush(&mut self, sink: &mut dyn TableSink) -> Flushed {
-        let mut flushed = Flushed::default();
-        if !self.synchronised {
-            return flushed;
-        }
-        let hosts = std::mem::take(&mut self.dirty_hosts);
-        for index in &hosts {
-            self.route_host(*index);
-        }
-        for index in std::mem::take(&mut self.dirty_groups) {
-            if let Err(error) = self.write_group(index, sink, &mut flushed.wrote) {
-                tracing::warn!(group = index, %error, "a next-hop group cannot be written: trying again");
-                self.dirty_groups.insert(index);
-            }
-        }
-        for index in hosts {
-            if let Err(error) = self.write_host(index, sink, &mut flushed.wrote) {
-                self.dirty_hosts.insert(index);
-                flushed.failed.push((index, error));
-            }
-        }
-        self.clear(sink, &mut flushed.wrote);
-        flushed
-    }
-
     /// Finds a host's ways out and the group that stands for them.
-    fn route_host(&mut self, index: u32) {
+    pub(super) fn route_host(&mut self, index: u32) {
         let Some(host) = self.hosts.get(&index) else { return };
         let found = self.find_path(host.address);
         let (path, mtu, mut problem) = match found {
@@ -455,7 +428,7 @@ impl State {
     }
 
     /// The resolved next hops of a path.
-    fn resolve(&self, path: &Path) -> Vec<(NextHop, u16)> {
+    pub(super) fn resolve(&self, path: &Path) -> Vec<(NextHop, u16)> {
         let resolved = path.iter().filter_map(|(hop, weight)| Some((self.next_hop(hop)?, *weight)));
         resolved.take(groups::MOST_HOPS).collect()
     }
@@ -472,86 +445,6 @@ impl State {
             };
         let flags = if device.takes_xdp() { next_hop_flags::XDP_TARGET } else { 0 };
         Some(NextHop { ifindex: device.index, destination, source: link.mac?, vlan, flags })
-    }
-
-    fn write_group(&mut self, index: u32, sink: &mut dyn TableSink, wrote: &mut bool) -> Result<(), String> {
-        let Some(group) = self.groups.get(index) else { return Ok(()) };
-        let half = groups::half(&self.resolve(&group.path));
-        let (mut value, generation) = (group.value, group.generation);
-        let name = groups::name(&group.name, generation);
-        if value.generation != generation {
-            // Nobody refers to it yet.
-            value = NextHopGroup { generation, active: 0, halves: [half, Default::default()] };
-            sink.write(&TableWrite::GroupName { index, name: Some(name) })?;
-            sink.write(&TableWrite::Group { index, value })?;
-        } else if value.halves[value.active as usize & 1] != half {
-            let idle = (value.active & 1) ^ 1;
-            value.halves[idle as usize] = half;
-            sink.write(&TableWrite::Group { index, value })?;
-            value.active = idle;
-            sink.write(&TableWrite::Group { index, value })?;
-        } else {
-            return Ok(());
-        }
-        *wrote = true;
-        self.groups.written(index, value);
-        Ok(())
-    }
-
-    fn write_host(&mut self, index: u32, sink: &mut dyn TableSink, wrote: &mut bool) -> Result<(), String> {
-        let Some(host) = self.hosts.get_mut(&index) else { return Ok(()) };
-        if self.dirty_groups.contains(&host.group) {
-            return Err("its next-hop group cannot be written".to_owned());
-        }
-        let Settings { endpoint, port, .. } = self.settings;
-        let half = template::half(endpoint, host.address, port, host.group, host.mtu);
-        let mut value = host.value;
-        if value.generation != host.generation {
-            value = Host { generation: host.generation, active: 0, halves: [half, Default::default()] };
-            sink.write(&TableWrite::Host { index, value })?;
-            *wrote = true;
-        } else if value.halves[value.active as usize & 1] != half {
-            let idle = (value.active & 1) ^ 1;
-            value.halves[idle as usize] = half;
-            sink.write(&TableWrite::Host { index, value })?;
-            value.active = idle;
-            sink.write(&TableWrite::Host { index, value })?;
-            *wrote = true;
-        }
-        host.value = value;
-        for group in std::mem::take(&mut host.leaving) {
-            self.groups.release(group);
-        }
-        Ok(())
-    }
-
-    /// Clears the slots of what is gone. What fails is tried again on the next flush.
-    fn clear(&mut self, sink: &mut dyn TableSink, wrote: &mut bool) {
-        for (index, leaving) in std::mem::take(&mut self.clearing) {
-            if sink.write(&TableWrite::Host { index, value: Host::default() }).is_err() {
-                self.clearing.insert(index, leaving);
-                continue;
-            }
-            *wrote = true;
-            for group in leaving {
-                self.groups.release(group);
-            }
-        }
-        self.clearing_groups.extend(self.groups.unclaimed());
-        for index in self.groups.unused() {
-            if clear_group(index, sink).is_ok() {
-                *wrote = true;
-                self.dirty_groups.remove(&index);
-                self.dirty_hosts.append(&mut self.starved);
-                for hop in self.groups.forget(index) {
-                    if self.neighbours.get(&hop).is_some_and(|entry| entry.managed) {
-                        self.to_release.insert(hop);
-                    }
-                }
-            }
-        }
-        self.clearing_groups
-            .retain(|index| self.groups.get(*index).is_none() && clear_group(*index, sink).is_err());
     }
 
     /// Whether all that is known is written.
@@ -583,20 +476,6 @@ impl State {
         all.sort_unstable_by_key(|report| report.index);
         all
     }
-}
-
-/// What a flush did.
-#[derive(Default, Debug)]
-pub(crate) struct Flushed {
-    /// Whether anything was written.
-    pub(crate) wrote: bool,
-    /// Hosts that could not be written, and why.
-    pub(crate) failed: Vec<(u32, String)>,
-}
-
-fn clear_group(index: u32, sink: &mut dyn TableSink) -> Result<(), String> {
-    sink.write(&TableWrite::Group { index, value: NextHopGroup::default() })?;
-    sink.write(&TableWrite::GroupName { index, name: None })
 }
 
 #[cfg(test)]
