@@ -56,7 +56,10 @@ impl<'a> Attack<'a> {
         let connects = |to: SocketAddr| -> Result<bool> {
             guest.ns.inside(|| Ok(TcpStream::connect_timeout(&to, Duration::from_millis(700)).is_ok()))
         };
-        ensure!(!connects(SocketAddr::new(IpAddr::V4(host.address), 2200))?, "TCP over IPv4 reached the host");
+        ensure!(
+            !connects(SocketAddr::new(IpAddr::V4(host.address), 2200))?,
+            "TCP over IPv4 reached the host"
+        );
         let to = SocketAddr::V6(SocketAddrV6::new(link_local, 2201, 0, scope));
         ensure!(!connects(to)?, "TCP over IPv6 reached the host's link-local address {link_local}");
         let wire = guest.packets()?;
@@ -79,11 +82,12 @@ impl<'a> Attack<'a> {
 
 fn closed_at_every_moment(lab: &Lab, tap: bool) -> Result<()> {
     let mut cloud = Cloud { taps: tap, ..Cloud::new() };
-    cloud
-        .vpc("red", 100)
-        .subnet("web", "red", "10.1.0.0/24")
-        .port("a", "web", "10.1.0.11", "host1")
-        .port("b", "web", "10.1.0.12", "host2");
+    cloud.vpc("red", 100).subnet("web", "red", "10.1.0.0/24").port("a", "web", "10.1.0.11", "host1").port(
+        "b",
+        "web",
+        "10.1.0.12",
+        "host2",
+    );
     let net = TwoHosts::new(lab, HostOptions::default())?;
     let host = &net.host1;
     let a = cloud.guest(lab, host, "a")?;

@@ -4,18 +4,19 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use ncm_model::wire::{
-    GoalState, GoalStateV2, HostResources, NeighborRulesRequest, NeighborType, OperationStatus, OperationType,
-    ResourceIdType, ResourceType,
+    GoalState, GoalStateV2, HostResources, NeighborRulesRequest, NeighborType, OperationStatus,
+    OperationType, ResourceIdType, ResourceType,
 };
 use ncm_tests::testbed::{Cloud, Guest, HostOptions, Lab, TwoHosts, eventually};
 
 fn cloud() -> Cloud {
     let mut cloud = Cloud::new();
-    cloud
-        .vpc("red", 100)
-        .subnet("web", "red", "10.1.0.0/24")
-        .port("a", "web", "10.1.0.11", "host1")
-        .port("b", "web", "10.1.0.12", "host2");
+    cloud.vpc("red", 100).subnet("web", "red", "10.1.0.0/24").port("a", "web", "10.1.0.11", "host1").port(
+        "b",
+        "web",
+        "10.1.0.12",
+        "host2",
+    );
     cloud
 }
 
@@ -50,8 +51,12 @@ fn one_stream_carries_many_messages_and_others_stay_open() {
         for _ in 0..10 {
             let mut stream = agent.stream()?;
             stream.send(GoalStateV2::default())?;
-            let reply = stream.next()?.context("an empty message is answered")?;
-            ensure!(reply.reply.operation_statuses.is_empty(), "rows for an empty message: {:?}", reply.reply);
+            let reply = stream.reply()?.context("an empty message is answered")?;
+            ensure!(
+                reply.reply.operation_statuses.is_empty(),
+                "rows for an empty message: {:?}",
+                reply.reply
+            );
             warm.push(stream);
         }
         let whole = cloud.goal_state_v2("host1");
@@ -71,7 +76,7 @@ fn one_stream_carries_many_messages_and_others_stay_open() {
         stream.send(first)?;
         stream.send(second)?;
         for version in [1, 2] {
-            let reply = stream.next()?.context("each message is answered")?;
+            let reply = stream.reply()?.context("each message is answered")?;
             reply.expect_success()?;
             ensure!(reply.reply.format_version == version, "replies come in order");
         }
@@ -88,7 +93,8 @@ fn host_resources_name_what_a_host_applies() {
         let (net, a, b) = scene(lab, &cloud)?;
         let neighbor_of = |host: &str, port: &str| {
             let mut push = cloud.goal_state_v2(host);
-            let listed = |kind: ResourceType, id: &str| ResourceIdType { r#type: kind.into(), id: id.to_owned() };
+            let listed =
+                |kind: ResourceType, id: &str| ResourceIdType { r#type: kind.into(), id: id.to_owned() };
             let own = vec![listed(ResourceType::Port, host_port(host)), listed(ResourceType::Neighbor, port)];
             push.host_resources.insert(cloud.hosts[host].to_string(), HostResources { resources: own });
             push
@@ -98,7 +104,10 @@ fn host_resources_name_what_a_host_applies() {
         }
         let foreign = neighbor_of("host2", "a");
         let reply = net.host1.agent().push_v2(&foreign)?;
-        ensure!(reply.reply.operation_statuses.is_empty(), "another host's resources were applied: {reply:?}");
+        ensure!(
+            reply.reply.operation_statuses.is_empty(),
+            "another host's resources were applied: {reply:?}"
+        );
         net.host1.agent().push_v2(&neighbor_of("host1", "b"))?.expect_success()?;
         net.host2.agent().push_v2(&neighbor_of("host2", "a"))?.expect_success()?;
         a.expect_ping(b.ip())
@@ -178,7 +187,10 @@ fn a_full_table_is_a_failure_of_what_did_not_fit_and_later_it_fits() {
         };
         let reply = net.host1.agent().push(&neighbors(0..200, OperationType::Create))?;
         let (failed, done) = (reply.count(OperationStatus::Failure), reply.count(OperationStatus::Success));
-        ensure!(failed + done == 200 && failed >= 130 && done > 0, "{failed} FAILURE and {done} SUCCESS of 200");
+        ensure!(
+            failed + done == 200 && failed >= 130 && done > 0,
+            "{failed} FAILURE and {done} SUCCESS of 200"
+        );
         ensure!(
             reply.reply.operation_statuses[0].operation_status() == OperationStatus::Failure,
             "rows that are not SUCCESS come first"

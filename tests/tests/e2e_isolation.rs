@@ -105,12 +105,21 @@ fn spoofed_sources_are_dropped_at_the_first_hook() {
         host.expect_drop("spoofed_arp", || {
             wire.send(&ethernet(c.mac(), a.mac(), 0x0806, &arp(2, c.mac(), a.ip(), c.mac(), c.ip())))
         })?;
-        ensure!(sight_b.receive(SOON, is_marked)?.is_none(), "a spoofed datagram reached the other host's guest");
-        ensure!(sight_c.receive(SOON, is_marked)?.is_none(), "a spoofed datagram reached the same host's guest");
+        ensure!(
+            sight_b.receive(SOON, is_marked)?.is_none(),
+            "a spoofed datagram reached the other host's guest"
+        );
+        ensure!(
+            sight_c.receive(SOON, is_marked)?.is_none(),
+            "a spoofed datagram reached the same host's guest"
+        );
 
         // The same frame from the true source arrives: the test can see what it looks for.
         wire.send(&ethernet(b.mac(), a.mac(), 0x0800, &datagram(a.ip(), b.ip())))?;
-        ensure!(sight_b.receive(Duration::from_secs(2), is_marked)?.is_some(), "an honest datagram did not arrive");
+        ensure!(
+            sight_b.receive(Duration::from_secs(2), is_marked)?.is_some(),
+            "an honest datagram did not arrive"
+        );
         a.expect_ping(b.ip())
     });
 }
@@ -177,7 +186,9 @@ fn rogue_servers_and_unforwarded_protocols_are_dropped_under_their_reasons() {
             let inner = [&[0, 5, 8, 0][..], &ipv4(a.ip(), b.ip(), 64, 17, &udp(1, 2, MARK))].concat();
             wire.send(&ethernet(b.mac(), a.mac(), 0x8100, &inner))
         })?;
-        host.expect_drop("unsupported_ethertype", || wire.send(&ethernet(b.mac(), a.mac(), 0x88cc, &[0; 50])))?;
+        host.expect_drop("unsupported_ethertype", || {
+            wire.send(&ethernet(b.mac(), a.mac(), 0x88cc, &[0; 50]))
+        })?;
         host.expect_drop("multicast", || {
             let to = Ipv4Addr::new(224, 0, 0, 251);
             let packet = ipv4(a.ip(), to, 1, 17, &udp(5353, 5353, MARK));
@@ -203,7 +214,10 @@ fn tunnel_admission(lab: &Lab, options: HostOptions) -> Result<()> {
     let host = &net.host1;
 
     from(net.host2.address, 100, &honest)?;
-    ensure!(sight.receive(Duration::from_secs(2), is_marked)?.is_some(), "a known host's frame did not arrive");
+    ensure!(
+        sight.receive(Duration::from_secs(2), is_marked)?.is_some(),
+        "a known host's frame did not arrive"
+    );
     host.expect_drop("unknown_vtep", || from(stranger, 100, &honest))?;
     host.expect_drop("tunnel_source", || {
         let claims_local = ethernet(a.mac(), c.mac(), 0x0800, &datagram(c.ip(), a.ip()));
@@ -219,7 +233,11 @@ fn tunnel_admission(lab: &Lab, options: HostOptions) -> Result<()> {
     })?;
     host.expect_drop("unknown_guest", || {
         let nobody = Ipv4Addr::new(10, 1, 0, 200);
-        from(net.host2.address, 100, &ethernet([2, 0, 0, 0, 0, 200], b.mac(), 0x0800, &datagram(b.ip(), nobody)))
+        from(
+            net.host2.address,
+            100,
+            &ethernet([2, 0, 0, 0, 0, 200], b.mac(), 0x0800, &datagram(b.ip(), nobody)),
+        )
     })?;
     host.expect_drop("tunnel_malformed", || from(net.host2.address, 100, &honest[..20]))?;
     ensure!(sight.receive(SOON, is_marked)?.is_none(), "a frame that was to be dropped reached the guest");

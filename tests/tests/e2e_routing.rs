@@ -35,7 +35,10 @@ fn routing_sequence(lab: &Lab, mut cloud: Cloud) -> Result<()> {
     ensure!(!web1.ns.pings(db1.ip())?, "without a router another subnet's guest on the same host answered");
     ensure!(!web1.ns.pings(db2.ip())?, "without a router another subnet's guest on another host answered");
     ensure!(!web1.ns.pings(gateway)?, "without a router the gateway answered a ping");
-    ensure!(web1.arp(gateway)? == Some(gateway_mac(gateway)), "the gateway's MAC is answered without a router too");
+    ensure!(
+        web1.arp(gateway)? == Some(gateway_mac(gateway)),
+        "the gateway's MAC is answered without a router too"
+    );
     let background = web1.begin_ping(web2.ip())?;
 
     cloud.router("r", &["web", "db"]);
@@ -47,7 +50,10 @@ fn routing_sequence(lab: &Lab, mut cloud: Cloud) -> Result<()> {
     web1.expect_ping(gateway).context("the own gateway, with the router")?;
     web1.expect_ping(other_gateway).context("the router's other gateway")?;
     web1.expect_ping(db1.ip()).context("another subnet on the same host, with the router")?;
-    ensure!(!web1.ns.pings(db2.ip())?, "without L3 neighbours another host's guest in another subnet answered");
+    ensure!(
+        !web1.ns.pings(db2.ip())?,
+        "without L3 neighbours another host's guest in another subnet answered"
+    );
 
     let neighbors = |host: &str, operation| {
         let mut push = GoalState { format_version: 101, ..Default::default() };
@@ -79,7 +85,10 @@ fn routing_sequence(lab: &Lab, mut cloud: Cloud) -> Result<()> {
         host.agent().push(&push)?.expect_success()?;
     }
     web1.expect_no_ping(db2.ip()).context("after the router was deleted")?;
-    ensure!(!web1.ns.pings(db1.ip())?, "after the router was deleted another subnet on the same host answered");
+    ensure!(
+        !web1.ns.pings(db1.ip())?,
+        "after the router was deleted another subnet on the same host answered"
+    );
     ensure!(!web1.ns.pings(gateway)?, "after the router was deleted the gateway answered");
     background.expect_no_loss().context("the same subnet, all the while")
 }

@@ -9,11 +9,12 @@ use ncm_tests::testbed::{Cloud, Guest, Host, HostOptions, Lab, Namespace, TwoHos
 
 fn cloud() -> Cloud {
     let mut cloud = Cloud::new();
-    cloud
-        .vpc("red", 100)
-        .subnet("web", "red", "10.1.0.0/24")
-        .port("a", "web", "10.1.0.11", "host1")
-        .port("b", "web", "10.1.0.12", "host2");
+    cloud.vpc("red", 100).subnet("web", "red", "10.1.0.0/24").port("a", "web", "10.1.0.11", "host1").port(
+        "b",
+        "web",
+        "10.1.0.12",
+        "host2",
+    );
     cloud
 }
 
@@ -45,7 +46,9 @@ impl Routed {
             host.start()?;
             hosts.push(host);
         }
-        let (Some(host2), Some(host1)) = (hosts.pop(), hosts.pop()) else { unreachable!("two hosts were made") };
+        let (Some(host2), Some(host1)) = (hosts.pop(), hosts.pop()) else {
+            unreachable!("two hosts were made")
+        };
         let (a, b) = (cloud.guest(lab, &host1, "a")?, cloud.guest(lab, &host2, "b")?);
         for host in [&host1, &host2] {
             host.agent().push(&cloud.goal_state(host.name()))?.expect_success()?;
@@ -57,9 +60,9 @@ impl Routed {
     /// Gives the first host's gateway another MAC and announces it, as a failover between routers does.
     fn fail_over(&self, last: u8) -> Result<()> {
         self.router.run(&format!("ip link set r1 address 02:00:00:00:77:{last:02x}"))?;
-        self.router.run("arping -A -c 2 -i 0.1 -I r1 192.168.1.1").or_else(|_| {
-            self.router.run("arping -A -c 1 -I r1 192.168.1.1")
-        })?;
+        self.router
+            .run("arping -A -c 2 -i 0.1 -I r1 192.168.1.1")
+            .or_else(|_| self.router.run("arping -A -c 1 -I r1 192.168.1.1"))?;
         Ok(())
     }
 }
@@ -143,7 +146,10 @@ fn a_next_hop_idle_for_longer_than_the_kernel_keeps_it_is_ready_at_once() {
         let _ = net.host1.ns.outcome(&["ip", "neigh", "flush", "dev", "eth0", "nud", "stale"])?;
         let before = net.host1.drops("next_hop_unresolved")?;
         net.a.expect_steady_ping(net.b.ip(), 5)?;
-        ensure!(net.host1.drops("next_hop_unresolved")? == before, "packets were dropped at an idle next hop");
+        ensure!(
+            net.host1.drops("next_hop_unresolved")? == before,
+            "packets were dropped at an idle next hop"
+        );
         drop(net.host2);
         Ok(())
     });

@@ -9,11 +9,12 @@ use ncm_tests::testbed::{Cloud, Guest, HostOptions, Lab, TwoHosts};
 
 fn untouched(lab: &Lab, options: HostOptions) -> Result<()> {
     let mut cloud = Cloud::new();
-    cloud
-        .vpc("red", 100)
-        .subnet("web", "red", "10.1.0.0/24")
-        .port("a", "web", "10.1.0.11", "host1")
-        .port("b", "web", "10.1.0.12", "host2");
+    cloud.vpc("red", 100).subnet("web", "red", "10.1.0.0/24").port("a", "web", "10.1.0.11", "host1").port(
+        "b",
+        "web",
+        "10.1.0.12",
+        "host2",
+    );
     let net = TwoHosts::new(lab, options)?;
     let guest = |host, port| -> Result<Guest> { cloud.guest(lab, host, port) };
     let (a, b) = (guest(&net.host1, "a")?, guest(&net.host2, "b")?);
@@ -65,7 +66,8 @@ fn untouched(lab: &Lab, options: HostOptions) -> Result<()> {
     here.ns.run("ip address add fd00::1/64 dev eth0")?;
     there.ns.run("ip address add fd00::2/64 dev eth0")?;
     here.ns.run("ping -6 -n -c 2 -i 0.1 -W 2 fd00::2").context("IPv6")?;
-    exchange(SocketAddr::V6(SocketAddrV6::new("fd00::2".parse()?, 4789, 0, 0)), 100).context("IPv6 UDP 4789")?;
+    exchange(SocketAddr::V6(SocketAddrV6::new("fd00::2".parse()?, 4789, 0, 0)), 100)
+        .context("IPv6 UDP 4789")?;
 
     // Another overlay: the kernel's own vxlan device on the same port with a VNI of its own.
     for (host, own, other) in [(here, 1, 2), (there, 2, 1)] {

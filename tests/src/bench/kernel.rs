@@ -17,11 +17,12 @@ pub(super) struct Pair {
 
 fn cloud(taps: bool) -> Cloud {
     let mut cloud = Cloud { taps, ..Cloud::new() };
-    cloud
-        .vpc("red", 100)
-        .subnet("web", "red", "10.1.0.0/24")
-        .port("a", "web", "10.1.0.11", "host1")
-        .port("b", "web", "10.1.0.12", "host2");
+    cloud.vpc("red", 100).subnet("web", "red", "10.1.0.0/24").port("a", "web", "10.1.0.11", "host1").port(
+        "b",
+        "web",
+        "10.1.0.12",
+        "host2",
+    );
     cloud
 }
 

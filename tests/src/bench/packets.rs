@@ -4,10 +4,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
+use super::Plan;
 use super::kernel::{Pair, kernel, ours};
 use super::row::Row;
 use super::streams::in_turn;
-use super::Plan;
 use crate::testbed::packets::{ethernet, ipv4, udp};
 use crate::testbed::{Generator, HostOptions, Namespace};
 

@@ -70,7 +70,8 @@ fn figure(value: f64) -> String {
 /// The rows as a Markdown table.
 #[must_use]
 pub fn table(rows: &[Row]) -> String {
-    let head = ["what", "unit", "value", "reference", "its value", "ratio", "budget", "holds"].map(str::to_owned);
+    let head =
+        ["what", "unit", "value", "reference", "its value", "ratio", "budget", "holds"].map(str::to_owned);
     let mut cells = vec![head];
     cells.extend(rows.iter().map(|row| {
         let optional = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), figure);

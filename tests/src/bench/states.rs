@@ -57,7 +57,14 @@ pub(super) fn measure(plan: &Plan, done: &mut dyn FnMut(Row)) -> Result<()> {
         if last && plan.wants(&peak) {
             let limit = 3.0 * entries + message_bytes as f64;
             let reference = "3 x the compiled table entries + the message";
-            done(Row::new(peak, "MiB", median(peaks) / mebi, reference, limit / mebi, Some(Bound::AtMost(1.0))));
+            done(Row::new(
+                peak,
+                "MiB",
+                median(peaks) / mebi,
+                reference,
+                limit / mebi,
+                Some(Bound::AtMost(1.0)),
+            ));
         }
     }
     Ok(())
@@ -77,11 +84,12 @@ struct Push {
 fn push(count: u32, wait: Option<Duration>) -> Result<Push> {
     let lab = Lab::new()?;
     let mut cloud = Cloud::new();
-    cloud
-        .vpc("red", 100)
-        .subnet("web", "red", "10.0.0.0/8")
-        .port("a", "web", "10.1.0.11", "host1")
-        .port("b", "web", "10.1.0.12", "host2");
+    cloud.vpc("red", 100).subnet("web", "red", "10.0.0.0/8").port("a", "web", "10.1.0.11", "host1").port(
+        "b",
+        "web",
+        "10.1.0.12",
+        "host2",
+    );
     let options = HostOptions::default().with("capacity", "endpoints", &CAPACITY.to_string());
     let net = TwoHosts::unstarted(&lab, options)?;
     net.host1.start()?;
@@ -120,9 +128,14 @@ fn raw_writes(count: u32) -> Result<f64> {
     let by_mac: Vec<_> = (0..count).map(mac).collect();
     let by_ip: Vec<_> = (0..count).map(ip).collect();
     let begin = Instant::now();
-    let outcomes =
-        [dataplane.tables().endpoints_mac.put_batch(by_mac), dataplane.tables().endpoints_ipv4.put_batch(by_ip)];
+    let outcomes = [
+        dataplane.tables().endpoints_mac.put_batch(by_mac),
+        dataplane.tables().endpoints_ipv4.put_batch(by_ip),
+    ];
     let time = begin.elapsed().as_secs_f64();
-    ensure!(outcomes.iter().all(ncm_dataplane::Outcome::is_complete), "the kernel refused entries of the reference");
+    ensure!(
+        outcomes.iter().all(ncm_dataplane::Outcome::is_complete),
+        "the kernel refused entries of the reference"
+    );
     Ok(time)
 }

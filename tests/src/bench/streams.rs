@@ -37,7 +37,11 @@ pub(super) fn measure(plan: &Plan, done: &mut dyn FnMut(Row)) -> Result<()> {
 }
 
 /// Measures both pairs in turn, so that what disturbs the machine disturbs both; the medians count.
-pub(super) fn in_turn<F: Fn(&Pair) -> Result<f64>>(plan: &Plan, pairs: &[Pair; 2], measure: F) -> Result<[f64; 2]> {
+pub(super) fn in_turn<F: Fn(&Pair) -> Result<f64>>(
+    plan: &Plan,
+    pairs: &[Pair; 2],
+    measure: F,
+) -> Result<[f64; 2]> {
     let mut values = [Vec::new(), Vec::new()];
     for _ in 0..plan.rounds() {
         for (pair, values) in pairs.iter().zip(&mut values) {
@@ -73,7 +77,8 @@ fn transactions(pair: &Pair, time: Duration) -> Result<f64> {
         }
         Ok(())
     });
-    let mut stream = pair.a.ns.inside(|| Ok(TcpStream::connect_timeout(&address, Duration::from_secs(5))?))?;
+    let mut stream =
+        pair.a.ns.inside(|| Ok(TcpStream::connect_timeout(&address, Duration::from_secs(5))?))?;
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
     let (begin, mut count, mut byte) = (Instant::now(), 0_u32, [1]);

@@ -55,7 +55,13 @@ fn arguments() -> Result<(Plan, Option<PathBuf>)> {
 fn measure(plan: &Plan, json: Option<PathBuf>) -> Result<bool> {
     let mut rows: Vec<Row> = Vec::new();
     let outcome = run(plan, |row| {
-        eprintln!("{}: {:.3} {} (reference {:.3})", row.name, row.value, row.unit, row.reference_value.unwrap_or(0.0));
+        eprintln!(
+            "{}: {:.3} {} (reference {:.3})",
+            row.name,
+            row.value,
+            row.unit,
+            row.reference_value.unwrap_or(0.0)
+        );
         rows.push(row.clone());
     });
     println!("{}", table(&rows));

@@ -35,7 +35,9 @@ impl AgentConfig {
     /// The configuration of a node with one tunnel endpoint.
     #[must_use]
     pub fn new(instance: &str, endpoint: Ipv4Addr, interfaces: &[&str]) -> Self {
-        let list = |items: &[&str]| format!("[{}]", items.iter().map(|item| format!("{item:?}")).collect::<Vec<_>>().join(", "));
+        let list = |items: &[&str]| {
+            format!("[{}]", items.iter().map(|item| format!("{item:?}")).collect::<Vec<_>>().join(", "))
+        };
         let mut config = Self { sections: BTreeMap::new() };
         config
             .set("", "instance", format!("{instance:?}"))
@@ -83,11 +85,10 @@ pub fn binary(name: &str) -> Result<PathBuf> {
         return Ok(PathBuf::from(directory).join(name));
     }
     let own = std::env::current_exe().context("find the own program")?;
-    let path = own
-        .ancestors()
-        .map(|directory| directory.join(name))
-        .find(|path| path.is_file())
-        .with_context(|| format!("no `{name}` beside {}: run `cargo xtask build` first", own.display()))?;
+    let path =
+        own.ancestors().map(|directory| directory.join(name)).find(|path| path.is_file()).with_context(
+            || format!("no `{name}` beside {}: run `cargo xtask build` first", own.display()),
+        )?;
     Ok(path)
 }
 
@@ -105,7 +106,12 @@ impl Agent {
     ///
     /// # Errors
     /// If it ends, or does not listen within ten seconds; the message has its log.
-    pub fn start(ns: &Namespace, run: &std::path::Path, instance: &str, config: &AgentConfig) -> Result<Self> {
+    pub fn start(
+        ns: &Namespace,
+        run: &std::path::Path,
+        instance: &str,
+        config: &AgentConfig,
+    ) -> Result<Self> {
         let file = format!("{instance}.toml");
         std::fs::write(run.join(&file), config.to_toml()).context("write the agent's configuration")?;
         let program = binary("ncm-agent")?;
@@ -119,7 +125,9 @@ impl Agent {
             let connected = ns.inside(|| Ok(TcpStream::connect_timeout(&address, Duration::from_secs(1))?));
             match connected {
                 Ok(stream) => break stream,
-                Err(_) if !process.runs() => bail!("the agent {instance} ended:\n{}", process.output().tail(60)),
+                Err(_) if !process.runs() => {
+                    bail!("the agent {instance} ended:\n{}", process.output().tail(60))
+                }
                 Err(error) if Instant::now() > deadline => {
                     return Err(error.context(format!(
                         "the agent {instance} does not listen on {LISTENER}:\n{}",
@@ -198,7 +206,7 @@ impl Agent {
     pub fn push_v2(&self, state: &wire::GoalStateV2) -> Result<Statuses> {
         let mut stream = self.stream()?;
         stream.send(state.clone())?;
-        let statuses = stream.next()?.context("the agent ended the stream without a reply")?;
+        let statuses = stream.reply()?.context("the agent ended the stream without a reply")?;
         stream.finish()?;
         Ok(statuses)
     }
@@ -249,7 +257,8 @@ impl Agent {
     pub fn memory(&self) -> Result<(u64, u64)> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id()))?;
         let field = |name: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(name)).context("no memory figures")?;
+            let line =
+                status.lines().find_map(|line| line.strip_prefix(name)).context("no memory figures")?;
             Ok::<u64, anyhow::Error>(line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
         };
         Ok((field("VmRSS:")?, field("VmHWM:")?))
@@ -265,7 +274,8 @@ pub(super) fn ncmctl(ns: &Namespace, instance: &str, arguments: &[&str]) -> Resu
     let socket = format!("/run/ncm/{instance}.sock");
     let program = program.to_string_lossy();
     let fixed = [program.as_ref(), "--instance", instance, "--socket", &socket].map(str::to_owned);
-    let words: Vec<String> = fixed.into_iter().chain(arguments.iter().map(|word| (*word).to_owned())).collect();
+    let words: Vec<String> =
+        fixed.into_iter().chain(arguments.iter().map(|word| (*word).to_owned())).collect();
     ns.outcome(&words)
 }
 
@@ -291,7 +301,11 @@ impl tonic::codec::Encoder for Encoded {
     type Item = bytes::Bytes;
     type Error = tonic::Status;
 
-    fn encode(&mut self, item: bytes::Bytes, target: &mut tonic::codec::EncodeBuf<'_>) -> Result<(), tonic::Status> {
+    fn encode(
+        &mut self,
+        item: bytes::Bytes,
+        target: &mut tonic::codec::EncodeBuf<'_>,
+    ) -> Result<(), tonic::Status> {
         use bytes::BufMut;
         target.put(item);
         Ok(())
@@ -302,7 +316,8 @@ async fn connect(stream: TcpStream) -> Result<Channel> {
     stream.set_nonblocking(true)?;
     let mut stream = Some(tokio::net::TcpStream::from_std(stream)?);
     let connector = tower::service_fn(move |_: Uri| {
-        let stream = stream.take().ok_or_else(|| std::io::Error::other("the connection to the agent is lost"));
+        let stream =
+            stream.take().ok_or_else(|| std::io::Error::other("the connection to the agent is lost"));
         async move { stream.map(hyper_util::rt::TokioIo::new) }
     });
     Endpoint::from_static("http://agent")
@@ -332,7 +347,7 @@ impl Stream<'_> {
     ///
     /// # Errors
     /// On a gRPC error, or when none comes within two minutes.
-    pub fn next(&mut self) -> Result<Option<Statuses>> {
+    pub fn reply(&mut self) -> Result<Option<Statuses>> {
         let next = async { tokio::time::timeout(Duration::from_mins(2), self.replies.message()).await };
         let reply = self.agent.runtime.block_on(next).context("no reply within two minutes")?;
         reply.context("the stream failed")?.map(Statuses::new).transpose()
@@ -344,7 +359,7 @@ impl Stream<'_> {
     /// If it does not.
     pub fn finish(mut self) -> Result<()> {
         self.sender.take();
-        match self.next()? {
+        match self.reply()? {
             None => Ok(()),
             Some(extra) => bail!("expected the end of the stream, came {extra:?}"),
         }

@@ -97,8 +97,10 @@ impl Cloud {
     /// If `cidr` is no IPv4 network.
     pub fn subnet_with_vni(&mut self, name: &str, vpc: &str, cidr: &str, vni: u32) -> &mut Self {
         let network = cidr.split('/').next().and_then(|text| text.parse::<Ipv4Addr>().ok());
-        let gateway = Ipv4Addr::from(u32::from(network.unwrap_or_else(|| panic!("`{cidr}` is no network"))) + 1);
-        let subnet = CloudSubnet { name: name.to_owned(), vpc: vpc.to_owned(), cidr: cidr.to_owned(), vni, gateway };
+        let gateway =
+            Ipv4Addr::from(u32::from(network.unwrap_or_else(|| panic!("`{cidr}` is no network"))) + 1);
+        let subnet =
+            CloudSubnet { name: name.to_owned(), vpc: vpc.to_owned(), cidr: cidr.to_owned(), vni, gateway };
         self.subnets.insert(name.to_owned(), subnet);
         self
     }
@@ -240,7 +242,12 @@ impl Cloud {
 
     /// A port's state as other hosts get it.
     #[must_use]
-    pub fn neighbor_state(&self, port: &str, kind: NeighborType, operation: OperationType) -> wire::NeighborState {
+    pub fn neighbor_state(
+        &self,
+        port: &str,
+        kind: NeighborType,
+        operation: OperationType,
+    ) -> wire::NeighborState {
         let port = &self.ports[port];
         let fixed_ip = wire::neighbor_configuration::FixedIp {
             neighbor_type: kind.into(),
@@ -346,7 +353,12 @@ pub fn to_v2(state: wire::GoalState) -> wire::GoalStateV2 {
         subnet_states: state.subnet_states.into_iter().enumerate().map(|(at, one)| (key(at), one)).collect(),
         port_states: state.port_states.into_iter().enumerate().map(|(at, one)| (key(at), one)).collect(),
         dhcp_states: state.dhcp_states.into_iter().enumerate().map(|(at, one)| (key(at), one)).collect(),
-        neighbor_states: state.neighbor_states.into_iter().enumerate().map(|(at, one)| (key(at), one)).collect(),
+        neighbor_states: state
+            .neighbor_states
+            .into_iter()
+            .enumerate()
+            .map(|(at, one)| (key(at), one))
+            .collect(),
         security_group_states: state
             .security_group_states
             .into_iter()
@@ -354,6 +366,11 @@ pub fn to_v2(state: wire::GoalState) -> wire::GoalStateV2 {
             .map(|(at, one)| (key(at), one))
             .collect(),
         router_states: state.router_states.into_iter().enumerate().map(|(at, one)| (key(at), one)).collect(),
-        gateway_states: state.gateway_states.into_iter().enumerate().map(|(at, one)| (key(at), one)).collect(),
+        gateway_states: state
+            .gateway_states
+            .into_iter()
+            .enumerate()
+            .map(|(at, one)| (key(at), one))
+            .collect(),
     }
 }

@@ -220,7 +220,8 @@ impl Guest {
         });
         let what = || format!("TCP from {} to {} ({address})", self.name(), to.name());
         let sent = self.ns.inside(|| {
-            let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5)).context("connect")?;
+            let mut stream =
+                TcpStream::connect_timeout(&address, Duration::from_secs(5)).context("connect")?;
             stream.set_write_timeout(Some(Duration::from_secs(10)))?;
             let (mut sum, mut count) = (0_u64, 0_usize);
             let mut chunk = vec![0; 1 << 16];

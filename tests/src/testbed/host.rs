@@ -63,7 +63,13 @@ impl Host {
     ///
     /// # Errors
     /// If the name is taken.
-    pub fn new(lab: &Lab, name: &str, address: Ipv4Addr, interfaces: &[&str], options: &HostOptions) -> Result<Self> {
+    pub fn new(
+        lab: &Lab,
+        name: &str,
+        address: Ipv4Addr,
+        interfaces: &[&str],
+        options: &HostOptions,
+    ) -> Result<Self> {
         let ns = lab.namespace(name)?;
         let mut config = AgentConfig::new(name, address, interfaces);
         for (section, key, value) in &options.settings {
@@ -165,7 +171,9 @@ impl Host {
     /// If the endpoint does not answer.
     pub fn metric(&self, parts: &[&str]) -> Result<f64> {
         let text = self.metrics()?;
-        let lines = text.lines().filter(|line| !line.starts_with('#') && parts.iter().all(|part| line.contains(part)));
+        let lines = text
+            .lines()
+            .filter(|line| !line.starts_with('#') && parts.iter().all(|part| line.contains(part)));
         Ok(lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
     }
 
@@ -176,7 +184,8 @@ impl Host {
     pub fn metrics(&self) -> Result<String> {
         use std::io::{Read, Write};
         self.ns.inside(|| {
-            let mut stream = std::net::TcpStream::connect("127.0.0.1:9477").context("connect to the metrics")?;
+            let mut stream =
+                std::net::TcpStream::connect("127.0.0.1:9477").context("connect to the metrics")?;
             stream.set_read_timeout(Some(Duration::from_secs(5)))?;
             stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
             let mut text = String::new();
@@ -209,10 +218,10 @@ impl Host {
 
 fn describe(ns: &Namespace, agent: &Rc<RefCell<Option<Agent>>>) -> String {
     let name = ns.name();
-    let log = agent.borrow().as_ref().map_or_else(
-        || "(the agent does not run)".to_owned(),
-        |agent| agent.log().tail(60),
-    );
+    let log = agent
+        .borrow()
+        .as_ref()
+        .map_or_else(|| "(the agent does not run)".to_owned(), |agent| agent.log().tail(60));
     let tool = |arguments: &[&str]| match ncmctl(ns, name, arguments) {
         Ok(outcome) => format!("{}{}", outcome.stdout, outcome.stderr),
         Err(error) => format!("{error:#}"),

@@ -143,7 +143,9 @@ impl Namespace {
     /// If the key does not exist.
     pub fn read_sysctl(&self, key: &str) -> Result<String> {
         let path = format!("/proc/sys/net/{}", key.replace('.', "/"));
-        self.inside(|| Ok(std::fs::read_to_string(&path).with_context(|| format!("read {path}"))?.trim().to_owned()))
+        self.inside(|| {
+            Ok(std::fs::read_to_string(&path).with_context(|| format!("read {path}"))?.trim().to_owned())
+        })
     }
 
     /// The index of an interface, or `None` while there is none of that name.
