@@ -78,7 +78,12 @@ fn program(name: &str, arguments: &[&str]) -> Result<()> {
     run(&mut cargo(["build", "--release"]))?;
     let directory = workspace::target().join("release");
     let mut command = std::process::Command::new(directory.join(name));
-    run(command.args(arguments).current_dir(workspace::root()).env("NCM_BIN_DIR", &directory))
+    command.args(arguments).current_dir(workspace::root()).env("NCM_BIN_DIR", &directory);
+    if name == "bench" {
+        // The product's programs, and what they are compared with.
+        command.env("NCM_BENCH_OBJECT", object::build(&["bench"])?);
+    }
+    run(&mut command)
 }
 
 fn fuzzed(arguments: &[&str]) -> Result<()> {
