@@ -1,7 +1,7 @@
 //! `cargo xtask fuzz`: libFuzzer over the targets in `fuzz/`, on a stable compiler.
 //!
-//! Coverage instrumentation is an LLVM pass that any compiler can be told to run; only the address sanitizer would
-//! need a nightly, and the code under test is safe Rust, where a mistake is a panic.
+//! Coverage instrumentation is an LLVM pass that any compiler can be told to run; only the address sanitizer would need a
+//! nightly. The decoder is safe Rust, where a mistake is a panic; the packet target puts a guard page behind each frame.
 
 use std::{env::consts::ARCH, fs, process::Command};
 
