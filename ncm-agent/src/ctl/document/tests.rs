@@ -191,3 +191,19 @@ fn the_nearest_name_is_found_and_a_far_one_is_not() {
     assert_eq!(nearest("FixedIPs", names.into_iter()), Some("fixedIps"));
     assert_eq!(nearest("gateway", names.into_iter()), None);
 }
+
+#[test]
+fn the_examples_are_accepted_and_the_tenants_have_the_same_addresses() {
+    let documents = load(&[concat!(env!("CARGO_MANIFEST_DIR"), "/../examples").into()]);
+    let documents = documents.unwrap_or_else(|problems| panic!("{}", lines(&problems)));
+    assert!(documents.len() >= 2, "one for each host");
+    for Document { place, state } in documents {
+        let ports: Vec<_> = state.port_states.into_values().filter_map(|port| port.configuration).collect();
+        let addresses = |vpc: &str| -> Vec<(String, String)> {
+            let of = ports.iter().filter(|port| port.vpc_id == vpc);
+            of.map(|port| (port.mac_address.clone(), port.fixed_ips[0].ip_address.clone())).collect()
+        };
+        assert_eq!(addresses("red"), addresses("blue"), "{place}");
+        assert!(ports.iter().all(|port| port.admin_state_up && port.id.len() <= 11), "{place}");
+    }
+}
