@@ -18,6 +18,8 @@ mod table;
 mod tables;
 mod testrun;
 
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
 use ncm_common::tables::{TABLES, TableSpec};
@@ -79,6 +81,7 @@ pub struct Dataplane {
     tables: Tables,
     links: attach::Links,
     log: std::sync::Mutex<Option<ProgramLog>>,
+    others: BTreeMap<String, OwnedFd>,
 }
 
 impl Dataplane {
@@ -89,6 +92,15 @@ impl Dataplane {
     /// # Errors
     /// [`Error::Layout`] if a pinned table differs, [`Error::Verifier`] if the kernel refuses a program, and others.
     pub fn open(options: &Options) -> Result<Self, Error> {
+        Self::open_object(options, OBJECT)
+    }
+
+    /// [`Dataplane::open`] with another object than the one that this build carries: the benchmark's, which has
+    /// programs and tables beside the product's.
+    ///
+    /// # Errors
+    /// As [`Dataplane::open`].
+    pub fn open_object(options: &Options, object: &[u8]) -> Result<Self, Error> {
         let paths = match &options.instance {
             Some(instance) => Some(PinPaths::new(&options.bpffs, instance)?),
             None => None,
@@ -96,13 +108,14 @@ impl Dataplane {
         if let Some(paths) = &paths {
             paths.create()?;
         }
-        let loaded = load::load(OBJECT, &options.capacities, options.log, paths.as_ref())?;
+        let loaded = load::load(object, &options.capacities, options.log, paths.as_ref())?;
         let links = attach::Links::adopt(paths.as_ref().map(PinPaths::links), &loaded.programs)?;
         Ok(Self {
             programs: loaded.programs,
             tables: loaded.tables,
             links,
             log: std::sync::Mutex::new(loaded.log),
+            others: loaded.others,
         })
     }
 
@@ -183,7 +196,30 @@ impl Dataplane {
     /// # Errors
     /// [`Error::TestRun`] with what the kernel said.
     pub fn test_run(&self, hook: Hook, run: &TestRun) -> Result<TestOutcome, Error> {
-        let missing = || Error::Missing { what: "program", name: hook.program().to_owned() };
-        run.run(hook, self.programs.0.get(hook.program()).ok_or_else(missing)?)
+        self.test_run_program(hook.program(), run)
+    }
+
+    /// Runs any program of the object on a packet.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] if there is no such program, else as [`Dataplane::test_run`].
+    pub fn test_run_program(&self, program: &str, run: &TestRun) -> Result<TestOutcome, Error> {
+        run.run(program, self.programs.get(program)?)
+    }
+
+    /// Writes an entry of a table that is in the object but not the product's, as bytes.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] if there is no such table, [`Error::Table`] if key or value are not of its sizes or the
+    /// kernel refuses.
+    pub fn put_other(&self, table: &str, key: &[u8], value: &[u8]) -> Result<(), Error> {
+        let missing = || Error::Missing { what: "table", name: table.to_owned() };
+        let map = self.others.get(table).ok_or_else(missing)?.as_fd();
+        let failed = |source| Error::Table { action: "write", table: table.to_ascii_lowercase(), source };
+        let info = sys::map_info(map).map_err(failed)?;
+        if (info.key_size as usize, info.value_size as usize) != (key.len(), value.len()) {
+            return Err(failed(std::io::Error::from_raw_os_error(libc::EINVAL)));
+        }
+        sys::update(map, key, value).map_err(failed)
     }
 }

@@ -22,6 +22,8 @@ pub(crate) struct Loaded {
     pub(crate) programs: Programs,
     pub(crate) tables: Tables,
     pub(crate) log: Option<ProgramLog>,
+    /// Tables of the object that are not the product's.
+    pub(crate) others: BTreeMap<String, OwnedFd>,
 }
 
 /// Loads `object`; tables are pinned if there are `paths`.
@@ -58,7 +60,12 @@ pub(crate) fn load(
     })?;
     let programs = load_programs(&mut ebpf)?;
     let log = if log == LogLevel::Off { None } else { Some(ProgramLog::take(&mut ebpf)?) };
-    Ok(Loaded { programs, tables, log })
+    let others = ebpf
+        .maps()
+        .filter(|(name, _)| !TABLES.iter().any(|spec| spec.name == *name))
+        .filter_map(|(name, map)| Some((name.to_owned(), map_fd(map).ok()?)))
+        .collect();
+    Ok(Loaded { programs, tables, log, others })
 }
 
 /// aya takes whatever is pinned: so what is pinned is compared first.
@@ -101,8 +108,7 @@ fn map_fd(map: &aya::maps::Map) -> std::io::Result<OwnedFd> {
         | Map::LpmTrie(data)
         | Map::PerCpuArray(data)
         | Map::PerCpuHashMap(data)
-        | Map::DevMapHash(data)
-        | Map::ProgramArray(data) => data,
+        | Map::DevMapHash(data) => data,
         _ => return Err(std::io::Error::from_raw_os_error(libc::EINVAL)),
     };
     data.fd().as_fd().try_clone_to_owned()

@@ -54,12 +54,6 @@ impl PinPaths {
         self.layout.join("links")
     }
 
-    /// The directory of program arrays, one directory below it per load.
-    #[must_use]
-    pub(crate) fn jumps(&self) -> PathBuf {
-        self.layout.join("jumps")
-    }
-
     /// The layout versions that the instance has something pinned in.
     #[must_use]
     pub fn layouts(&self) -> Vec<u32> {
@@ -75,7 +69,7 @@ impl PinPaths {
     /// Creates the directories, mounting a bpffs first where there is none.
     pub(crate) fn create(&self) -> Result<(), Error> {
         mount_bpffs(&self.bpffs)?;
-        for directory in [self.maps(), self.links(), self.jumps()] {
+        for directory in [self.maps(), self.links()] {
             std::fs::create_dir_all(&directory).map_err(path_error("create", &directory))?;
         }
         Ok(())

@@ -1,11 +1,10 @@
 //! Running a program on a packet that never was on a wire (BPF_PROG_TEST_RUN): what tests and benchmarks do.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use aya_obj::generated::bpf_map_type;
+use aya_obj::generated::{bpf_map_type, bpf_prog_type};
 
-use crate::attach::Hook;
 use crate::{Error, sys};
 
 /// `BPF_F_TEST_XDP_LIVE_FRAMES` of `linux/bpf.h`.
@@ -38,7 +37,7 @@ pub struct TestRun {
     pub ifindex: u32,
     /// For tc: size of the segments that the packet stands for; 0 if it is no segmentation-offloaded one.
     pub gso_size: u32,
-    /// For [`Hook::RelayTc`]: what the kernel read from the tunnel header.
+    /// For [`crate::Hook::RelayTc`]: what the kernel read from the tunnel header.
     pub tunnel: Option<Tunnel>,
     /// How many times to run; 0 means once. The packet is not reset in between.
     pub repeat: u32,
@@ -73,14 +72,16 @@ impl TestRun {
         Self { packet, ifindex, ..Self::default() }
     }
 
-    pub(crate) fn run(&self, hook: Hook, program: &OwnedFd) -> Result<TestOutcome, Error> {
-        let failed = |source| Error::TestRun { program: hook.program().to_owned(), source };
+    pub(crate) fn run(&self, name: &str, program: BorrowedFd<'_>) -> Result<TestOutcome, Error> {
+        let failed = |source| Error::TestRun { program: name.to_owned(), source };
+        let info = sys::prog_info(program).map_err(failed)?;
+        let is_xdp = info.type_ == bpf_prog_type::BPF_PROG_TYPE_XDP as u32;
         let wrapper = match self.tunnel {
-            Some(_) if !hook.is_xdp() => Some(TunnelKeyWrapper::new(program).map_err(failed)?),
+            Some(_) if !is_xdp => Some(TunnelKeyWrapper::new(program).map_err(failed)?),
             _ => None,
         };
-        let entry = wrapper.as_ref().map_or(program, |wrapper| &wrapper.program);
-        let context = if hook.is_xdp() { self.xdp_context() } else { self.skb_context() };
+        let entry = wrapper.as_ref().map_or(program, |wrapper| wrapper.program.as_fd());
+        let context = if is_xdp { self.xdp_context() } else { self.skb_context() };
         let mut out = vec![0; self.packet.len() + GROWTH];
         let mut attr = sys::TestRunAttr { repeat: self.repeat, ..sys::TestRunAttr::default() };
         if self.live_frames {
@@ -91,7 +92,7 @@ impl TestRun {
             data_out: (!self.live_frames).then_some(&mut out[..]),
             context_in: &context,
         };
-        sys::test_run(entry.as_fd(), buffers, &mut attr).map_err(failed)?;
+        sys::test_run(entry, buffers, &mut attr).map_err(failed)?;
         out.truncate(if self.live_frames { 0 } else { attr.data_size_out as usize });
         Ok(TestOutcome {
             action: attr.action,
@@ -146,7 +147,7 @@ impl TunnelKeyWrapper {
     /// Where the outer source is in the context, as a number.
     const SOURCE: usize = skb::CONTROL_BLOCK + 4;
 
-    fn new(target: &OwnedFd) -> std::io::Result<Self> {
+    fn new(target: BorrowedFd<'_>) -> std::io::Result<Self> {
         /// Bytes of `struct bpf_tunnel_key`, and where its `local_ipv4` is. The helper that sets a key sets that of
         /// an outgoing packet: what it calls local is what the helper that reads it calls remote.
         const KEY_SIZE: i32 = 44;
