@@ -1,6 +1,6 @@
 //! From TOML text to [`Config`]: defaults, ranges, and what has to hold between keys.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use ncm_common::tables::TABLES;
@@ -253,7 +253,9 @@ fn guest(mut section: Section<'_, '_>) -> Guest {
 /// The keys are those of the tables' definition, and so are the entries where a key is not written.
 fn capacity(mut section: Section<'_, '_>) -> BTreeMap<&'static str, u32> {
     let mut capacity = BTreeMap::new();
-    for key in TABLES.iter().filter_map(|table| table.capacity_key) {
+    // Several tables share a key.
+    let keys: BTreeSet<_> = TABLES.iter().filter_map(|table| table.capacity_key).collect();
+    for key in keys {
         let entries = section.integer(key, 0, MAX_ENTRIES, 0);
         if entries >= MIN_ENTRIES {
             capacity.insert(key, u32::try_from(entries).unwrap_or(u32::MAX));

@@ -136,6 +136,9 @@ impl Engine {
             _lock: lock,
         });
         writer::start(receiver, &shared)?;
+        if let Some(relay) = &relay {
+            shared.status().insert(relay.link.name.clone(), wire::relay_status(relay));
+        }
         shared.take_uplinks().await;
         upkeep::start(&shared, links);
         Ok(Self { shared })

@@ -32,6 +32,20 @@ pub(super) async fn relay(
     Ok(Some(relay))
 }
 
+/// How the relay device is shown.
+pub(super) fn relay_status(relay: &Relay) -> InterfaceStatus {
+    InterfaceStatus {
+        name: relay.link.name.clone(),
+        ifindex: relay.link.index,
+        role: Role::Relay,
+        configured_mode: "tc",
+        hook: Some(Hook::RelayTc),
+        reason: format!("the kernel decapsulates here what XDP does not, on UDP port {}", relay.port),
+        mtu: relay.link.mtu,
+        xdp_target: false,
+    }
+}
+
 /// Tells the packet path who we are.
 pub(super) fn node(config: &Config, relay: Option<&Relay>, dataplane: &Dataplane) -> anyhow::Result<()> {
     let node = Node {

@@ -1,0 +1,94 @@
+//! The daemon as a process: how it starts, refuses to start, and stops.
+
+mod agent_common;
+
+use std::process::Command;
+use std::time::Duration;
+
+use agent_common::{Agent, Scratch};
+use nix::sys::signal::Signal;
+
+const AGENT: &str = env!("CARGO_BIN_EXE_ncm-agent");
+
+#[test]
+fn a_configuration_that_cannot_be_used_ends_the_start_with_78_and_the_key() {
+    let scratch = Scratch::new();
+    for (text, key) in [
+        ("[underlay]\nmode = \"fast\"\n", "underlay.mode"),
+        ("[api]\nlisteners = [\"0.0.0.0:50001\"]\n", "api.listeners"),
+        ("[api]\nmax_message_bytes = \"much\"\n", "api.max_message_bytes"),
+        ("surprise = true\n", "surprise"),
+    ] {
+        let path = scratch.0.join("bad.toml");
+        std::fs::write(&path, text).expect("can be written");
+        for check in [&[][..], &["--check"]] {
+            let output =
+                Command::new(AGENT).arg("--config").arg(&path).args(check).output().expect("can be run");
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(78), "{text:?}: {said}");
+            assert!(said.contains(key), "expected {key} in: {said}");
+        }
+    }
+}
+
+#[test]
+fn check_only_validates() {
+    let scratch = Scratch::new();
+    let output = Command::new(AGENT).arg("--config").arg(scratch.configure("")).arg("--check").output();
+    let output = output.expect("can be run");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(!scratch.0.join("run").exists(), "it made its directories");
+}
+
+#[test]
+fn a_second_agent_of_an_instance_is_refused_by_name() {
+    let agent = Agent::start("");
+    let config = agent.scratch.0.join("agent.toml");
+    let output = Command::new(AGENT).arg("--config").arg(config).output().expect("can be run");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success(), "{said}");
+    assert!(said.contains("a-test") && said.contains(&agent.pid().to_string()), "{said}");
+}
+
+#[test]
+fn it_stops_within_a_second_and_leaves_its_pins_until_teardown() {
+    let mut agent = Agent::start("");
+    let dir = agent.scratch.0.clone();
+    // A shell that keeps the namespaces, and with them the pins.
+    let mut keeper = Command::new("nsenter")
+        .args(["--target", &agent.pid().to_string(), "--net", "--mount", "sleep", "60"])
+        .spawn()
+        .expect("can run nsenter");
+    let keep = keeper.id().to_string();
+    let inside = |command: &str| {
+        let output = Command::new("nsenter")
+            .args(["--target", &keep, "--net", "--mount", "sh", "-c", command])
+            .output()
+            .expect("can run nsenter");
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+    };
+    let begun = std::time::Instant::now();
+    while !inside("true").is_empty() || !inside(&format!("ls {}/bpf", dir.display())).contains("ncm") {
+        assert!(begun.elapsed() < Duration::from_secs(5), "the keeper does not start");
+    }
+    agent.signal(Signal::SIGTERM);
+    let status = agent.ended(Duration::from_secs(1));
+    assert!(status.success(), "{status:?}");
+    let pins = inside(&format!("find {}/bpf -type f", dir.display()));
+    assert!(pins.contains("ENDPOINTS_MAC") && pins.contains("wire_tc"), "its pins are gone: {pins}");
+    assert!(!dir.join("tool.sock").exists(), "its socket is left");
+
+    let said = inside(&format!("{AGENT} --config {}/agent.toml --teardown", dir.display()));
+    let pins = inside(&format!("find {}/bpf -type f; ip link show type vxlan", dir.display()));
+    assert_eq!(pins, "", "left after the teardown, which said: {said}");
+    keeper.kill().expect("can be ended");
+    keeper.wait().expect("has ended");
+}
+
+#[test]
+fn the_socket_of_the_tool_is_closed_to_others() {
+    let agent = Agent::start("");
+    let metadata = std::fs::metadata(agent.scratch.0.join("tool.sock")).expect("is there");
+    let mode = std::os::unix::fs::PermissionsExt::mode(&metadata.permissions());
+    assert_eq!(mode & 0o777, 0o660);
+}
