@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Mutex};
 
-use ncm_agent::netlink::underlay::{Adopted, HostChange, Settings, TableSink, TableWrite, Underlay};
+use ncm_agent::netlink::underlay::{
+    Adopted, HostChange, Settings, TableSink, TableWrite, Underlay, release_neighbours,
+};
 use ncm_common::tables::{Host, Name, NextHop, NextHopGroup};
 use netlink_common::{Namespace, eventually};
 
@@ -169,6 +171,24 @@ fn a_gateway_is_resolved_kept_and_released() {
         })
         .await;
         assert!(tables.left().groups.is_empty() && tables.left().hosts.is_empty(), "slots are left");
+    });
+}
+
+#[test]
+fn tearing_down_releases_what_was_kept_and_nothing_else() {
+    let site = Site::new("down");
+    site.host.ip("neigh add 10.1.0.9 dev up1 managed");
+    site.host.run(async || {
+        let tables = Tables::default();
+        let underlay = start(&tables).await;
+        underlay.change_hosts(&[add(1, BESIDE)]);
+        eventually("the neighbour", || tables.expect(1, &[mac(1)])).await;
+        drop(underlay);
+        assert_eq!(site.host.ip("neigh show dev up1").matches("managed").count(), 2);
+        release_neighbours().await.unwrap();
+        let left = site.host.ip("neigh show dev up1");
+        let kept: Vec<&str> = left.lines().filter(|line| line.contains("managed")).collect();
+        assert!(kept.len() == 1 && kept[0].starts_with("10.1.0.9 "), "kept are: {left}");
     });
 }
 

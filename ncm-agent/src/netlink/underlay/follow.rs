@@ -199,6 +199,22 @@ pub(super) fn open_uplinks(names: Vec<String>) {
     }
 }
 
+/// Releases every neighbour that an agent had the kernel keep.
+pub(super) async fn release_neighbours() -> Result<(), NetlinkError> {
+    let mut requests = RequestSocket::open(NETLINK_ROUTE)?;
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        let request = neighbours::dump_request(family);
+        let collect = |all: &mut Vec<_>, message: Message<'_>| all.extend(neighbours::parse(&message));
+        for NeighbourMessage { hop, entry } in requests.dump(&request, Vec::new, collect).await? {
+            if entry.is_some_and(|entry| entry.is_kept_for_us()) {
+                // It may have gone meanwhile.
+                let _ = requests.call(neighbours::care_request(hop, Care::Release), |_| {}).await;
+            }
+        }
+    }
+    Ok(())
+}
+
 async fn reopen(shared: &Shared, receive_buffer: usize) -> Option<Follower> {
     let mut follower = Follower::open(receive_buffer).await.ok()?;
     let snapshot = follower.snapshot().await.ok()?;

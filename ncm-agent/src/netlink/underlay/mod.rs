@@ -3,6 +3,8 @@
 //!
 //! `state` decides what to write, from events, without I/O; `write` puts it in order. `follow` feeds it: notifications, full dumps at start,
 //! after an overrun and after what the kernel does without a word, and the model's wishes.
+//!
+//! Followed is the main routing table: policy rules and VRFs are not.
 
 mod follow;
 mod groups;
@@ -131,6 +133,15 @@ pub struct HostReport {
     pub resolved: usize,
     /// Why there is no way to it.
     pub problem: Option<String>,
+}
+
+/// Lets go of every next hop that an agent had the kernel keep in this network namespace: part of tearing down. An agent
+/// of another instance that needs one asks for it again by itself.
+///
+/// # Errors
+/// Fails if the kernel cannot be asked.
+pub async fn release_neighbours() -> Result<(), NetlinkError> {
+    follow::release_neighbours().await
 }
 
 /// The underlay, followed until this is dropped.

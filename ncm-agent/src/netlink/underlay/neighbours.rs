@@ -15,7 +15,10 @@ pub(crate) const GROUP_NEIGH: u32 = 3;
 const HEADER: usize = 12;
 const NDA_DST: u16 = 1;
 const NDA_LLADDR: u16 = 2;
+const NDA_PROTOCOL: u16 = 12;
 const NDA_FLAGS_EXT: u16 = 15;
+/// Who asked for an entry (`ip neigh` shows `proto 78`): a number that no known daemon uses.
+const PROTOCOL: u8 = b'N';
 const REACHABLE: u16 = 0x02;
 const STALE: u16 = 0x04;
 const DELAY: u16 = 0x08;
@@ -43,8 +46,17 @@ pub(crate) struct Neighbour {
     pub(crate) mac: Option<MacAddress>,
     /// Whether the kernel keeps it resolved by itself, because somebody asked it to.
     pub(crate) managed: bool,
+    /// Whether it was an agent that asked.
+    pub(crate) ours: bool,
     /// Whether it was given by hand, or needs no resolution.
     pub(crate) fixed: bool,
+}
+
+impl Neighbour {
+    /// Whether an agent had the kernel keep it.
+    pub(crate) fn is_kept_for_us(&self) -> bool {
+        self.managed && self.ours
+    }
 }
 
 /// What a neighbour message says: the entry as it is, or `None` if it is gone.
@@ -73,6 +85,7 @@ pub(crate) fn parse(message: &Message<'_>) -> Option<NeighbourMessage> {
     let entry = Neighbour {
         mac: mac.filter(|_| state & USABLE != 0),
         managed: extended & NTF_EXT_MANAGED != 0,
+        ours: attributes.find(NDA_PROTOCOL).is_some_and(|value| value.first() == Some(&PROTOCOL)),
         fixed: state & (NOARP | PERMANENT) != 0,
     };
     Some(NeighbourMessage { hop, entry: (message.kind == RTM_NEWNEIGH).then_some(entry) })
@@ -110,7 +123,8 @@ pub(crate) fn care_request(hop: Hop, care: Care) -> Request {
     let create = if care == Care::Release { 0 } else { flags::CREATE };
     let request = Request::new(RTM_NEWNEIGH, flags::REPLACE | create, &header).attribute(NDA_DST, &octets);
     match care {
-        Care::Keep => request.attribute(NDA_FLAGS_EXT, &NTF_EXT_MANAGED.to_ne_bytes()),
+        Care::Keep => (request.attribute(NDA_PROTOCOL, &[PROTOCOL]))
+            .attribute(NDA_FLAGS_EXT, &NTF_EXT_MANAGED.to_ne_bytes()),
         Care::Probe | Care::Release => request,
     }
 }

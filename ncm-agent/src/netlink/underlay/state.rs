@@ -249,6 +249,11 @@ impl State {
             .collect();
         self.dirty_hosts.extend(self.hosts.keys());
         self.dirty_groups.extend(self.groups.indices());
+        if !self.synchronised {
+            // What an agent before had kept and nobody needs is found once the hosts have their groups.
+            let kept = self.neighbours.iter().filter(|(_, entry)| entry.is_kept_for_us());
+            self.to_release.extend(kept.map(|(hop, _)| *hop));
+        }
         self.unknown = false;
         self.synchronised = true;
         self.tick();
@@ -443,7 +448,9 @@ impl State {
                 Some(below) => (below, link.vlan.unwrap_or_default()),
                 None => (link, 0),
             };
-        let flags = if device.takes_xdp() { next_hop_flags::XDP_TARGET } else { 0 };
+        // Only the named interfaces are in the table of devices that XDP programs redirect to.
+        let redirects = device.takes_xdp() && self.settings.interfaces.contains(&device.name);
+        let flags = if redirects { next_hop_flags::XDP_TARGET } else { 0 };
         Some(NextHop { ifindex: device.index, destination, source: link.mac?, vlan, flags })
     }
 

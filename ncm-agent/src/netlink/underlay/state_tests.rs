@@ -113,12 +113,12 @@ fn neighbour(interface: u32, last: u8) -> NeighbourMessage {
     let mac = Some([2, 0, 0, 0, 0, last]);
     NeighbourMessage {
         hop: hop(interface, last),
-        entry: Some(Neighbour { mac, managed: true, fixed: false }),
+        entry: Some(Neighbour { mac, managed: true, ours: true, fixed: false }),
     }
 }
 
 fn unresolved(interface: u32, last: u8) -> NeighbourMessage {
-    let entry = Some(Neighbour { mac: None, managed: true, fixed: false });
+    let entry = Some(Neighbour { mac: None, managed: true, ours: true, fixed: false });
     NeighbourMessage { hop: hop(interface, last), entry }
 }
 
@@ -175,7 +175,7 @@ fn hosts_behind_one_gateway_share_its_group() {
     state.change_hosts(&[add(1, 1)]);
     assert!(!state.flush(&mut tables).wrote, "the same again writes nothing");
     state.apply(Event::Neighbour(NeighbourMessage {
-        entry: Some(Neighbour { mac: Some([2, 0, 0, 0, 0, 7]), managed: true, fixed: false }),
+        entry: Some(Neighbour { mac: Some([2, 0, 0, 0, 0, 7]), managed: true, ours: true, fixed: false }),
         ..neighbour(2, 1)
     }));
     state.flush(&mut tables);
@@ -288,6 +288,7 @@ fn next_hops_are_cared_for_exactly_while_they_are_needed() {
     let (mut state, mut tables) = start();
     state.change_hosts(&[add(1, 1)]);
     state.flush(&mut tables);
+    while state.next_care().is_some_and(|(_, care)| care == Care::Release) {}
     assert_eq!(state.next_care(), None, "the kernel keeps it already");
     state.apply(Event::Neighbour(NeighbourMessage { entry: None, ..neighbour(2, 1) }));
     state.flush(&mut tables);
@@ -301,6 +302,22 @@ fn next_hops_are_cared_for_exactly_while_they_are_needed() {
     assert_eq!(state.next_care(), Some((hop(2, 1), Care::Release)));
     state.tick();
     assert_eq!(state.next_care(), None);
+}
+
+#[test]
+fn what_an_agent_before_had_kept_is_released_if_nobody_needs_it() {
+    let (first, mut tables) = start();
+    drop(first);
+    let mut state = State::new(settings(64), Adopted::default());
+    state.change_hosts(&[add(1, 1)]);
+    state.apply(Event::Complete(snapshot()));
+    state.flush(&mut tables);
+    let mut released = Vec::new();
+    while let Some((hop, care)) = state.next_care() {
+        assert_eq!(care, Care::Release);
+        released.push(hop);
+    }
+    assert_eq!(released, [hop(2, 2), hop(3, 1), hop(3, 2)], "all but the one that host 1 needs");
 }
 
 #[test]
@@ -355,7 +372,7 @@ fn a_change_of_one_gateway_or_prefix_is_cheap_among_thousands_of_hosts() {
     let start = std::time::Instant::now();
     for round in 0..1000 {
         let mac = Some([2, 0, 0, 0, 0, round as u8]);
-        let entry = Some(Neighbour { mac, managed: true, fixed: false });
+        let entry = Some(Neighbour { mac, managed: true, ours: true, fixed: false });
         state.apply(Event::Neighbour(NeighbourMessage { entry, ..neighbour(2, 1) }));
         state.flush(&mut tables);
         state.apply(Event::Route(new_route(3, 32, &[(2 + round % 2, 1)])));

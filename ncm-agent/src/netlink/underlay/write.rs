@@ -3,6 +3,7 @@
 
 use ncm_common::tables::{Host, NextHopGroup};
 
+use super::neighbours::Neighbour;
 use super::state::State;
 use super::{Settings, TableSink, TableWrite, groups, template};
 
@@ -104,7 +105,7 @@ impl State {
                 self.dirty_groups.remove(&index);
                 self.dirty_hosts.append(&mut self.starved);
                 for hop in self.groups.forget(index) {
-                    if self.neighbours.get(&hop).is_some_and(|entry| entry.managed) {
+                    if self.neighbours.get(&hop).is_some_and(Neighbour::is_kept_for_us) {
                         self.to_release.insert(hop);
                     }
                 }
