@@ -147,6 +147,8 @@ impl World {
     pub fn new() -> Self {
         assert!(nix::unistd::geteuid().is_root(), "packet tests need root: run `sudo -E cargo xtask test`");
         unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace of our own");
+        // The interfaces' own IPv6 chatter would run through the programs and count.
+        std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").expect("a namespace of our own");
         let mut commands = String::from("link set lo up\n");
         for name in INTERFACES {
             commands += &format!(
@@ -157,6 +159,8 @@ impl World {
         commands += "neigh replace 192.0.2.2 lladdr 02:00:00:ee:00:99 dev up0 nud permanent\n";
         commands += "link add relay0 type vxlan external dstport 47890\nlink set relay0 up\n";
         ip(&commands);
+        // Where the programs ask the kernel for a way, they ask as this device: the agent turns forwarding on.
+        std::fs::write("/proc/sys/net/ipv4/conf/relay0/forwarding", "1").expect("the relay device");
 
         let mut capacities = Capacities::default();
         for key in [
@@ -316,6 +320,14 @@ impl World {
             let key = MacKey { vni: subnet.vni, mac, reserved: [0; 2] };
             put(&self.tables().endpoints_mac, key, Endpoint { subnet: 0, ..endpoint });
         }
+    }
+
+    /// Adds a MAC of an allowed pair: it leads to the guest's port.
+    pub fn add_pair_mac(&self, guest: Guest, mac: Mac) {
+        let flags = endpoint_flags::LOCAL | endpoint_flags::L2;
+        let endpoint =
+            Endpoint { target: guest.port, generation: guest.port, subnet: 0, flags, mac, reserved: 0 };
+        put(&self.tables().endpoints_mac, MacKey { vni: guest.subnet.vni, mac, reserved: [0; 2] }, endpoint);
     }
 
     /// Changes a guest's port.

@@ -1,0 +1,332 @@
+//! Every drop reason, provoked by a packet. A case from a guest runs at tc and at XDP, a case from the tunnel behind
+//! the kernel's decapsulation and at XDP: the stages are the same, so the reason is.
+
+use ncm_common::counters::PathCounter;
+use ncm_common::drops::DropReason;
+use ncm_common::tables::{Reference, Subnet, VtepKey, node_flags, port_flags, subnet_flags};
+use ncm_dataplane::{Hook, TestRun};
+use ncm_tests::packet::{
+    A1, A2, Arp, B1, GATEWAY_A, GATEWAY_B, Guest, HERE, HOST_1, HOST_2, Ip, Ipv4, Mac, Outer, RA, RB,
+    SUBNET_A, SUBNET_B, Seen, UNKNOWN_HOST, World, arp_request, echo_request, ethernet, icmp, mac,
+    swap_bytes, tcp, tunnel, udp,
+};
+
+/// How a case puts its frame in.
+enum Case {
+    /// From a guest, at both hooks.
+    Guest(fn(&World) -> (Guest, Vec<u8>)),
+    /// Out of the tunnel: VNI, outer source, inner frame; at both hooks.
+    Tunnel(fn(&World) -> (u32, Ipv4, Vec<u8>)),
+    /// In its own way.
+    Own(fn(&World) -> Vec<Seen>),
+}
+
+impl Case {
+    fn run(&self, world: &World) -> Vec<Seen> {
+        match self {
+            Self::Guest(frame) => {
+                let (guest, frame) = frame(world);
+                let at = |hook| world.from_guest_at(hook, guest, frame.clone());
+                vec![at(Hook::GuestTc), at(Hook::GuestXdp)]
+            }
+            Self::Tunnel(frame) => {
+                let (vni, source, inner) = frame(world);
+                let outer = tunnel(&Outer::new(source, HERE, vni), &inner);
+                vec![world.from_wire(Hook::WireXdp, outer), world.from_relay(vni, source, inner)]
+            }
+            Self::Own(run) => run(world),
+        }
+    }
+}
+
+macro_rules! drops {
+    ($($reason:ident at $port:literal: $name:ident = $kind:ident($frame:expr);)+) => {
+        $(
+            #[test]
+            fn $name() {
+                let world = World::new();
+                for seen in Case::$kind($frame).run(&world) {
+                    seen.assert_dropped(DropReason::$reason, $port);
+                }
+            }
+        )+
+
+        /// The reasons that the cases above provoke.
+        const PROVOKED: &[DropReason] = &[$(DropReason::$reason),+];
+    };
+}
+
+/// Reasons that no single packet can provoke, and why.
+const NOT_PROVOKED: &[(DropReason, &str)] = &[(DropReason::NoProgram, "no program continues in another one")];
+
+#[test]
+fn every_reason_is_provoked() {
+    let missing: Vec<&str> = DropReason::ALL
+        .iter()
+        .filter(|reason| {
+            !PROVOKED.contains(reason) && !NOT_PROVOKED.iter().any(|(other, _)| other == *reason)
+        })
+        .map(|reason| reason.name())
+        .collect();
+    assert!(missing.is_empty(), "add a case for: {missing:?}");
+    let both: Vec<&str> = NOT_PROVOKED
+        .iter()
+        .filter(|(reason, _)| PROVOKED.contains(reason))
+        .map(|(reason, _)| reason.name())
+        .collect();
+    assert!(both.is_empty(), "these are provoked after all: {both:?}");
+}
+
+/// A UDP packet from a guest to another of its subnet.
+fn packet(from: Guest, to: (Mac, Ipv4)) -> Vec<u8> {
+    udp((from.ip, 1000), (to.1, 2000), b"payload").frame(to.0, from.mac)
+}
+
+/// A UDP packet from a guest, by way of its gateway.
+fn routed(from: Guest, to: Ipv4) -> Vec<u8> {
+    packet(from, (from.subnet.gateway.0, to))
+}
+
+/// A UDP packet from a remote guest in A to [`A1`].
+fn inner() -> Ip {
+    udp((RA.ip, 1000), (A1.ip, 2000), b"payload")
+}
+
+/// IPv6 with an ICMPv6 message of that type, from link-local addresses.
+fn icmpv6(destination: Mac, kind: u8) -> Vec<u8> {
+    let mut packet = vec![0x60, 0, 0, 0, 0, 8, 58, 255];
+    packet.extend([0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+    packet.extend([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+    packet.extend([kind, 0, 0, 0, 0, 0, 0, 0]);
+    ethernet(destination, A1.mac, 0x86dd, &packet)
+}
+
+const BROADCAST: Mac = [0xff; 6];
+const MULTICAST: Mac = [1, 0, 0x5e, 0, 0, 0xfb];
+
+drops! {
+    UnknownPort at 0: a_frame_from_an_interface_without_a_port = Own(|world| {
+        vec![world.run(Hook::GuestTc, TestRun::new(packet(A1, A2.pair()), world.ifindex("spare")))]
+    });
+    UnknownPort at 0: a_frame_from_the_interface_of_a_port_that_was_deleted = Guest(|world| {
+        world.tables().port_by_interface.delete(&world.ifindex("a1")).expect("deleted");
+        (A1, packet(A1, A2.pair()))
+    });
+    PortDown at 1: a_guest_whose_port_is_down = Guest(|world| {
+        world.change_port(A1, |port| port.flags &= !port_flags::UP);
+        (A1, packet(A1, A2.pair()))
+    });
+    PortDown at 1: a_frame_for_a_guest_whose_port_is_down = Guest(|world| {
+        world.change_port(A2, |port| port.flags &= !port_flags::UP);
+        (A1, packet(A1, A2.pair()))
+    });
+    PortDown at 1: a_tunnel_frame_for_a_guest_whose_port_is_down = Tunnel(|world| {
+        world.change_port(A1, |port| port.flags &= !port_flags::UP);
+        (100, HOST_1, inner().frame(A1.mac, RA.mac))
+    });
+    PortClosed at 1: a_guest_whose_port_is_closed = Guest(|world| {
+        world.change_port(A1, |port| port.flags |= port_flags::CLOSED);
+        (A1, packet(A1, A2.pair()))
+    });
+    PortClosed at 1: a_closed_port_is_not_even_answered = Guest(|world| {
+        world.change_port(A1, |port| port.flags |= port_flags::CLOSED);
+        (A1, arp_request(A1.pair(), GATEWAY_A.1))
+    });
+    PortClosed at 1: a_tunnel_frame_for_a_closed_port = Tunnel(|world| {
+        world.change_port(A1, |port| port.flags |= port_flags::CLOSED);
+        (100, HOST_1, inner().frame(A1.mac, RA.mac))
+    });
+    Malformed at 1: a_packet_longer_than_its_frame = Guest(|_| (A1, swap_bytes(packet(A1, A2.pair()), 16, &[0, 200])));
+    Malformed at 1: a_header_shorter_than_the_least = Guest(|_| (A1, swap_bytes(packet(A1, A2.pair()), 14, &[0x44])));
+    Malformed at 1: an_arp_message_that_is_cut_short = Guest(|_| {
+        let mut frame = arp_request(A1.pair(), GATEWAY_A.1);
+        frame.truncate(41);
+        (A1, frame)
+    });
+    SpoofedMac at 1: another_source_mac = Guest(|_| (A1, udp((A1.ip, 1), (A2.ip, 2), b"").frame(A2.mac, mac(0x666))));
+    SpoofedMac at 1: the_mac_of_a_neighbour = Guest(|_| (A1, udp((A1.ip, 1), (A2.ip, 2), b"").frame(A2.mac, A2.mac)));
+    SpoofedIp at 1: another_source_address = Guest(|_| {
+        (A1, udp(([10, 0, 1, 99], 1), (A2.ip, 2), b"").frame(A2.mac, A1.mac))
+    });
+    SpoofedIp at 1: the_address_of_the_gateway = Guest(|_| {
+        (A1, icmp(GATEWAY_A.1, A2.ip, 11, 0, [0; 4], b"").frame(A2.mac, A1.mac))
+    });
+    SpoofedArp at 1: an_arp_sender_address_of_a_neighbour = Guest(|_| {
+        (A1, arp_request((A1.mac, A2.ip), GATEWAY_A.1))
+    });
+    SpoofedArp at 1: an_arp_sender_mac_of_a_neighbour = Guest(|_| {
+        let message = Arp { operation: 1, sender: (A2.mac, A1.ip), target: ([0; 6], GATEWAY_A.1) };
+        (A1, message.frame(BROADCAST, A1.mac))
+    });
+    SpoofedArp at 1: an_arp_reply_that_claims_the_gateway = Guest(|_| {
+        let message = Arp { operation: 2, sender: (A1.mac, GATEWAY_A.1), target: A2.pair() };
+        (A1, message.frame(A2.mac, A1.mac))
+    });
+    RogueDhcpServer at 1: what_only_a_dhcp_server_may_send = Guest(|_| {
+        (A1, udp((A1.ip, 67), (A2.ip, 68), &[2; 240]).frame(A2.mac, A1.mac))
+    });
+    RogueDhcpServer at 1: a_dhcp_offer_by_broadcast = Guest(|_| {
+        (A1, udp((A1.ip, 67), ([255; 4], 68), &[2; 240]).frame(BROADCAST, A1.mac))
+    });
+    RogueRouter at 1: a_router_advertisement = Guest(|_| (A1, icmpv6([0x33, 0x33, 0, 0, 0, 1], 134)));
+    RogueRouter at 1: an_icmpv6_redirect = Guest(|_| (A1, icmpv6(A2.mac, 137)));
+    UnsupportedEthertype at 1: an_ethertype_that_is_not_forwarded = Guest(|_| {
+        (A1, ethernet(A2.mac, A1.mac, 0x88b5, &[0; 46]))
+    });
+    Vlan at 1: a_tagged_frame = Guest(|_| {
+        let tagged = [&[0, 5][..], &packet(A1, A2.pair())[12..]].concat();
+        (A1, ethernet(A2.mac, A1.mac, 0x8100, &tagged))
+    });
+    Ipv6 at 1: an_ipv6_packet = Guest(|_| (A1, icmpv6(A2.mac, 128)));
+    Multicast at 1: a_multicast_packet = Guest(|_| (A1, packet(A1, (MULTICAST, [224, 0, 0, 251]))));
+    Multicast at 1: a_broadcast_packet = Guest(|_| (A1, packet(A1, (BROADCAST, [10, 0, 1, 255]))));
+    ArpUnknown at 1: a_question_for_nobody = Guest(|_| (A1, arp_request(A1.pair(), [10, 0, 1, 200])));
+    ArpUnknown at 1: a_question_for_ones_own_address = Guest(|_| (A1, arp_request((A1.mac, [0; 4]), A1.ip)));
+    ArpUnknown at 1: a_question_for_another_subnets_guest = Guest(|_| (A1, arp_request(A1.pair(), B1.ip)));
+    ArpIgnored at 1: an_arp_reply_that_nobody_awaits = Guest(|_| {
+        let message = Arp { operation: 2, sender: A1.pair(), target: A2.pair() };
+        (A1, message.frame(A2.mac, A1.mac))
+    });
+    ArpIgnored at 1: an_announcement_of_ones_own_address = Guest(|_| (A1, arp_request(A1.pair(), A1.ip)));
+    UnknownMac at 1: a_frame_for_nobody = Guest(|_| (A1, packet(A1, (mac(0x999), [10, 0, 1, 99]))));
+    UnknownMac at 1: a_frame_for_another_subnets_guest = Guest(|_| (A1, packet(A1, B1.pair())));
+    NoRoute at 1: a_destination_without_a_route = Guest(|_| (A1, routed(A1, [8, 8, 8, 8])));
+    UnknownDestination at 1: a_routed_packet_for_nobody = Guest(|_| (A1, routed(A1, [10, 0, 2, 200])));
+    UnknownDestination at 1: a_next_hop_that_is_nobody = Guest(|world| {
+        world.add_route(SUBNET_A, [172, 16, 0, 0], 12, SUBNET_B.via([10, 0, 2, 200], [0; 6]));
+        (A1, routed(A1, [172, 16, 1, 1]))
+    });
+    UnknownDestination at 1: a_routed_packet_for_a_neighbour_on_layer_2_only = Guest(|world| {
+        world.change_endpoint(SUBNET_B.vni, RB.ip, |endpoint| endpoint.flags &= !ncm_common::tables::endpoint_flags::L3);
+        (A1, routed(A1, RB.ip))
+    });
+    TtlExceeded at 1: a_ttl_that_ran_out_with_no_answer_left = Own(|world| {
+        world.exhaust_limit(A1);
+        let packet = Ip { ttl: 1, ..udp((A1.ip, 1), (B1.ip, 2), b"") };
+        let seen = world.from_guest(A1, packet.frame(GATEWAY_A.0, A1.mac));
+        seen.assert_counted(PathCounter::IcmpLimited);
+        vec![seen]
+    });
+    TtlExceeded at 1: an_icmp_error_whose_ttl_ran_out = Own(|world| {
+        // RFC 1122, section 3.2.2: no error is sent about an error.
+        let error = icmp(A1.ip, B1.ip, 3, 1, [0; 4], &udp((B1.ip, 1), (A1.ip, 2), b"12345678").bytes());
+        vec![world.from_guest(A1, Ip { ttl: 1, ..error }.frame(GATEWAY_A.0, A1.mac))]
+    });
+    GatewayUnserved at 1: a_gateway_runs_no_service = Guest(|_| (A1, routed(A1, GATEWAY_A.1)));
+    GatewayUnserved at 1: another_subnets_gateway_runs_no_service = Guest(|_| {
+        (A1, tcp((A1.ip, 1), (GATEWAY_B.1, 22), b"", false).frame(GATEWAY_A.0, A1.mac))
+    });
+    GatewayUnserved at 4: the_gateway_of_a_subnet_without_a_router_is_silent = Guest(|_| {
+        use ncm_tests::packet::C1;
+        (C1, echo_request(C1.ip, GATEWAY_A.1).frame(GATEWAY_A.0, C1.mac))
+    });
+    Hairpin at 1: a_frame_for_the_guest_itself = Guest(|_| (A1, packet(A1, A1.pair())));
+    Hairpin at 1: a_routed_packet_for_the_guest_itself = Guest(|_| (A1, routed(A1, A1.ip)));
+    UnknownVtep at 0: a_tunnel_frame_from_a_host_that_nobody_knows = Tunnel(|_| {
+        (100, UNKNOWN_HOST, inner().frame(A1.mac, RA.mac))
+    });
+    UnknownVtep at 0: a_tunnel_frame_from_a_host_of_another_tenant = Tunnel(|_| {
+        (100, HOST_2, inner().frame(A1.mac, RA.mac))
+    });
+    WrongVtep at 1: a_tunnel_frame_from_a_host_that_does_not_hold_the_source = Tunnel(|world| {
+        world.change_node(|node| node.flags |= node_flags::STRICT);
+        let ip = std::net::Ipv4Addr::from(HOST_2).to_ipv6_mapped().octets();
+        let key = VtepKey { vni: 100, ip };
+        world.tables().vteps.put(&key, &Reference { index: 2, generation: 2 }).expect("room");
+        (100, HOST_2, inner().frame(A1.mac, RA.mac))
+    });
+    TunnelSource at 1: a_tunnel_frame_from_a_local_guests_mac = Tunnel(|_| (100, HOST_1, inner().frame(A1.mac, A2.mac)));
+    TunnelSource at 1: a_tunnel_frame_from_a_local_guests_address = Tunnel(|_| {
+        (100, HOST_1, udp((A2.ip, 1), (A1.ip, 2), b"").frame(A1.mac, RA.mac))
+    });
+    TunnelSource at 1: a_tunnel_frame_from_the_gateways_mac = Tunnel(|_| {
+        (100, HOST_1, inner().frame(A1.mac, GATEWAY_A.0))
+    });
+    TunnelSource at 1: a_tunnel_frame_from_the_gateways_address = Tunnel(|_| {
+        (100, HOST_1, udp((GATEWAY_A.1, 1), (A1.ip, 2), b"").frame(A1.mac, RA.mac))
+    });
+    TunnelSource at 0: a_tunnel_frame_from_a_multicast_mac = Tunnel(|_| (100, HOST_1, inner().frame(A1.mac, MULTICAST)));
+    TunnelControl at 0: arp_does_not_cross_the_tunnel = Tunnel(|_| {
+        let message = Arp { operation: 2, sender: RA.pair(), target: A1.pair() };
+        (100, HOST_1, message.frame(A1.mac, RA.mac))
+    });
+    TunnelControl at 0: a_router_advertisement_does_not_cross_the_tunnel = Tunnel(|_| {
+        (100, HOST_1, swap_bytes(icmpv6(A1.mac, 134), 6, &RA.mac))
+    });
+    TunnelControl at 0: neighbour_discovery_does_not_cross_the_tunnel = Tunnel(|_| {
+        (100, HOST_1, swap_bytes(icmpv6(A1.mac, 135), 6, &RA.mac))
+    });
+    TunnelControl at 0: dhcp_does_not_cross_the_tunnel = Tunnel(|_| {
+        (100, HOST_1, udp((RA.ip, 67), (A1.ip, 68), &[2; 240]).frame(A1.mac, RA.mac))
+    });
+    TunnelControl at 0: a_dhcp_request_does_not_cross_the_tunnel = Tunnel(|_| {
+        (100, HOST_1, udp((RA.ip, 68), (A1.ip, 67), &[1; 240]).frame(A1.mac, RA.mac))
+    });
+    UnknownGuest at 0: a_tunnel_frame_for_nobody = Tunnel(|_| (100, HOST_1, inner().frame(mac(0x999), RA.mac)));
+    UnknownGuest at 0: a_tunnel_frame_for_a_guest_of_another_host = Tunnel(|_| {
+        (100, HOST_1, udp((RA.ip, 1), (RA.ip, 2), b"").frame(RA.mac, mac(0x1c)))
+    });
+    UnknownGuest at 0: a_tunnel_frame_to_all = Tunnel(|_| (100, HOST_1, inner().frame(BROADCAST, RA.mac)));
+    TunnelMalformed at 0: an_inner_packet_longer_than_its_frame = Tunnel(|_| {
+        (100, HOST_1, swap_bytes(inner().frame(A1.mac, RA.mac), 16, &[0, 200]))
+    });
+    NextHopUnresolved at 1: a_host_without_a_resolved_next_hop_or_route = Own(|world| {
+        world.change_group(1, |group| group.halves[0].count = 0);
+        world.change_host(1, |host| host.halves[0].headers[16..20].copy_from_slice(&[198, 51, 100, 1]));
+        vec![world.from_guest(A1, packet(A1, RA.pair()))]
+    });
+    StaleIndex at 1: an_endpoint_whose_port_index_was_given_away = Guest(|world| {
+        world.change_port(A2, |port| port.generation += 1);
+        (A1, packet(A1, A2.pair()))
+    });
+    StaleIndex at 1: an_endpoint_whose_host_index_was_given_away = Guest(|world| {
+        world.change_host(1, |host| host.generation += 1);
+        (A1, packet(A1, RA.pair()))
+    });
+    StaleIndex at 1: a_route_whose_subnet_index_was_given_away = Guest(|world| {
+        world.change_subnet(SUBNET_B, |subnet| subnet.generation += 1);
+        (A1, routed(A1, B1.ip))
+    });
+    RewriteFailed at 1: a_packet_that_the_kernel_refuses_to_encapsulate = Own(|world| {
+        // Segments of a protocol that it does not know.
+        let frame = tcp((A1.ip, 1), (RA.ip, 2), &[0; 3000], true).frame(RA.mac, A1.mac);
+        let run = TestRun { gso_size: 1000, ..TestRun::new(frame, world.ifindex(A1.interface)) };
+        vec![world.run(Hook::GuestTc, run)]
+    });
+    TooBig at 1: a_packet_that_does_not_fit_the_path = Guest(|_| {
+        (A1, udp((A1.ip, 1), (RA.ip, 2), &[0; 1450]).frame(RA.mac, A1.mac))
+    });
+    NoDevice at 1: a_guests_device_that_has_just_gone = Own(|world| {
+        world.tables().devices.delete(&world.ifindex("a1")).expect("deleted");
+        let frame = tunnel(&Outer::new(HOST_1, HERE, 100), &inner().frame(A1.mac, RA.mac));
+        vec![world.from_wire(Hook::WireXdp, frame)]
+    });
+    TunnelEthertype at 0: an_ethertype_that_guests_are_not_given = Tunnel(|_| {
+        (100, HOST_1, ethernet(A1.mac, RA.mac, 0x88b5, &[0; 46]))
+    });
+    TunnelEthertype at 0: ipv6_out_of_the_tunnel = Tunnel(|_| (100, HOST_1, swap_bytes(icmpv6(A1.mac, 128), 6, &RA.mac)));
+    DhcpUnanswered at 1: a_dhcp_request = Guest(|_| {
+        (A1, udp(([0; 4], 68), ([255; 4], 67), &[1; 240]).frame(BROADCAST, A1.mac))
+    });
+    DhcpUnanswered at 1: a_dhcp_renewal = Guest(|_| {
+        (A1, udp((A1.ip, 68), (GATEWAY_A.1, 67), &[1; 240]).frame(GATEWAY_A.0, A1.mac))
+    });
+}
+
+#[test]
+fn a_subnet_that_was_given_away_lets_nothing_out() {
+    let world = World::new();
+    world.change_subnet(SUBNET_A, |subnet| *subnet = Subnet { generation: 9, ..*subnet });
+    let seen = world.from_guest(A1, routed(A1, B1.ip));
+    seen.assert_dropped(DropReason::StaleIndex, A1.port);
+}
+
+#[test]
+fn a_subnet_outside_any_router_does_not_route() {
+    let world = World::new();
+    world.change_subnet(SUBNET_A, |subnet| subnet.flags &= !subnet_flags::ROUTED);
+    let seen = world.from_guest(A1, routed(A1, B1.ip));
+    assert_eq!(seen.verdict, ncm_tests::packet::Verdict::Dropped, "{seen}");
+    let reason = seen.drops[0].0;
+    assert!(matches!(reason, DropReason::NoRoute | DropReason::GatewayUnserved), "{seen}");
+}

@@ -1,0 +1,134 @@
+//! Frames cut short at every length and broken in every byte: never forwarded half understood, and no program ends
+//! abnormally.
+
+use ncm_dataplane::Hook;
+use ncm_tests::packet::{
+    A1, A2, B1, GATEWAY_A, Guest, HERE, HOST_1, Ip, Outer, RA, Seen, Verdict, World, arp_request,
+    echo_request, tcp, tunnel, udp,
+};
+
+/// The shortest frame that the kernel puts through a program at tc: an IPv4 header has to fit behind Ethernet.
+const SHORTEST: usize = 34;
+
+const GUEST: [Hook; 2] = [Hook::GuestTc, Hook::GuestXdp];
+
+fn frames(from: Guest) -> Vec<(&'static str, Vec<u8>)> {
+    let options = vec![7, 7, 4, 0, 0, 0, 0, 0];
+    vec![
+        ("udp", udp((from.ip, 1), (A2.ip, 2), b"data").frame(A2.mac, from.mac)),
+        ("tcp", tcp((from.ip, 1), (RA.ip, 2), b"data", false).frame(RA.mac, from.mac)),
+        ("routed", udp((from.ip, 1), (B1.ip, 2), b"data").frame(GATEWAY_A.0, from.mac)),
+        ("options", Ip { options, ..udp((from.ip, 1), (B1.ip, 2), b"data") }.frame(GATEWAY_A.0, from.mac)),
+        ("ping", echo_request(from.ip, GATEWAY_A.1).frame(GATEWAY_A.0, from.mac)),
+        ("arp", arp_request(from.pair(), GATEWAY_A.1)),
+        ("expired", Ip { ttl: 1, ..udp((from.ip, 1), (B1.ip, 2), b"data") }.frame(GATEWAY_A.0, from.mac)),
+    ]
+}
+
+#[test]
+fn a_guests_frame_cut_at_any_length_is_dropped() {
+    let world = World::new();
+    for (name, frame) in frames(A1) {
+        for len in 14..frame.len() {
+            for hook in GUEST {
+                if len < SHORTEST && hook == Hook::GuestTc {
+                    continue;
+                }
+                let seen = world.from_guest_at(hook, A1, frame[..len].to_vec());
+                assert_eq!(seen.verdict, Verdict::Dropped, "{name} cut to {len}\n{seen}");
+                assert_eq!(
+                    seen.drops.iter().map(|(_, count)| count).sum::<u64>(),
+                    1,
+                    "{name} cut to {len}\n{seen}"
+                );
+            }
+        }
+    }
+}
+
+/// What may become of a guest's frame whatever is in it: it never goes on to the host's stack (from XDP only to tc).
+fn assert_closed(what: &str, seen: &Seen) {
+    let sound = match seen.verdict {
+        Verdict::Dropped => !seen.drops.is_empty(),
+        Verdict::Redirected | Verdict::Returned => seen.drops.is_empty(),
+        Verdict::Passed => seen.hook == Hook::GuestXdp && seen.frame == seen.before,
+        _ => false,
+    };
+    assert!(sound, "{what}\n{seen}");
+}
+
+#[test]
+fn a_guests_frame_with_any_byte_changed_never_reaches_the_host() {
+    let world = World::new();
+    for (name, frame) in frames(A1) {
+        for at in 0..frame.len().min(54) {
+            for value in [0, 0xff, frame[at] ^ 1, frame[at] ^ 0x40] {
+                let mut broken = frame.clone();
+                broken[at] = value;
+                for hook in GUEST {
+                    let seen = world.from_guest_at(hook, A1, broken.clone());
+                    assert_closed(&format!("{name}: byte {at} = {value:#x}"), &seen);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_tunnel_frame_cut_at_any_length_is_dropped_or_not_ours() {
+    let world = World::new();
+    let inner = udp((RA.ip, 1), (A1.ip, 2), b"data").frame(A1.mac, RA.mac);
+    let frame = tunnel(&Outer::new(HOST_1, HERE, 100), &inner);
+    for len in 14..frame.len() {
+        let seen = world.from_wire(Hook::WireXdp, frame[..len].to_vec());
+        if seen.verdict == Verdict::Passed {
+            assert!(len < 50, "a whole tunnel header is ours, cut to {len}\n{seen}");
+            seen.assert_untouched();
+        } else {
+            assert_eq!(seen.verdict, Verdict::Dropped, "cut to {len}\n{seen}");
+        }
+        if len < SHORTEST {
+            continue;
+        }
+        let seen = world.from_wire(Hook::WireTc, frame[..len].to_vec());
+        assert_eq!(
+            seen.verdict,
+            Verdict::Passed,
+            "the kernel decapsulates, or it is not ours: cut to {len}\n{seen}"
+        );
+    }
+    for len in SHORTEST..inner.len() {
+        let seen = world.from_relay(100, HOST_1, inner[..len].to_vec());
+        assert_eq!(seen.verdict, Verdict::Dropped, "cut to {len}\n{seen}");
+    }
+}
+
+#[test]
+fn a_tunnel_frame_with_any_byte_changed_goes_to_its_guest_or_nowhere() {
+    let world = World::new();
+    let inner = udp((RA.ip, 1), (A1.ip, 2), b"data").frame(A1.mac, RA.mac);
+    let frame = tunnel(&Outer::new(HOST_1, HERE, 100), &inner);
+    for at in 0..frame.len() {
+        for value in [0, 0xff, frame[at] ^ 1, frame[at] ^ 0x40] {
+            let mut broken = frame.clone();
+            broken[at] = value;
+            let what = format!("byte {at} = {value:#x}");
+            let seen = world.from_wire(Hook::WireXdp, broken.clone());
+            match seen.verdict {
+                Verdict::Dropped => assert!(!seen.drops.is_empty(), "{what}\n{seen}"),
+                Verdict::Redirected => assert_eq!(seen.received, [A1.port], "{what}\n{seen}"),
+                Verdict::Passed => assert!(at < 50, "ours by its outer headers: {what}\n{seen}"),
+                _ => panic!("{what}\n{seen}"),
+            }
+            if at >= 50 {
+                let seen = world.from_relay(100, HOST_1, broken[50..].to_vec());
+                let sound = match seen.verdict {
+                    Verdict::Dropped => !seen.drops.is_empty(),
+                    Verdict::Redirected => seen.received == [A1.port],
+                    _ => false,
+                };
+                assert!(sound, "{what}\n{seen}");
+            }
+        }
+    }
+}
