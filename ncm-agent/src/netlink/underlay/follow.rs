@@ -230,9 +230,14 @@ pub(super) async fn care(shared: Arc<Shared>) {
     let mut refuses_to_keep = false;
     loop {
         if tokio::time::timeout(TICK, shared.care.notified()).await.is_err() {
-            let mut inner = shared.lock();
-            inner.state.tick();
-            inner.flush();
+            let failed = {
+                let mut inner = shared.lock();
+                inner.state.tick();
+                inner.flush().failed
+            };
+            if let Some((_, error)) = failed.first() {
+                tracing::warn!(hosts = failed.len(), error, "remote hosts cannot be written: trying again");
+            }
         }
         loop {
             let Some((hop, care)) = shared.lock().state.next_care() else { break };
@@ -254,6 +259,26 @@ pub(super) async fn care(shared: Arc<Shared>) {
                 (_, Some(_)) => tracing::warn!(hop = %hop.address, %error, "a next hop cannot be resolved"),
                 (_, None) => socket = None,
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::super::message::Messages;
+    use super::*;
+
+    proptest! {
+        /// Whatever stands in a message of any type that we read: no panic, and nothing read beyond its end.
+        #[test]
+        fn any_bytes_are_read_or_refused(kind in 16u16..110, body in prop::collection::vec(any::<u8>(), 0..200)) {
+            let bytes = Request::new(kind, 0, &body).finish(1, 0);
+            for message in Messages(&bytes) {
+                let _ = parse(&message);
+            }
+            for _ in Messages(&body) {}
         }
     }
 }

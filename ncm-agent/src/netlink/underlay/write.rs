@@ -19,11 +19,16 @@ impl State {
         for index in &hosts {
             self.route_host(*index);
         }
+        let mut refused = None;
         for index in std::mem::take(&mut self.dirty_groups) {
             if let Err(error) = self.write_group(index, sink, &mut flushed.wrote) {
-                tracing::warn!(group = index, %error, "a next-hop group cannot be written: trying again");
+                refused = Some(error);
                 self.dirty_groups.insert(index);
             }
+        }
+        if let Some(error) = refused {
+            let groups = self.dirty_groups.len();
+            tracing::warn!(groups, %error, "next-hop groups cannot be written: trying again");
         }
         for index in hosts {
             if let Err(error) = self.write_host(index, sink, &mut flushed.wrote) {
