@@ -128,9 +128,6 @@ pub trait Context: Frame + Copy {
     /// Sends the frame out of an interface; `None` if the hook knows no such device.
     fn send(&self, ifindex: u32) -> Option<i32>;
 
-    /// Sends the frame back out of the interface that it came in by.
-    fn reply(&self) -> i32;
-
     /// The interface by which the kernel itself would reach a host; `None` if it knows no way, or the hook cannot ask.
     fn way(&self, question: &Question) -> Option<u32>;
 
@@ -295,11 +292,6 @@ impl Context for Xdp {
     #[inline(always)]
     fn send(&self, ifindex: u32) -> Option<i32> {
         DEVICES.redirect(ifindex).map(|action| action as i32)
-    }
-
-    #[inline(always)]
-    fn reply(&self) -> i32 {
-        xdp_action::XDP_TX as i32
     }
 
     #[inline(always)]
@@ -471,12 +463,6 @@ impl Context for Tc {
     fn send(&self, ifindex: u32) -> Option<i32> {
         // SAFETY: the helper only notes the interface; it reads no memory of ours.
         Some(unsafe { bpf_redirect(ifindex, 0) } as i32)
-    }
-
-    #[inline(always)]
-    fn reply(&self) -> i32 {
-        // SAFETY: as above.
-        unsafe { bpf_redirect(self.interface(), 0) as i32 }
     }
 
     #[inline(always)]

@@ -62,7 +62,7 @@ pub fn arp<C: Context>(packet: C, sender: Sender, ethernet: &Ethernet) -> Step<V
     }
     packet.store(0, &message.answer(mac))?;
     count(PathCounter::ArpAnswered, arp::FRAME_LEN as u32);
-    Ok(back(packet, sender))
+    back(packet, sender)
 }
 
 /// A spoofed address as what it is in ARP.
@@ -122,7 +122,7 @@ pub fn gateway<C: Context>(packet: C, sender: Sender, whole: &Packet<'_>) -> Ste
         &[ttl[0], ttl[1], ttl[2], ttl[3], from[0], from[1], from[2], from[3], to[0], to[1], to[2], to[3]],
     )?;
     count(PathCounter::EchoAnswered, bytes);
-    Ok(back(packet, sender))
+    back(packet, sender)
 }
 
 /// Tells a guest, from the gateway of its subnet, that its packet's TTL ran out (RFC 792; RFC 1812, section 4.3.2).
@@ -152,7 +152,7 @@ pub fn time_exceeded<C: Context>(
     }
     packet.store(0, &error_headers(whole, from, kept, quote.sum))?;
     count(PathCounter::TimeExceededSent, packet.length());
-    Ok(back(packet, sender))
+    back(packet, sender)
 }
 
 /// What an ICMP error quotes behind the IP header.
@@ -267,9 +267,11 @@ fn is_within_limit(port: u32) -> bool {
     granted
 }
 
-/// Sends the packet, which is an answer now, back to its guest.
+/// Sends the packet, which is an answer now, back to its guest. Not by `XDP_TX`: a veth does not wake up the guest for
+/// such frames unless an XDP program runs there too, as it does for redirected ones.
 #[inline(always)]
-fn back<C: Context>(packet: C, sender: Sender) -> Verdict {
+fn back<C: Context>(packet: C, sender: Sender) -> Step<Verdict> {
+    let action = packet.send(packet.interface()).ok_or(DropReason::NoDevice)?;
     received(sender.index, packet.length());
-    Verdict::Sent(packet.reply())
+    Ok(Verdict::Sent(action))
 }
