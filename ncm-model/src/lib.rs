@@ -4,14 +4,40 @@
 //! [`Model::step`]s of bounded size, each of which yields the [`Changes`] of the kernel's tables. When the run is
 //! [`Progress::Done`] and the changes are written (refusals reported with [`Model::write_failed`]), [`Model::rows`] gives
 //! the outcome of every state.
+//!
+//! ```
+//! use ncm_model::{Changes, Message, Model, Origin, Progress, Run, Seed, Settings};
+//!
+//! let mut model = Model::new(Settings::default(), &Seed::default());
+//! let message = Message::decode_v2(bytes::Bytes::new())?;
+//! let mut run = Run::new(message, Origin::Controller, 0);
+//! loop {
+//!     let mut changes = Changes::default();
+//!     let progress = model.step(&mut run, 8192, &mut changes);
+//!     // Write the changes; report what the kernel refuses with `model.write_failed`.
+//!     if progress == Progress::Done {
+//!         break;
+//!     }
+//! }
+//! assert_eq!(model.rows(&run).count(), 0);
+//! # Ok::<(), ncm_model::DecodeError>(())
+//! ```
+//!
+//! Inside, `goalstate` reads and checks messages, `apply` brings states into the model under the revision rules, `compile`
+//! derives table entries from what has changed, `inspect` tells what is held, and `store` keeps a million neighbours in
+//! about a hundred bytes each.
 #![forbid(unsafe_code)]
 
+mod apply;
 mod compile;
 mod goalstate;
+mod inspect;
 mod model;
+mod resources;
 mod run;
 mod settings;
 mod state;
+mod store;
 pub mod wire;
 
 pub use compile::{Changes, Delta, Handle, HostChange, InterfaceChanges, Put};

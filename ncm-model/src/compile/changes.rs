@@ -14,7 +14,6 @@ pub struct Handle(pub(crate) u32);
 /// What kind of resource a [`Handle`] stands for.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub(crate) enum HandleKind {
-    Vpc = 1,
     Subnet = 2,
     Port = 3,
     Neighbour = 4,
@@ -31,7 +30,6 @@ impl Handle {
 
     pub(crate) fn kind(self) -> Option<HandleKind> {
         Some(match self.0 >> Self::SLOT_BITS {
-            1 => HandleKind::Vpc,
             2 => HandleKind::Subnet,
             3 => HandleKind::Port,
             4 => HandleKind::Neighbour,

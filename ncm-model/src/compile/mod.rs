@@ -1,6 +1,13 @@
 //! From held goal states to table entries: only what changes.
 
+pub(crate) mod addresses;
 mod changes;
+pub(crate) mod flush;
+pub(crate) mod hosts;
+mod mirror;
+mod ports;
+mod routes;
+mod subnets;
 
 pub(crate) use changes::HandleKind;
 pub use changes::{Changes, Delta, Handle, HostChange, InterfaceChanges, Put};

@@ -1,5 +1,10 @@
-//! Goal states: decoding, checking, and the model of what should be.
+//! Goal states: decoding and checking what was received.
 
-mod message;
+pub(crate) mod filter;
+pub(crate) mod merge;
+pub(crate) mod message;
+pub(crate) mod neighbour_view;
+pub(crate) mod parse;
+mod reader;
 
 pub use message::{DecodeError, Kind, Message};

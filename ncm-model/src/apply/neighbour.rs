@@ -1,0 +1,613 @@
+//! Neighbours: a million in one message, so what is common is kept short.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use super::{Operation, Outcome, Refusal, Request, check_update_type};
+use crate::compile::{Handle, HandleKind};
+use crate::goalstate::neighbour_view::{self, FixedIpView, NeighbourView};
+use crate::goalstate::parse;
+use crate::model::Model;
+use crate::resources::{Address, Neighbour, address_flags, neighbour_flags};
+use crate::store::{NONE, Provenance, Sym, uuid_of};
+use crate::wire::{ResourceType, UpdateType};
+use ncm_common::MAX_VNI;
+
+/// A neighbour's address, checked; its subnet is that of the view's address at `position`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Fixed {
+    pub(crate) l3: bool,
+    pub(crate) ip: IpAddr,
+    pub(crate) tunnel: u32,
+    pub(crate) position: usize,
+}
+
+/// Identity of a neighbour: its id's bytes, whether they are a symbol, and its type.
+type Key = ([u8; 16], u16);
+
+const TYPES: [bool; 2] = [false, true];
+
+/// Where neighbours' tombstones are: apart by type.
+fn tombstone_kind(l3: bool) -> u8 {
+    if l3 { 100 + ResourceType::Neighbor as u8 } else { ResourceType::Neighbor as u8 }
+}
+
+fn key_of(neighbour: &Neighbour) -> Key {
+    (neighbour.id, neighbour.flags & (neighbour_flags::TEXT | neighbour_flags::L3))
+}
+
+fn fixed_at<'a>(view: &NeighbourView<'a>, position: usize) -> FixedIpView<'a> {
+    match position {
+        0 => view.first.unwrap_or_default(),
+        _ => view.more.get(position - 1).copied().unwrap_or_default(),
+    }
+}
+
+/// Reads all addresses before any is applied.
+pub(crate) fn parse_fixed(view: &NeighbourView<'_>, into: &mut Vec<Fixed>) -> Result<(), Refusal> {
+    into.clear();
+    for (position, fixed) in view.fixed_ips().enumerate() {
+        let l3 = match fixed.neighbor_type {
+            0 => false,
+            1 => true,
+            other => {
+                return Err(Outcome::invalid(format!("neighbor_type {other} is neither L2 (0) nor L3 (1)")));
+            }
+        };
+        let ip = parse::unicast_ip(fixed.ip_address).ok_or_else(|| {
+            Outcome::invalid(format!("fixed_ips: \"{}\" is no guest's IP address", fixed.ip_address))
+        })?;
+        if fixed.tunnel_id > MAX_VNI {
+            return Err(Outcome::invalid(format!(
+                "fixed_ips: tunnel_id {} is above {MAX_VNI}",
+                fixed.tunnel_id
+            )));
+        }
+        if fixed.subnet_id.is_empty() && fixed.tunnel_id == 0 {
+            return Err(Outcome::invalid(format!("fixed_ips: {ip} has neither a subnet_id nor a tunnel_id")));
+        }
+        into.push(Fixed { l3, ip, tunnel: fixed.tunnel_id, position });
+    }
+    Ok(())
+}
+
+/// What of a neighbour is the same for both of its types.
+struct Common {
+    mac: Option<[u8; 6]>,
+    host: Option<IpAddr>,
+    full: bool,
+}
+
+impl Model {
+    fn neighbour_key(&self, id: &str, l3: bool) -> Option<Key> {
+        let kind = if l3 { neighbour_flags::L3 } else { 0 };
+        if let Some(uuid) = uuid_of(id.as_bytes()) {
+            return Some((uuid, kind));
+        }
+        let mut bytes = [0; 16];
+        bytes[..4].copy_from_slice(&self.strings.find(id.as_bytes())?.0.to_le_bytes());
+        Some((bytes, kind | neighbour_flags::TEXT))
+    }
+
+    /// The slot of a held neighbour.
+    pub(crate) fn find_neighbour(&self, id: &str, l3: bool) -> Option<u32> {
+        let key = self.neighbour_key(id, l3)?;
+        self.neighbour_index.find(&key, |slot| key_of(&self.neighbours[*slot]) == key)
+    }
+
+    /// A held neighbour's id.
+    pub(crate) fn neighbour_id(&self, neighbour: &Neighbour) -> String {
+        if neighbour.flags & neighbour_flags::TEXT == 0 {
+            return crate::store::uuid_text(&neighbour.id);
+        }
+        self.strings.text(text_symbol(&neighbour.id)).into_owned()
+    }
+
+    /// Applies a neighbour state.
+    pub(crate) fn apply_neighbour(&mut self, view: &NeighbourView<'_>, request: Request) -> Outcome {
+        let mut fixed = std::mem::take(&mut self.scratch_fixed);
+        let outcome = self.apply_parsed(view, &mut fixed, request).unwrap_or_else(|refusal| refusal);
+        self.scratch_fixed = fixed;
+        outcome
+    }
+
+    fn apply_parsed(
+        &mut self,
+        view: &NeighbourView<'_>,
+        fixed: &mut Vec<Fixed>,
+        request: Request,
+    ) -> Result<Outcome, Refusal> {
+        if !view.configured {
+            return Err(Outcome::invalid("the state has no configuration"));
+        }
+        if view.id.is_empty() {
+            return Err(Outcome::invalid("configuration.id is empty"));
+        }
+        let operation = Operation::of(view.operation)?;
+        check_update_type(view.update_type)?;
+        if operation == Operation::Get {
+            return Ok(Outcome::Success);
+        }
+        parse_fixed(view, fixed)?;
+        let held = TYPES.map(|l3| self.find_neighbour(view.id, l3));
+        self.check_neighbour_revision(view, fixed, &held)?;
+        if operation == Operation::Delete {
+            for l3 in TYPES {
+                let concerned = fixed.is_empty() || fixed.iter().any(|fixed| fixed.l3 == l3);
+                if let Some(slot) = held[usize::from(l3)].filter(|_| concerned) {
+                    self.delete_addresses(slot, view, fixed, request);
+                }
+            }
+            return Ok(Outcome::Success);
+        }
+        let common = self.check_neighbour(view, fixed, &held)?;
+        let mut parked = false;
+        for l3 in TYPES {
+            let slot = held[usize::from(l3)];
+            if fixed.iter().any(|fixed| fixed.l3 == l3) || (fixed.is_empty() && slot.is_some()) {
+                let slot = self.upsert(view, l3, slot, fixed, &common, request);
+                parked |= self.neighbour_parked(slot);
+            }
+        }
+        Ok(if parked { Outcome::Applied } else { Outcome::Success })
+    }
+
+    fn check_neighbour_revision(
+        &self,
+        view: &NeighbourView<'_>,
+        fixed: &[Fixed],
+        held: &[Option<u32>; 2],
+    ) -> Result<(), Refusal> {
+        for l3 in TYPES {
+            if fixed.is_empty() || fixed.iter().any(|fixed| fixed.l3 == l3) {
+                let revision = held[usize::from(l3)]
+                    .map(|slot| self.provenances.get(self.neighbours[slot].provenance).revision);
+                if revision.is_some() || !fixed.is_empty() {
+                    self.check_revision_of(tombstone_kind(l3), view.id, revision, view.revision)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What [`Model::apply_neighbour`] would refuse of a parsed state.
+    pub(crate) fn check_sent_neighbour(
+        &self,
+        view: &NeighbourView<'_>,
+        fixed: &[Fixed],
+    ) -> Result<(), Refusal> {
+        if view.id.is_empty() {
+            return Err(Outcome::invalid("configuration.id is empty"));
+        }
+        check_update_type(view.update_type)?;
+        let held = TYPES.map(|l3| self.find_neighbour(view.id, l3));
+        self.check_neighbour_revision(view, fixed, &held)?;
+        if Operation::of(view.operation)? == Operation::Upsert {
+            self.check_neighbour(view, fixed, &held)?;
+        }
+        Ok(())
+    }
+
+    /// Everything that may be wrong, before anything is changed.
+    fn check_neighbour(
+        &self,
+        view: &NeighbourView<'_>,
+        fixed: &[Fixed],
+        held: &[Option<u32>; 2],
+    ) -> Result<Common, Refusal> {
+        let full = view.update_type == UpdateType::Full as i32;
+        let any_held = held.iter().any(Option::is_some);
+        if fixed.is_empty() && (full || !any_held) {
+            return Err(Outcome::invalid("fixed_ips is empty: a neighbour has at least one address"));
+        }
+        // Fields sent empty are taken from what is held, for each type on its own.
+        let complete = TYPES.iter().all(|l3| {
+            let concerned = fixed.iter().any(|fixed| fixed.l3 == *l3);
+            !concerned || (!full && held[usize::from(*l3)].is_some())
+        });
+        let mac =
+            if view.mac.is_empty() && complete {
+                None
+            } else {
+                Some(parse::guest_mac(view.mac).ok_or_else(|| {
+                    Outcome::invalid(format!("mac_address \"{}\" is no guest's MAC", view.mac))
+                })?)
+            };
+        let host = if view.host_ip.is_empty() && complete {
+            None
+        } else {
+            Some(parse::unicast_ip(view.host_ip).ok_or_else(|| {
+                Outcome::invalid(format!("host_ip_address \"{}\" is no host's IP address", view.host_ip))
+            })?)
+        };
+        for (address, mac) in &view.pairs {
+            if parse::cidr(address).is_none() || (!mac.is_empty() && parse::mac(mac).is_none()) {
+                return Err(Outcome::invalid(format!(
+                    "allow_address_pairs: \"{address}\", \"{mac}\" is no pair"
+                )));
+            }
+        }
+        if !any_held {
+            let named =
+                fixed.iter().filter(|fixed| fixed.tunnel == 0).map(|fixed| fixed_at(view, fixed.position));
+            self.check_parking(named.map(|fixed| fixed.subnet_id))?;
+        }
+        Ok(Common { mac, host, full })
+    }
+
+    /// Refuses what would have to wait where too much waits already.
+    pub(crate) fn check_parking<'a>(&self, subnets: impl Iterator<Item = &'a str>) -> Result<(), Refusal> {
+        let most = self.settings.limits.parked;
+        if self.parked < most {
+            return Ok(());
+        }
+        for id in subnets {
+            if self.subnet_by_id.get(id).is_none_or(|slot| self.subnets[*slot].live.is_none()) {
+                return Err(Outcome::failure(format!(
+                    "subnet {id} is not known, and {most} addresses wait already: push subnets first, or raise limits.parked"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    fn upsert(
+        &mut self,
+        view: &NeighbourView<'_>,
+        l3: bool,
+        held: Option<u32>,
+        fixed: &[Fixed],
+        common: &Common,
+        request: Request,
+    ) -> u32 {
+        let before = held.map(|slot| self.neighbours[slot]);
+        let provenance = self.hold_provenance(view, before.as_ref(), common.full, request);
+        let Some((slot, before)) = held.zip(before) else {
+            return self.create(view, l3, fixed, common, provenance);
+        };
+        let old = *self.provenances.get(before.provenance);
+        let new = *self.provenances.get(provenance);
+        let exact = common.full && fixed.iter().any(|fixed| fixed.l3 == l3);
+        let same = common.mac.is_none_or(|mac| mac == before.mac)
+            && common.host.is_none_or(|host| host == self.hosts.slots[before.host].address)
+            && (old.extra, old.vpc) == (new.extra, new.vpc)
+            && self.has_addresses(before.first, view, l3, fixed, exact);
+        if same && (old.revision == new.revision || self.is_sole(before.first)) {
+            self.neighbours[slot].provenance = provenance;
+            self.provenances.release(before.provenance, &mut self.strings);
+            if old.revision != new.revision {
+                let version = self.next_version();
+                self.neighbours[slot].set_version(version);
+            }
+            if before.flags & neighbour_flags::FAILED != 0 {
+                self.retry_one(Handle::new(HandleKind::Neighbour, slot));
+            }
+            return slot;
+        }
+        self.change(slot, view, l3, fixed, common, provenance, exact);
+        slot
+    }
+
+    fn create(
+        &mut self,
+        view: &NeighbourView<'_>,
+        l3: bool,
+        fixed: &[Fixed],
+        common: &Common,
+        provenance: u32,
+    ) -> u32 {
+        let (Some(mac), Some(host)) = (common.mac, common.host) else { return NONE };
+        let mut flags = neighbour_flags::HELD | if l3 { neighbour_flags::L3 } else { 0 };
+        let id = uuid_of(view.id.as_bytes()).unwrap_or_else(|| {
+            flags |= neighbour_flags::TEXT;
+            let mut bytes = [0; 16];
+            bytes[..4].copy_from_slice(&self.strings.hold(view.id.as_bytes()).0.to_le_bytes());
+            bytes
+        });
+        let host = self.hosts.hold(host, self.settings.endpoints.contains(&host));
+        let mut neighbour = Neighbour { id, mac, provenance, host, flags, ..Neighbour::default() };
+        neighbour.set_version(self.next_version());
+        let slot = self.neighbours.insert(neighbour);
+        let neighbours = &self.neighbours;
+        self.neighbour_index.insert(&key_of(&neighbour), slot, |slot| key_of(&neighbours[slot]));
+        self.tombstones.lift(tombstone_kind(l3), view.id);
+        self.add_fixed(slot, view, l3, fixed);
+        self.settle_neighbour(slot);
+        slot
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "all of them are one neighbour's")]
+    fn change(
+        &mut self,
+        slot: u32,
+        view: &NeighbourView<'_>,
+        l3: bool,
+        fixed: &[Fixed],
+        common: &Common,
+        provenance: u32,
+        exact: bool,
+    ) {
+        let before = self.neighbours[slot];
+        self.deactivate_neighbour(slot);
+        let version = self.next_version();
+        if let Some(host) = common.host {
+            let held = self.hosts.hold(host, self.settings.endpoints.contains(&host));
+            self.neighbours[slot].host = held;
+            self.hosts.release(before.host);
+        }
+        let neighbour = &mut self.neighbours[slot];
+        neighbour.set_version(version);
+        neighbour.provenance = provenance;
+        neighbour.mac = common.mac.unwrap_or(before.mac);
+        self.provenances.release(before.provenance, &mut self.strings);
+        if exact {
+            self.drop_addresses(slot, |_| true);
+        } else {
+            let replaced = ByIp::new(fixed.iter().filter(|fixed| fixed.l3 == l3));
+            self.drop_addresses(slot, |ip| replaced.get(ip).is_some());
+        }
+        self.add_fixed(slot, view, l3, fixed);
+        self.settle_neighbour(slot);
+        self.retry_one(Handle::new(HandleKind::Neighbour, slot));
+    }
+
+    /// Adds the sent addresses of one type. Of two equal ones the last counts.
+    fn add_fixed(&mut self, slot: u32, view: &NeighbourView<'_>, l3: bool, fixed: &[Fixed]) {
+        let ours = fixed.iter().filter(|fixed| fixed.l3 == l3);
+        let last = (fixed.len() > 1).then(|| ByIp::new(ours.clone()));
+        for fixed in ours {
+            if last.as_ref().is_some_and(|last| last.get(fixed.ip) != Some(fixed.position)) {
+                continue;
+            }
+            let subnet = self.subnet_slot(fixed_at(view, fixed.position).subnet_id);
+            let (ip, mut flags) = match fixed.ip {
+                IpAddr::V4(ip) => (ip.to_bits(), 0),
+                IpAddr::V6(ip) => (self.v6.insert(ip.octets()), address_flags::V6),
+            };
+            if fixed.tunnel != 0 {
+                flags |= address_flags::EXPLICIT | fixed.tunnel;
+            }
+            let next = self.neighbours[slot].first;
+            let address = Address { owner: slot, ip, subnet, vni: flags, next, ..Address::default() };
+            self.neighbours[slot].first = self.add_address(address);
+        }
+    }
+
+    /// Drops the inactive addresses of a neighbour that `which` names.
+    fn drop_addresses(&mut self, slot: u32, which: impl Fn(IpAddr) -> bool) {
+        let mut at = std::mem::replace(&mut self.neighbours[slot].first, NONE);
+        let mut kept = NONE;
+        while let Some(address) = self.addresses.get(at).copied() {
+            if which(self.ip_of(&address)) {
+                self.drop_address(at);
+            } else {
+                self.addresses[at].next = kept;
+                kept = at;
+            }
+            at = address.next;
+        }
+        self.neighbours[slot].first = kept;
+    }
+
+    pub(crate) fn ip_of(&self, address: &Address) -> IpAddr {
+        if address.has(address_flags::V6) {
+            return IpAddr::from(self.v6[address.ip]);
+        }
+        IpAddr::from(address.ip.to_be_bytes())
+    }
+
+    fn settle_neighbour(&mut self, slot: u32) {
+        let mut at = self.neighbours[slot].first;
+        while let Some(address) = self.addresses.get(at) {
+            let next = address.next;
+            self.settle(at);
+            at = next;
+        }
+    }
+
+    fn deactivate_neighbour(&mut self, slot: u32) {
+        let mut at = self.neighbours[slot].first;
+        while let Some(address) = self.addresses.get(at).copied() {
+            if address.has(address_flags::ACTIVE) {
+                self.deactivate(at);
+            }
+            at = address.next;
+        }
+    }
+
+    /// Some address of the neighbour waits for its subnet or a router.
+    pub(crate) fn neighbour_parked(&self, slot: u32) -> bool {
+        let Some(neighbour) = self.neighbours.get(slot) else { return false };
+        self.addresses_from(neighbour.first).any(|(_, address)| address.has(address_flags::PARKED))
+    }
+
+    fn is_sole(&self, first: u32) -> bool {
+        self.addresses_from(first).all(|(slot, _)| self.is_sole_claimant(slot))
+    }
+
+    /// The held addresses are as the sent ones say; `exact`: and there are no others.
+    fn has_addresses(
+        &self,
+        first: u32,
+        view: &NeighbourView<'_>,
+        l3: bool,
+        fixed: &[Fixed],
+        exact: bool,
+    ) -> bool {
+        let is = |address: &Address, fixed: &Fixed| {
+            let tunnel = if address.has(address_flags::EXPLICIT) { address.vni() } else { 0 };
+            tunnel == fixed.tunnel
+                && self.subnets[address.subnet].id == fixed_at(view, fixed.position).subnet_id
+        };
+        if let [only] = fixed
+            && let Some(address) = self.addresses.get(first)
+            && address.next == NONE
+        {
+            return only.l3 != l3 || (self.ip_of(address) == only.ip && is(address, only));
+        }
+        let sent = ByIp::new(fixed.iter().filter(|fixed| fixed.l3 == l3));
+        let mut found = 0;
+        for (_, address) in self.addresses_from(first) {
+            let Some(position) = sent.get(self.ip_of(address)) else {
+                if exact {
+                    return false;
+                }
+                continue;
+            };
+            found += 1;
+            // All sent addresses are there, in order.
+            if !fixed.get(position).is_some_and(|fixed| is(address, fixed)) {
+                return false;
+            }
+        }
+        found == sent.len()
+    }
+
+    fn delete_addresses(&mut self, slot: u32, view: &NeighbourView<'_>, fixed: &[Fixed], request: Request) {
+        let neighbour = self.neighbours[slot];
+        let l3 = neighbour.is_l3();
+        self.deactivate_neighbour(slot);
+        if fixed.is_empty() {
+            self.drop_addresses(slot, |_| true);
+        } else {
+            let listed = ByIp::new(fixed.iter().filter(|fixed| fixed.l3 == l3));
+            self.drop_addresses(slot, |ip| listed.get(ip).is_some());
+        }
+        if self.neighbours[slot].first != NONE {
+            let version = self.next_version();
+            self.neighbours[slot].set_version(version);
+            self.settle_neighbour(slot);
+            return;
+        }
+        let revision = self.provenances.get(neighbour.provenance).revision;
+        self.bury(tombstone_kind(l3), view.id, revision, view.revision, request);
+        let key = key_of(&neighbour);
+        self.neighbour_index.remove(&key, |other| *other == slot);
+        self.forget_failure(Handle::new(HandleKind::Neighbour, slot));
+        self.neighbours.remove(slot);
+        self.hosts.release(neighbour.host);
+        self.provenances.release(neighbour.provenance, &mut self.strings);
+        if neighbour.flags & neighbour_flags::TEXT != 0 {
+            self.strings.release(text_symbol(&neighbour.id));
+        }
+    }
+
+    /// Stores who asks, in which revision, and the rarely set fields.
+    fn hold_provenance(
+        &mut self,
+        view: &NeighbourView<'_>,
+        before: Option<&Neighbour>,
+        full: bool,
+        request: Request,
+    ) -> u32 {
+        let held = before.map(|neighbour| *self.provenances.get(neighbour.provenance));
+        let kept = held.filter(|_| !full);
+        let request_sym = self.strings.hold(view.request_id.as_bytes());
+        let vpc = match kept {
+            Some(kept) if view.vpc_id.is_empty() => {
+                self.strings.retain(kept.vpc);
+                kept.vpc
+            }
+            _ => self.strings.hold(view.vpc_id.as_bytes()),
+        };
+        let extra = self.hold_extra(view, kept.map_or(Sym::EMPTY, |kept| kept.extra));
+        let provenance = Provenance {
+            revision: Self::merged_revision(held.map(|held| held.revision), view.revision),
+            request: request_sym,
+            vpc,
+            extra,
+            time: request.now,
+            origin: request.origin,
+        };
+        let slot = self.provenances.hold(provenance, &mut self.strings);
+        self.strings.release(request_sym);
+        self.strings.release(vpc);
+        self.strings.release(extra);
+        slot
+    }
+
+    /// Stores the fields that are seldom set, each from the held ones where it was sent empty.
+    fn hold_extra(&mut self, view: &NeighbourView<'_>, held: Sym) -> Sym {
+        if view.name.is_empty() && view.host_mac.is_empty() && view.pairs.is_empty() && view.groups.is_empty()
+        {
+            self.strings.retain(held);
+            return held;
+        }
+        let bytes = self.strings.bytes(held).into_owned();
+        let before = neighbour_view::read(0, Some(&bytes)).unwrap_or_default();
+        let name = if view.name.is_empty() { before.name } else { view.name };
+        let host_mac = if view.host_mac.is_empty() { before.host_mac } else { view.host_mac };
+        let pairs = if view.pairs.is_empty() { &before.pairs } else { &view.pairs };
+        let groups = if view.groups.is_empty() { &before.groups } else { &view.groups };
+        let mut extra = std::mem::take(&mut self.scratch_bytes);
+        extra.clear();
+        put_text(&mut extra, 6, name);
+        put_text(&mut extra, 8, host_mac);
+        for (address, mac) in pairs {
+            let mut pair = Vec::new();
+            put_text(&mut pair, 1, address);
+            put_text(&mut pair, 2, mac);
+            put_bytes(&mut extra, 11, &pair);
+        }
+        for group in groups {
+            put_bytes(&mut extra, 1000, group.as_bytes());
+        }
+        let sym = self.strings.hold(&extra);
+        self.scratch_bytes = extra;
+        sym
+    }
+}
+
+/// The symbol in the id of a neighbour whose id is no UUID.
+pub(crate) fn text_symbol(id: &[u8; 16]) -> Sym {
+    Sym(u32::from_le_bytes([id[0], id[1], id[2], id[3]]))
+}
+
+fn put_text(into: &mut Vec<u8>, field: u32, text: &str) {
+    if !text.is_empty() {
+        put_bytes(into, field, text.as_bytes());
+    }
+}
+
+fn put_bytes(into: &mut Vec<u8>, field: u32, bytes: &[u8]) {
+    prost::encoding::encode_key(field, prost::encoding::WireType::LengthDelimited, into);
+    prost::encoding::encode_varint(bytes.len() as u64, into);
+    into.extend_from_slice(bytes);
+}
+
+/// Positions of sent addresses by IP address; a later one hides an earlier one.
+enum ByIp {
+    Few(Vec<(IpAddr, usize)>),
+    Many(HashMap<IpAddr, usize>),
+}
+
+impl ByIp {
+    fn new<'a>(fixed: impl Iterator<Item = &'a Fixed>) -> Self {
+        let mut few: Vec<(IpAddr, usize)> = Vec::new();
+        let mut many = HashMap::new();
+        for fixed in fixed {
+            if many.is_empty() && few.len() < 8 {
+                few.retain(|(ip, _)| *ip != fixed.ip);
+                few.push((fixed.ip, fixed.position));
+            } else {
+                many.extend(few.drain(..));
+                many.insert(fixed.ip, fixed.position);
+            }
+        }
+        if many.is_empty() { Self::Few(few) } else { Self::Many(many) }
+    }
+
+    fn get(&self, ip: IpAddr) -> Option<usize> {
+        match self {
+            Self::Few(few) => few.iter().find(|(other, _)| *other == ip).map(|(_, position)| *position),
+            Self::Many(many) => many.get(&ip).copied(),
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Few(few) => few.len(),
+            Self::Many(many) => many.len(),
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! Remote hosts: their indices, and into which VNIs they may send.
+//!
+//! A host may send into the VNI of every subnet that it has endpoints in, and, as routed frames arrive with the
+//! destination's VNI, into those of all subnets of the same router. Kept as counts of (subnet, host) and (router, host), it
+//! costs nothing per endpoint.
+
+use std::net::IpAddr;
+
+use ncm_common::tables::{NameKey, Reference, VtepKey, name_kinds};
+
+use crate::compile::{Changes, Handle, HandleKind, HostChange};
+use crate::model::Model;
+use crate::resources::Live;
+use crate::store::table_name;
+
+/// A host's address as the table of tunnel endpoints has it.
+pub(crate) fn vtep_key(vni: u32, address: IpAddr) -> VtepKey {
+    let ip = match address {
+        IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+        IpAddr::V6(address) => address.octets(),
+    };
+    VtepKey { vni, ip }
+}
+
+impl Model {
+    /// Counts one more programmed address on a host; the first gives it its index.
+    pub(crate) fn activate_host(&mut self, slot: u32) {
+        let host = &mut self.hosts.slots[slot];
+        host.active += 1;
+        if host.index != 0 {
+            return;
+        }
+        let identity = host.address.to_string();
+        let (index, generation) = self.hosts.indices.assign(&identity);
+        let host = &mut self.hosts.slots[slot];
+        (host.index, host.generation) = (index, generation);
+        let address = host.address;
+        self.host_changes.push(HostChange::Add { index, generation, address });
+        let cause = Handle::new(HandleKind::Host, slot);
+        self.tables.names.set(
+            NameKey { kind: name_kinds::HOST, index },
+            table_name(&identity, generation),
+            cause,
+        );
+    }
+
+    /// Counts one programmed address less. Whether it was the last is seen when the step ends: another may come.
+    pub(crate) fn deactivate_host(&mut self, slot: u32) {
+        let host = &mut self.hosts.slots[slot];
+        host.active -= 1;
+        if host.active == 0 {
+            self.hosts.idle.push(slot);
+        }
+    }
+
+    /// Takes back the indices of hosts without programmed addresses, and forgets hosts that nobody names.
+    pub(crate) fn release_hosts(&mut self, changes: &mut Changes) {
+        changes.hosts.append(&mut self.host_changes);
+        let mut idle = std::mem::take(&mut self.hosts.idle);
+        idle.sort_unstable();
+        idle.dedup();
+        for slot in idle {
+            let host = self.hosts.slots[slot];
+            if host.active == 0 && host.index != 0 {
+                self.hosts.indices.release(host.index, host.generation);
+                self.hosts.slots[slot].index = 0;
+                self.tables.names.unset(NameKey { kind: name_kinds::HOST, index: host.index });
+                changes.hosts.push(HostChange::Remove { index: host.index, address: host.address });
+            }
+            if host.holders == 0 {
+                self.forget_failure(Handle::new(HandleKind::Host, slot));
+                self.hosts.forget(slot);
+            }
+        }
+    }
+
+    /// One more reason for a host to be admitted into a VNI.
+    pub(crate) fn hold_vtep(&mut self, vni: u32, host: u32) {
+        let count = self.vteps.entry((vni, host)).or_default();
+        *count += 1;
+        if *count == 1 {
+            let host_slot = host;
+            let host = &self.hosts.slots[host];
+            let value = Reference { index: host.index, generation: host.generation };
+            let cause = Handle::new(HandleKind::Host, host_slot);
+            self.tables.vteps.set(vtep_key(vni, host.address), value, cause);
+        }
+    }
+
+    /// One reason less.
+    pub(crate) fn release_vtep(&mut self, vni: u32, host: u32) {
+        if let Some(count) = self.vteps.get_mut(&(vni, host)) {
+            *count -= 1;
+            if *count == 0 {
+                self.vteps.remove(&(vni, host));
+                self.tables.vteps.unset(vtep_key(vni, self.hosts.slots[host].address));
+            }
+        }
+    }
+
+    /// One more programmed address of a subnet on a host.
+    pub(crate) fn add_subnet_host(&mut self, subnet: u32, host: u32) {
+        let count = self.subnets[subnet].hosts.entry(host).or_default();
+        *count += 1;
+        if *count == 1
+            && let Some(live) = self.subnets[subnet].live
+        {
+            self.hold_vtep(live.vni, host);
+            if let Some(router) = live.router {
+                self.add_router_host(router, host);
+            }
+        }
+    }
+
+    /// One programmed address of a subnet on a host less.
+    pub(crate) fn remove_subnet_host(&mut self, subnet: u32, host: u32) {
+        let Some(count) = self.subnets[subnet].hosts.get_mut(&host) else { return };
+        *count -= 1;
+        if *count > 0 {
+            return;
+        }
+        self.subnets[subnet].hosts.remove(&host);
+        if let Some(live) = self.subnets[subnet].live {
+            self.release_vtep(live.vni, host);
+            if let Some(router) = live.router {
+                self.remove_router_host(router, host);
+            }
+        }
+    }
+
+    fn add_router_host(&mut self, router: u32, host: u32) {
+        let count = self.routers[router].hosts.entry(host).or_default();
+        *count += 1;
+        if *count == 1 {
+            for vni in self.vnis_of(router) {
+                self.hold_vtep(vni, host);
+            }
+        }
+    }
+
+    fn remove_router_host(&mut self, router: u32, host: u32) {
+        let Some(count) = self.routers[router].hosts.get_mut(&host) else { return };
+        *count -= 1;
+        if *count == 0 {
+            self.routers[router].hosts.remove(&host);
+            for vni in self.vnis_of(router) {
+                self.release_vtep(vni, host);
+            }
+        }
+    }
+
+    fn vnis_of(&self, router: u32) -> Vec<u32> {
+        self.routers[router].vnis.keys().copied().collect()
+    }
+
+    /// A subnet's VNI and hosts become part of its router's.
+    pub(crate) fn join_admission(&mut self, router: u32, slot: u32, live: Live) {
+        let count = self.routers[router].vnis.entry(live.vni).or_default();
+        *count += 1;
+        if *count == 1 {
+            let hosts: Vec<u32> = self.routers[router].hosts.keys().copied().collect();
+            for host in hosts {
+                self.hold_vtep(live.vni, host);
+            }
+        }
+        for host in self.hosts_of(slot) {
+            self.add_router_host(router, host);
+        }
+    }
+
+    /// The reverse of [`Model::join_admission`].
+    pub(crate) fn leave_admission(&mut self, router: u32, slot: u32, live: Live) {
+        for host in self.hosts_of(slot) {
+            self.remove_router_host(router, host);
+        }
+        let Some(count) = self.routers[router].vnis.get_mut(&live.vni) else { return };
+        *count -= 1;
+        if *count == 0 {
+            self.routers[router].vnis.remove(&live.vni);
+            let hosts: Vec<u32> = self.routers[router].hosts.keys().copied().collect();
+            for host in hosts {
+                self.release_vtep(live.vni, host);
+            }
+        }
+    }
+}

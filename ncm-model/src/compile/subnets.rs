@@ -1,0 +1,207 @@
+//! What subnets contribute: their own entries, their VNI, their prefix, and their place in a router.
+
+use ncm_common::tables::{NameKey, Reference, Subnet, SubnetPrefixKey, Vni, name_kinds, subnet_flags};
+
+use crate::compile::{Handle, HandleKind};
+use crate::model::Model;
+use crate::resources::{Live, SubnetSlot};
+use crate::store::{NONE, table_name};
+
+/// Key of the table of subnets by prefix.
+pub(crate) fn prefix_key(vni: u32, net: ipnet::Ipv4Net) -> SubnetPrefixKey {
+    SubnetPrefixKey { prefix_len: 32 + u32::from(net.prefix_len()), vni, ip: net.network().octets() }
+}
+
+impl Model {
+    /// The slot of a subnet that is held or referred to; made if there is none.
+    pub(crate) fn subnet_slot(&mut self, id: &str) -> u32 {
+        if let Some((last, slot)) = &self.last_subnet
+            && last == id
+        {
+            return *slot;
+        }
+        let slot = match self.subnet_by_id.get(id) {
+            Some(slot) => *slot,
+            None => {
+                let slot = self.subnets.insert(SubnetSlot { id: id.to_owned(), ..SubnetSlot::default() });
+                self.subnet_by_id.insert(id.to_owned(), slot);
+                slot
+            }
+        };
+        self.last_subnet = Some((id.to_owned(), slot));
+        slot
+    }
+
+    /// Frees the slot of a subnet that is neither held nor referred to.
+    pub(crate) fn forget_subnet_if_unused(&mut self, slot: u32) {
+        let subnet = &self.subnets[slot];
+        if subnet.held.is_none() && subnet.addresses == 0 && subnet.routers.is_empty() {
+            let subnet = self.subnets.remove(slot);
+            self.subnet_by_id.remove(&subnet.id);
+            self.last_subnet = None;
+        }
+    }
+
+    /// The VNI that a subnet has: its own, else its VPC's; 0 while unknown.
+    pub(crate) fn subnet_vni(&self, slot: u32) -> u32 {
+        let Some(held) = &self.subnets[slot].held else { return 0 };
+        match u32::try_from(held.config.tunnel_id) {
+            Ok(0) | Err(_) => self.vpcs.get(&held.config.vpc_id).map_or(0, |vpc| vpc.config.tunnel_id),
+            Ok(vni) => vni,
+        }
+    }
+
+    /// Makes a subnet's entries, and all that depends on it, what they should be.
+    pub(crate) fn update_subnet(&mut self, slot: u32) {
+        let vni = self.subnet_vni(slot);
+        let subnet = &self.subnets[slot];
+        let before = subnet.live;
+        let wanted = subnet.held.as_ref().filter(|_| vni != 0).map(|held| Live {
+            vni,
+            net: held.net,
+            router: subnet.routers.values().next().copied(),
+        });
+        if before != wanted {
+            if let Some(live) = before {
+                self.retract(slot, live);
+            }
+            match (before, wanted) {
+                (None, Some(_)) => self.number_subnet(slot),
+                (Some(_), None) => self.unnumber_subnet(slot),
+                _ => {}
+            }
+            self.subnets[slot].live = wanted;
+            if let Some(live) = wanted {
+                self.assert(slot, live);
+            }
+            let settles = |live: Option<Live>| live.map(|live| (live.vni, live.router.is_some()));
+            if settles(before) != settles(wanted) {
+                self.disturb(slot);
+            }
+        }
+        self.write_subnet(slot);
+    }
+
+    fn number_subnet(&mut self, slot: u32) {
+        let id = self.subnets[slot].id.clone();
+        let (index, generation) = self.subnet_indices.assign(&id);
+        let subnet = &mut self.subnets[slot];
+        (subnet.index, subnet.generation) = (index, generation);
+        self.subnet_by_index.insert(index, slot);
+        let cause = Handle::new(HandleKind::Subnet, slot);
+        self.tables.names.set(
+            NameKey { kind: name_kinds::SUBNET, index },
+            table_name(&id, generation),
+            cause,
+        );
+    }
+
+    fn unnumber_subnet(&mut self, slot: u32) {
+        let subnet = &mut self.subnets[slot];
+        let (index, generation) = (subnet.index, subnet.generation);
+        (subnet.index, subnet.generation) = (0, 0);
+        self.subnet_by_index.remove(&index);
+        self.subnet_indices.release(index, generation);
+        self.tables.names.unset(NameKey { kind: name_kinds::SUBNET, index });
+        self.tables.subnets.unset(index);
+    }
+
+    fn retract(&mut self, slot: u32, live: Live) {
+        if let Some(net) = live.net {
+            let id = self.subnets[slot].id.clone();
+            if let Some(claims) = self.prefix_claims.get_mut(&(live.vni, net)) {
+                claims.remove(&id);
+                if claims.is_empty() {
+                    self.prefix_claims.remove(&(live.vni, net));
+                }
+            }
+            self.write_prefix(live.vni, net);
+        }
+        self.count_vni(live.vni, slot, -1);
+        for host in self.hosts_of(slot) {
+            self.release_vtep(live.vni, host);
+        }
+        if let Some(router) = live.router {
+            self.leave_router(router, slot, live);
+        }
+    }
+
+    fn assert(&mut self, slot: u32, live: Live) {
+        if let Some(net) = live.net {
+            let id = self.subnets[slot].id.clone();
+            self.prefix_claims.entry((live.vni, net)).or_default().insert(id, slot);
+            self.write_prefix(live.vni, net);
+        }
+        self.count_vni(live.vni, slot, 1);
+        for host in self.hosts_of(slot) {
+            self.hold_vtep(live.vni, host);
+        }
+        if let Some(router) = live.router {
+            self.join_router(router, slot, live);
+        }
+    }
+
+    pub(crate) fn hosts_of(&self, slot: u32) -> Vec<u32> {
+        self.subnets[slot].hosts.keys().copied().collect()
+    }
+
+    fn write_prefix(&mut self, vni: u32, net: ipnet::Ipv4Net) {
+        // Of several subnets with one VNI and prefix, the first by id is found.
+        let winner = self.prefix_claims.get(&(vni, net)).and_then(|claims| claims.values().next().copied());
+        let value = winner.map(|slot| {
+            let subnet = &self.subnets[slot];
+            let reference = Reference { index: subnet.index, generation: subnet.generation };
+            (reference, Handle::new(HandleKind::Subnet, slot))
+        });
+        self.tables.subnet_prefixes.assign(prefix_key(vni, net), value);
+    }
+
+    fn count_vni(&mut self, vni: u32, slot: u32, step: i32) {
+        let count = self.vni_counts.entry(vni).or_default();
+        *count = count.saturating_add_signed(step);
+        if *count == 0 {
+            self.vni_counts.remove(&vni);
+            self.tables.vnis.unset(vni);
+        } else {
+            let value = Vni { subnets: *count, reserved: 0 };
+            // The entry stays with whom it came from first, so that a count alone is not a change of cause.
+            self.tables.vnis.set(vni, value, Handle::new(HandleKind::Subnet, slot));
+        }
+    }
+
+    /// Writes the entry in the table of subnets.
+    pub(crate) fn write_subnet(&mut self, slot: u32) {
+        let subnet = &self.subnets[slot];
+        let (Some(live), Some(held)) = (subnet.live, &subnet.held) else { return };
+        let mut flags = 0;
+        let (mut gateway_ip, mut gateway_mac) = ([0; 4], [0; 6]);
+        if let Some((ip, mac)) = held.gateway {
+            flags |= subnet_flags::GATEWAY;
+            (gateway_ip, gateway_mac) = (ip.octets(), mac);
+        }
+        let mut dvr_mac = [0; 6];
+        if let Some(router) = live.router {
+            flags |= subnet_flags::ROUTED;
+            dvr_mac = self.routers[router].dvr_mac;
+        }
+        let value = Subnet {
+            generation: subnet.generation,
+            vni: live.vni,
+            flags,
+            gateway_ip,
+            network: live.net.map_or([0; 4], |net| net.network().octets()),
+            // An IPv6 subnet covers no IPv4 address.
+            prefix_len: live.net.map_or(32, |net| u32::from(net.prefix_len())),
+            gateway_mac,
+            dvr_mac,
+            reserved: [0; 5],
+        };
+        let index = subnet.index;
+        self.tables.subnets.set(index, value, Handle::new(HandleKind::Subnet, slot));
+    }
+
+    /// The subnet that has an index, if it is live.
+    pub(crate) fn subnet_at(&self, index: u32) -> Option<u32> {
+        self.subnet_by_index.get(&index).copied().filter(|slot| *slot != NONE)
+    }
+}

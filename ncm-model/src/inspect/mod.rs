@@ -1,0 +1,6 @@
+//! What is held, how it stands, and what a message would change.
+
+mod list;
+mod preview;
+mod rows;
+mod status;

@@ -1,0 +1,70 @@
+//! Index numbers with generations, for what tables refer to by index.
+
+use std::collections::{HashMap, VecDeque};
+
+use ncm_common::tables::Name;
+
+/// Gives out indices from 1 up. A freed one is given out again last, with the next generation.
+#[derive(Debug, Default)]
+pub(crate) struct Allocator {
+    highest: u32,
+    free: VecDeque<(u32, u32)>,
+    /// What an earlier run gave out and nobody has claimed yet.
+    seeded: HashMap<Box<str>, (u32, u32)>,
+}
+
+impl Allocator {
+    /// Notes what an earlier run gave out, so that the same identity gets the same index.
+    pub(crate) fn seed(&mut self, identity: &str, index: u32, generation: u32) {
+        if index == 0 || generation == 0 {
+            return;
+        }
+        while self.highest < index {
+            self.highest += 1;
+            self.free.push_back((self.highest, 0));
+        }
+        self.seeded.insert(identity.into(), (index, generation));
+    }
+
+    /// Ends the seeding: what no identity had is free.
+    pub(crate) fn seeded(&mut self) {
+        let taken: std::collections::HashSet<u32> = self.seeded.values().map(|(index, _)| *index).collect();
+        self.free.retain(|(index, _)| !taken.contains(index));
+    }
+
+    /// An index and its generation for an identity.
+    pub(crate) fn assign(&mut self, identity: &str) -> (u32, u32) {
+        if !self.seeded.is_empty()
+            && let Some(known) = self.seeded.remove(cut(identity))
+        {
+            return known;
+        }
+        if let Some((index, generation)) = self.free.pop_front() {
+            return (index, generation.wrapping_add(1).max(1));
+        }
+        self.highest += 1;
+        (self.highest, 1)
+    }
+
+    /// Takes an index back.
+    pub(crate) fn release(&mut self, index: u32, generation: u32) {
+        self.free.push_back((index, generation));
+    }
+}
+
+/// As much of an identity as a [`Name`] holds.
+fn cut(identity: &str) -> &str {
+    let mut end = identity.len().min(Name::default().text.len());
+    while !identity.is_char_boundary(end) {
+        end -= 1;
+    }
+    &identity[..end]
+}
+
+/// The entry of the table of names for an identity.
+pub(crate) fn name(identity: &str, generation: u32) -> Name {
+    let identity = cut(identity);
+    let mut name = Name { generation, len: identity.len() as u32, ..Name::default() };
+    name.text[..identity.len()].copy_from_slice(identity.as_bytes());
+    name
+}
