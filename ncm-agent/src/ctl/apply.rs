@@ -100,7 +100,7 @@ async fn run(global: &Global, files: &Files, documents: Vec<Document>) -> Result
 }
 
 async fn send(agent: &mut Agent, document: &Document) -> Result<Vec<StateResult>, Failure> {
-    let request = ApplyStatesRequest { goal_state: document.state.encode_to_vec().into() };
+    let request = ApplyStatesRequest { goal_state: document.state.encode_to_vec() };
     let place = |status: tonic::Status| {
         let failure = Failure::from(status);
         Failure { message: format!("{}: {}", document.place, failure.message), ..failure }
@@ -167,7 +167,7 @@ async fn wait(agent: &mut Agent, results: &mut [StateResult], limit: Duration) -
 async fn preview(global: &Global, agent: &mut Agent, documents: Vec<Document>) -> Result<Exit, Failure> {
     let mut differences: Vec<Difference> = Vec::new();
     for document in documents {
-        let request = PreviewStatesRequest { goal_state: document.state.encode_to_vec().into() };
+        let request = PreviewStatesRequest { goal_state: document.state.encode_to_vec() };
         let reply: PreviewStatesReply = agent.inspect.preview_states(request).await?.into_inner();
         differences.extend(reply.differences);
     }

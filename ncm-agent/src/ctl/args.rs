@@ -9,7 +9,7 @@ use ncm_model::wire::{OperationStatus, ResourceType};
 const EXIT_CODES: &str = "\
 Exit codes:
   0  all is as asked (pending resources that will complete by themselves included)
-  1  a resource was refused or failed, or what was asked for is not there
+  1  a resource was refused or failed, what was asked for is not there, or `status` shows an alarm
   2  the command line, a file or a key is wrong; nothing was changed
   3  the agent cannot be reached
   4  with --wait: something is still pending

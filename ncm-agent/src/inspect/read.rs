@@ -232,9 +232,12 @@ pub fn table_message(description: &Description, entries: u64, capacity: u32, mem
     }
 }
 
+/// A key's and a value's bytes.
+type Entry = (Vec<u8>, Vec<u8>);
+
 /// The entry of a longest-prefix table that covers `wanted` most closely. The kernel's own look-up gives the value only,
 /// and not which entry it is from.
-fn closest(table: &dyn AnyTable, wanted: &[u8]) -> Result<Option<(Vec<u8>, Vec<u8>)>, ncm_dataplane::Error> {
+fn closest(table: &dyn AnyTable, wanted: &[u8]) -> Result<Option<Entry>, ncm_dataplane::Error> {
     let mut best: Option<(u32, Vec<u8>, Vec<u8>)> = None;
     table.scan(&mut |key, value| {
         let Some(bits) = covers(key, wanted) else { return };
