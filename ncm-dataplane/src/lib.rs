@@ -105,10 +105,17 @@ impl Dataplane {
             Some(instance) => Some(PinPaths::new(&options.bpffs, instance)?),
             None => None,
         };
+        let is_new = paths.as_ref().is_some_and(|paths| !paths.maps().exists());
         if let Some(paths) = &paths {
             paths.create()?;
         }
-        let loaded = load::load(object, &options.capacities, options.log, paths.as_ref())?;
+        let loaded =
+            load::load(object, &options.capacities, options.log, paths.as_ref()).inspect_err(|_| {
+                // Tables that never were of use must not bind the next start to this one's capacities.
+                if let Some(paths) = paths.as_ref().filter(|_| is_new) {
+                    let _left_behind = pin::remove_tree(paths.instance());
+                }
+            })?;
         let links = attach::Links::adopt(paths.as_ref().map(PinPaths::links), &loaded.programs)?;
         Ok(Self {
             programs: loaded.programs,

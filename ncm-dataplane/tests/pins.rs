@@ -50,6 +50,35 @@ fn another_capacity_is_refused_by_the_tables_name() {
 }
 
 #[test]
+fn a_first_start_that_fails_leaves_nothing_behind() {
+    isolate();
+    let error = Dataplane::open_object(&options(), b"this is no object").expect_err("not an object");
+    assert!(matches!(error, Error::Object(_)), "{error}");
+    assert_eq!(list(&Path::new(BPFFS).join("ncm")), Vec::<String>::new());
+    drop(open());
+    Dataplane::open_object(&options(), b"this is no object").expect_err("not an object");
+    assert!(Reader::open(Path::new(BPFFS), "d-test").is_ok(), "what was there before stays");
+}
+
+#[test]
+fn the_object_defines_every_table() {
+    isolate();
+    let dataplane = open();
+    let pinned = list(&Path::new(BPFFS).join("ncm/d-test/v1/maps"));
+    let mut defined: Vec<&str> = dataplane.specs().iter().map(|spec| spec.name).collect();
+    defined.sort_unstable();
+    assert_eq!(pinned, defined);
+    let programs: Vec<String> =
+        dataplane.programs().expect("readable").into_iter().map(|program| program.name).collect();
+    for hook in Hook::ALL {
+        assert!(programs.iter().any(|name| name == hook.program()), "no {hook} among {programs:?}");
+    }
+    for program in dataplane.programs().expect("readable") {
+        assert!(program.verified_instructions <= 100_000, "the verifier walked too far: {program:?}");
+    }
+}
+
+#[test]
 fn teardown_removes_everything_and_may_be_repeated() {
     isolate();
     run("ip link add d0 type veth peer name d1");
