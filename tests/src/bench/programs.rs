@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use ncm_common::counters::PathCounter;
-use ncm_dataplane::{Dataplane, Hook, Options, TestRun};
+use ncm_dataplane::{Dataplane, Options, TestRun};
 
 use super::row::{Bound, Row};
 use super::{Plan, median};

@@ -145,6 +145,19 @@ impl World {
     /// Without root, or if the kernel refuses the programs.
     #[must_use]
     pub fn new() -> Self {
+        Self::build(Dataplane::open)
+    }
+
+    /// The same with another object than the embedded one: the benchmark's.
+    ///
+    /// # Panics
+    /// As [`Self::new`].
+    #[must_use]
+    pub fn with_object(object: &[u8]) -> Self {
+        Self::build(|options| Dataplane::open_object(options, object))
+    }
+
+    fn build(open: impl FnOnce(&Options) -> Result<Dataplane, ncm_dataplane::Error>) -> Self {
         assert!(nix::unistd::geteuid().is_root(), "packet tests need root: run `sudo -E cargo xtask test`");
         unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace of our own");
         // The interfaces' own IPv6 chatter would run through the programs and count.
@@ -177,7 +190,7 @@ impl World {
             assert!(capacities.set(key, 64), "{key}");
         }
         assert!(capacities.set("port_drops", 1024));
-        let dataplane = Dataplane::open(&Options { capacities, ..Options::unpinned() })
+        let dataplane = open(&Options { capacities, ..Options::unpinned() })
             .unwrap_or_else(|error| panic!("the programs load: {error}"));
         let world = Self { dataplane };
         world.fill();
