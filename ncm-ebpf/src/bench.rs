@@ -72,7 +72,7 @@ fn reference<C: Context>(packet: C) -> Option<i32> {
         reserved: 0,
     };
     // SAFETY: the map is not preallocated, so that an entry is not reused while it is read.
-    let flow = unsafe { BENCH_FLOWS.get(&key) }?;
+    let flow = unsafe { BENCH_FLOWS.get(key) }?;
     packet.send(flow.interface)
 }
 

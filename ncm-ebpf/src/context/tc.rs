@@ -1,0 +1,228 @@
+//! A packet at a tc hook: one of the kernel's own, possibly many segments in one.
+
+use aya_ebpf::{
+    bindings::{
+        __sk_buff, BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
+        BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_MARK_MANGLED_0, BPF_F_RECOMPUTE_CSUM, BPF_FIB_LKUP_RET_NO_NEIGH,
+        BPF_FIB_LKUP_RET_SUCCESS, TC_ACT_OK, TC_ACT_SHOT, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+        bpf_fib_lookup as bpf_fib_lookup_parameters,
+    },
+    bpf_f_adj_room_encap_l2,
+    helpers::{
+        bpf_fib_lookup, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_skb_adjust_room,
+        bpf_skb_change_tail, bpf_skb_pull_data, bpf_skb_store_bytes, bpf_skb_vlan_push,
+    },
+    programs::TcContext,
+};
+
+use super::{Context, Question, Refused, Tunnel, checked};
+use crate::headers::{Frame, HEADERS, Window, ethernet::ethertype, vxlan};
+
+/// `AF_INET`
+const AF_INET: u8 = 2;
+
+/// Bytes that encapsulation puts in front of a frame.
+const TUNNEL: i32 = vxlan::LEN as i32;
+
+/// Bytes of the field that an update of a checksum is for, as a flag of `bpf_l4_csum_replace`.
+const CHECKSUM_OF_TWO_BYTES: u64 = 2;
+
+/// A packet at a tc hook.
+#[derive(Clone, Copy)]
+pub struct Tc(*mut __sk_buff);
+
+impl Tc {
+    /// The packet that the program was called for, with its headers in one piece.
+    #[inline(always)]
+    #[must_use]
+    pub fn new(context: &TcContext) -> Self {
+        let packet = Self(context.skb.skb);
+        let length = packet.length();
+        let wanted = if length < HEADERS { length } else { HEADERS };
+        if (context.data_end().wrapping_sub(context.data()) as u32) < wanted {
+            // Where this fails the headers stay out of reach, and parsing says so.
+            // SAFETY: the context is the kernel's.
+            unsafe { bpf_skb_pull_data(packet.0, wanted) };
+        }
+        packet
+    }
+
+    /// The kernel's context.
+    #[inline(always)]
+    #[must_use]
+    pub const fn skb(&self) -> *mut __sk_buff {
+        self.0
+    }
+
+    /// Replaces bytes of the frame, under `flags` of `bpf_skb_store_bytes`.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refused.
+    #[inline(always)]
+    pub fn store_with<const N: usize>(
+        &self,
+        offset: usize,
+        bytes: *const u8,
+        flags: u64,
+    ) -> Result<(), Refused> {
+        // SAFETY: the context is the kernel's, and callers give `N` bytes to read.
+        let result =
+            unsafe { bpf_skb_store_bytes(self.0.cast(), offset as u32, bytes.cast(), N as u32, flags) };
+        if result == 0 { Ok(()) } else { Err(Refused) }
+    }
+}
+
+impl Frame for Tc {
+    #[inline(always)]
+    fn window<const N: usize>(&self, offset: usize) -> Option<Window<'_, N>> {
+        let context = TcContext::new(self.0);
+        checked(context.data(), context.data_end(), offset)
+    }
+
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        // SAFETY: the context is the kernel's.
+        unsafe { (*self.0).len }
+    }
+}
+
+impl Context for Tc {
+    const PASSES_UP: bool = false;
+    const PASS: i32 = TC_ACT_OK;
+    const PASS_UP: i32 = TC_ACT_SHOT;
+    const DROP: i32 = TC_ACT_SHOT;
+
+    #[inline(always)]
+    fn interface(&self) -> u32 {
+        // SAFETY: the context is the kernel's.
+        unsafe { (*self.0).ifindex }
+    }
+
+    #[inline(always)]
+    fn segment_size(&self) -> u32 {
+        // SAFETY: the context is the kernel's.
+        unsafe { (*self.0).gso_size }
+    }
+
+    #[inline(always)]
+    fn is_tagged(&self) -> bool {
+        // SAFETY: the context is the kernel's.
+        unsafe { (*self.0).vlan_present != 0 }
+    }
+
+    #[inline(always)]
+    fn is_linear(&self) -> bool {
+        true
+    }
+
+    #[inline(always)]
+    fn store<const N: usize>(&self, offset: usize, bytes: &[u8; N]) -> Result<(), Refused> {
+        self.store_with::<N>(offset, bytes.as_ptr(), 0)
+    }
+
+    #[inline(always)]
+    fn encapsulate(&self, headers: &Tunnel, vlan: u16) -> Result<(), Refused> {
+        /// The inner Ethernet header alone: with VXLAN's header counted in, the kernel cuts large frames wrongly. The
+        /// last flag keeps the guest's segment size, without which the kernel would lower it unseen.
+        const FLAGS: u64 = BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 as u64
+            | BPF_F_ADJ_ROOM_ENCAP_L4_UDP as u64
+            | BPF_F_ADJ_ROOM_ENCAP_L2_ETH as u64
+            | BPF_F_ADJ_ROOM_FIXED_GSO as u64
+            | bpf_f_adj_room_encap_l2(14);
+        // SAFETY: the context is the kernel's.
+        if unsafe { bpf_skb_adjust_room(self.0, TUNNEL, BPF_ADJ_ROOM_MAC, FLAGS) } != 0 {
+            return Err(Refused);
+        }
+        self.store_with::<64>(0, core::ptr::from_ref(&headers.destination).cast(), 0)?;
+        // SAFETY: the context is the kernel's.
+        if vlan != 0 && unsafe { bpf_skb_vlan_push(self.0, ethertype::VLAN.to_be(), vlan) } != 0 {
+            return Err(Refused);
+        }
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn decapsulate(&self) -> Result<(), Refused> {
+        // The kernel has done it.
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn readdress(&self, old: [u8; 2], new: [u8; 2], checksum: u16) -> Result<(), Refused> {
+        // Where a device has summed up the whole frame, that sum must stay true: without a checksum in the header it
+        // changes with the port, with one the two changes cancel each other out.
+        if checksum == 0 {
+            return self.store_with::<2>(vxlan::PORT_OFFSET, new.as_ptr(), BPF_F_RECOMPUTE_CSUM.into());
+        }
+        self.store(vxlan::PORT_OFFSET, &new)?;
+        let flags = u64::from(BPF_F_MARK_MANGLED_0) | CHECKSUM_OF_TWO_BYTES;
+        let (old, new) = (u16::from_ne_bytes(old).into(), u16::from_ne_bytes(new).into());
+        // SAFETY: the context is the kernel's.
+        if unsafe { bpf_l4_csum_replace(self.0.cast(), vxlan::CHECKSUM_OFFSET as u32, old, new, flags) } == 0
+        {
+            Ok(())
+        } else {
+            Err(Refused)
+        }
+    }
+
+    #[inline(always)]
+    fn make_room_for_error(&self, kept: u32) -> Result<(), Refused> {
+        // SAFETY: the context is the kernel's.
+        unsafe {
+            if bpf_skb_change_tail(self.0, 14 + kept, 0) != 0
+                || bpf_skb_adjust_room(self.0, 28, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO.into()) != 0
+            {
+                return Err(Refused);
+            }
+        }
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn send(&self, ifindex: u32) -> Option<i32> {
+        // SAFETY: the helper only notes the interface; it reads no memory of ours.
+        Some(unsafe { bpf_redirect(ifindex, 0) } as i32)
+    }
+
+    #[inline(always)]
+    fn way(&self, question: &Question) -> Option<u32> {
+        let ifindex = match route(self, question) {
+            Some((ifindex, resolved)) if resolved || question.unresolved => ifindex,
+            Some(_) => 0,
+            None => question.otherwise,
+        };
+        (ifindex != 0).then_some(ifindex)
+    }
+
+    #[inline(always)]
+    fn send_to_neighbour(&self, ifindex: u32) -> i32 {
+        // SAFETY: without parameters the helper only notes the interface. The kernel looks up route and neighbour there.
+        unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as i32 }
+    }
+}
+
+/// The interface of the kernel's route, and whether the next hop there is resolved; `None` if the kernel does not say.
+#[inline(always)]
+fn route(packet: &Tc, question: &Question) -> Option<(u32, bool)> {
+    if question.asking == 0 {
+        return None;
+    }
+    // SAFETY: all bits are a value, and what is not set below stays zero, as the kernel wants it.
+    let mut parameters: bpf_fib_lookup_parameters = unsafe { core::mem::zeroed() };
+    parameters.family = AF_INET;
+    parameters.ifindex = question.asking;
+    parameters.__bindgen_anon_3.ipv4_src = question.source;
+    parameters.__bindgen_anon_4.ipv4_dst = question.destination;
+    let size = size_of::<bpf_fib_lookup_parameters>() as i32;
+    // SAFETY: the context is the kernel's, and the parameters are as long as is said.
+    let answer = unsafe { bpf_fib_lookup(packet.0.cast(), &raw mut parameters, size, 0) };
+    if answer == i64::from(BPF_FIB_LKUP_RET_SUCCESS) {
+        Some((parameters.ifindex, true))
+    } else if answer == i64::from(BPF_FIB_LKUP_RET_NO_NEIGH) {
+        Some((parameters.ifindex, false))
+    } else {
+        None
+    }
+}
