@@ -47,7 +47,8 @@ counters! {
     IcmpLimited = 9, "icmp_limited";
     /// The agent's heartbeat was stale or the next hop unresolved, and the kernel's own tables gave the way.
     KernelResolved = 10, "kernel_resolved";
-    /// A frame with only a partial checksum, or in several buffers, went past XDP for the tc program to take.
+    /// A guest's frame went past XDP for the tc program to take: its checksum is only partial, it is in several buffers,
+    /// what it is owed needs another packet, or its way out takes no XDP frames.
     PassedToTc = 11, "passed_to_tc";
 }
 

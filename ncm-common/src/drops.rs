@@ -86,13 +86,14 @@ reasons! {
     UnknownGuest = 26, "unknown_guest";
     /// A tunnel frame of a known VNI has inner headers that are cut short or contradict each other.
     TunnelMalformed = 27, "tunnel_malformed";
-    /// The underlay next hop to the destination's host is not resolved.
+    /// The underlay next hop to the destination's host is not resolved, by neither the agent nor the kernel.
     NextHopUnresolved = 28, "next_hop_unresolved";
     /// A table entry leads to an index that has been given to something else meanwhile.
     StaleIndex = 29, "stale_index";
     /// The kernel refused to grow, shrink or rewrite the packet.
     RewriteFailed = 30, "rewrite_failed";
-    /// The packet with its tunnel headers is larger than the path to the remote host carries.
+    /// The packet with its tunnel headers is larger than the path to the remote host carries, or the packet is larger
+    /// than the receiving guest's interface takes.
     TooBig = 31, "too_big";
     /// The device that the packet has to leave by is not in the device table: it has just gone.
     NoDevice = 32, "no_device";
@@ -100,8 +101,6 @@ reasons! {
     TunnelEthertype = 33, "tunnel_ethertype";
     /// A packet for DHCP was sent by a guest, and nothing here answers it yet.
     DhcpUnanswered = 34, "dhcp_unanswered";
-    /// A program that continues the packet's path is missing: the dataplane is not completely loaded.
-    NoProgram = 35, "no_program";
 }
 
 /// One more than the largest reason's number: the capacity of tables indexed by reason.

@@ -251,7 +251,8 @@ layout! {
     pub struct NextHopHalf {
         /// How many of `hops` are in use: 0 to 8. Only resolved ones are listed.
         pub count: u32,
-        /// The next hops; a flow's hash picks one.
+        /// The next hops; a flow's hash picks one. The interface of the first is used even with a `count` of 0: while the
+        /// agent's heartbeat is stale and the kernel does not say by itself which way to go.
         pub hops: [NextHop; 8],
     }
 
