@@ -11,8 +11,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use crate::engine::{ApplyError, Engine, Role};
-use crate::inspect::descriptions;
 use crate::inspect::read::{ReadError, TableReader, table_message};
+use crate::inspect::{KeyError, descriptions};
 use crate::ncm_v1::difference::Change;
 use crate::ncm_v1::inspect_server::{Inspect, InspectServer};
 use crate::ncm_v1::operate_server::{Operate, OperateServer};
@@ -251,6 +251,7 @@ fn difference(difference: ncm_model::Difference) -> ncm_v1::Difference {
 fn read_error(error: ReadError) -> Status {
     let text = error.to_string();
     match error {
+        ReadError::Key(KeyError::Unknown { .. }) => Status::not_found(text),
         // Not "not found": what is asked for cannot exist.
         ReadError::NoTable { .. } | ReadError::Key(_) => Status::invalid_argument(text),
         ReadError::NoEntry { .. } | ReadError::NoPort(_) => Status::not_found(text),

@@ -72,8 +72,10 @@ impl From<tonic::Status> for Failure {
 
 impl From<crate::inspect::read::ReadError> for Failure {
     fn from(error: crate::inspect::read::ReadError) -> Self {
+        use crate::inspect::KeyError;
         use crate::inspect::read::ReadError;
         match error {
+            ReadError::Key(KeyError::Unknown { .. }) => Self::failed(error.to_string()),
             ReadError::Key(_) | ReadError::NoTable { .. } => Self::usage(error.to_string()),
             ReadError::NoEntry { .. } | ReadError::NoPort(_) => Self::failed(error.to_string()),
             ReadError::Dataplane(_) => Self::unreachable(error.to_string()),

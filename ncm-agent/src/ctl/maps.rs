@@ -1,11 +1,10 @@
 //! `ncmctl map`: the dataplane's tables, from the agent or from what is pinned.
 
-use serde_json::{Map as Object, Value};
-
-use super::args::{Global, Map, MapCommand, Output};
+use super::args::{Global, Map, MapCommand};
 use super::connect::Tables;
 use super::failure::{Exit, Failure};
-use super::json::{Json, object};
+use super::json::Json;
+use super::listing::{Listing, row_json, text};
 use super::output::{self, Grid};
 use crate::ncm_v1;
 
@@ -58,28 +57,26 @@ fn size(bytes: u64) -> String {
 }
 
 async fn dump(global: &Global, tables: Tables, name: &str, all: bool) -> Result<Exit, Failure> {
-    let mut columns = Vec::new();
-    let mut rows = Vec::new();
-    let mut take = |mut part: ncm_v1::DumpTableReply| {
-        if columns.is_empty() {
-            columns = std::mem::take(&mut part.columns);
-        }
-        rows.append(&mut part.rows);
-        true
-    };
+    let mut listing = Listing::new(global.output);
     match tables {
         Tables::Agent(mut agent) => {
             let request = ncm_v1::DumpTableRequest { table: name.to_owned(), include_empty: all };
             let mut parts = agent.inspect.dump_table(request).await?.into_inner();
             while let Some(part) = parts.message().await? {
-                take(part);
+                listing.add(part)?;
             }
         }
-        Tables::Pinned(pinned) => pinned.dump(name, all, &mut take)?,
+        Tables::Pinned(pinned) => {
+            let mut outcome = Ok(());
+            pinned.dump(name, all, &mut |part| {
+                outcome = listing.add(part);
+                outcome.is_ok()
+            })?;
+            outcome?;
+        }
     }
-    // Hash tables come in no order; people compare dumps.
-    rows.sort_by(|a, b| compare(&a.values, &b.values));
-    print(global.output, &columns, &rows)
+    listing.finish()?;
+    Ok(Exit::Ok)
 }
 
 async fn get(global: &Global, tables: Tables, name: &str, key: &str) -> Result<Exit, Failure> {
@@ -91,84 +88,10 @@ async fn get(global: &Global, tables: Tables, name: &str, key: &str) -> Result<E
         Tables::Pinned(pinned) => pinned.entry(name, key)?,
     };
     let row = found.row.unwrap_or_default();
-    if global.output == Output::Table {
-        print(global.output, &found.columns, &[row])
-    } else {
-        output::show(global.output, &row_json(&found.columns, &row), String::new)?;
-        Ok(Exit::Ok)
-    }
-}
-
-fn print(output: Output, columns: &[String], rows: &[ncm_v1::TableRow]) -> Result<Exit, Failure> {
-    match output {
-        Output::Table => {
-            let mut grid = Grid::new(columns.iter().map(String::as_str));
-            for row in rows {
-                grid.row(row.values.iter().map(text));
-            }
-            output::print(&grid.text())?;
-        }
-        Output::Json | Output::Yaml => {
-            let rows = rows.iter().map(|row| row_json(columns, row)).collect();
-            output::show(output, &Value::Array(rows), String::new)?;
-        }
-    }
+    output::show(global.output, &row_json(&found.columns, &row), || {
+        let mut grid = Grid::new(found.columns.iter().map(String::as_str));
+        grid.row(row.values.iter().map(text));
+        grid.text()
+    })?;
     Ok(Exit::Ok)
-}
-
-/// A row as an object: the key in text, then every column under its name.
-fn row_json(columns: &[String], row: &ncm_v1::TableRow) -> Value {
-    let values: Object<String, Value> = columns.iter().cloned().zip(row.values.iter().map(value)).collect();
-    object([("key", row.key.clone().into()), ("entry", Value::Object(values))])
-}
-
-fn text(value: &ncm_v1::Value) -> String {
-    match &value.value {
-        Some(ncm_v1::value::Value::Text(text)) => text.clone(),
-        Some(ncm_v1::value::Value::Number(number)) => number.to_string(),
-        None => String::new(),
-    }
-}
-
-fn value(value: &ncm_v1::Value) -> Value {
-    match &value.value {
-        // `-` stands for what is not set.
-        Some(ncm_v1::value::Value::Text(text)) if text == "-" => Value::Null,
-        Some(ncm_v1::value::Value::Text(text)) => text.clone().into(),
-        Some(ncm_v1::value::Value::Number(number)) => (*number).into(),
-        None => Value::Null,
-    }
-}
-
-/// Order of rows: by column, numbers and addresses by value, other text as text.
-fn compare(a: &[ncm_v1::Value], b: &[ncm_v1::Value]) -> std::cmp::Ordering {
-    use ncm_v1::value::Value::{Number, Text};
-    for (a, b) in a.iter().zip(b) {
-        let order = match (&a.value, &b.value) {
-            (Some(Number(a)), Some(Number(b))) => a.cmp(b),
-            (Some(Text(a)), Some(Text(b))) => match (address(a), address(b)) {
-                (Some(a), Some(b)) => a.cmp(&b),
-                _ => a.cmp(b),
-            },
-            _ => std::cmp::Ordering::Equal,
-        };
-        if order.is_ne() {
-            return order;
-        }
-    }
-    std::cmp::Ordering::Equal
-}
-
-/// An address or prefix, for the order of rows; `#7` and the like by their number.
-fn address(text: &str) -> Option<(u128, u8)> {
-    if let Some(number) = text.strip_prefix('#') {
-        return number.parse().ok().map(|number| (number, 0));
-    }
-    if let Ok(net) = text.parse::<ipnet::Ipv4Net>() {
-        return Some((u128::from(u32::from(net.addr())), net.prefix_len()));
-    }
-    match text.parse().ok()? {
-        std::net::IpAddr::V4(ip) => Some((u128::from(u32::from(ip)), 32)),
-        std::net::IpAddr::V6(ip) => Some((u128::from(ip), 128)),
-    }
 }

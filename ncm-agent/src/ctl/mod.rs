@@ -8,6 +8,7 @@ mod counts;
 pub mod document;
 mod failure;
 mod json;
+mod listing;
 mod maps;
 mod output;
 mod states;

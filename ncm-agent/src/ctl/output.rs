@@ -31,14 +31,19 @@ impl Grid {
 
     /// The grid as text, each line ended.
     pub(super) fn text(&self) -> String {
-        let mut widths: Vec<usize> = self.header.iter().map(|cell| cell.chars().count()).collect();
-        for row in &self.rows {
+        self.part(&mut Vec::new(), true)
+    }
+
+    /// A part of a longer listing: `widths` are those of the part before, and are only ever widened.
+    pub(super) fn part(&self, widths: &mut Vec<usize>, with_header: bool) -> String {
+        widths.resize(self.header.len(), 0);
+        for row in std::iter::once(&self.header).chain(&self.rows) {
             for (width, cell) in widths.iter_mut().zip(row) {
                 *width = (*width).max(cell.chars().count());
             }
         }
         let mut text = String::new();
-        for row in std::iter::once(&self.header).chain(&self.rows) {
+        for row in with_header.then_some(&self.header).into_iter().chain(&self.rows) {
             let mut line = String::new();
             for (width, cell) in widths.iter().zip(row) {
                 line.push_str(cell);

@@ -79,6 +79,14 @@ pub enum KeyError {
         /// What is wrong.
         what: String,
     },
+    /// A name that nothing known has.
+    #[error("`{text}` is not {expected}; `ncmctl map dump names` lists what is known")]
+    Unknown {
+        /// The name as given.
+        text: String,
+        /// What it should name.
+        expected: &'static str,
+    },
     /// A value does not parse.
     #[error("`{text}` is not {expected}")]
     Value {

@@ -75,7 +75,7 @@ impl Names {
             .get(&(kind, text.to_owned()))
             .copied()
             .or_else(by_number)
-            .ok_or_else(|| KeyError::value(text, expected))
+            .ok_or_else(|| KeyError::Unknown { text: text.to_owned(), expected })
     }
 
     /// The full name of a thing, however odd; `None` if it has none.
@@ -97,9 +97,9 @@ impl Names {
     /// The index behind what [`Names::show_interface`] gave.
     pub(super) fn parse_interface(&self, text: &str) -> Result<u32, KeyError> {
         let by_name = self.interfaces.iter().find(|(_, name)| *name == text).map(|(index, _)| *index);
-        by_name
-            .or_else(|| text.strip_prefix('#').unwrap_or(text).parse().ok())
-            .ok_or_else(|| KeyError::value(text, "an interface's name or #index"))
+        by_name.or_else(|| text.strip_prefix('#').unwrap_or(text).parse().ok()).ok_or_else(|| {
+            KeyError::Unknown { text: text.to_owned(), expected: "an interface's name or #index" }
+        })
     }
 }
 
