@@ -11,6 +11,7 @@
 //! a test ends.
 
 mod frame;
+mod live;
 mod seen;
 mod world;
 

@@ -262,11 +262,30 @@ fn a_vlan_uplink_gets_tagged_frames() {
     assert_eq!(seen.macs(), (mac(0xee_0001), mac(0xee_00ff)), "{seen}");
     assert_eq!(seen.tunnelled(4).inner.frame, seen.before, "{seen}");
 
-    // At tc the tag travels beside the frame, where a device adds it: a test run does not show it.
-    let seen = world.from_guest(A1, packet(A1, RA.pair()));
-    seen.assert_encapsulated();
-    let tag = if seen.frame[12..14] == [0x81, 0] { 4 } else { 0 };
-    assert_eq!(seen.tunnelled(tag).inner.frame, seen.before, "{seen}");
+    // At tc the tag travels beside the frame, and a device puts it in: only a real one shows it.
+    let frame = packet(A1, RA.pair());
+    let out = world.live(A1, &frame, "up0");
+    let seen = Seen { frame: out, ..seen };
+    assert_eq!(seen.frame[12..16], [0x81, 0, 0, 42], "{seen}");
+    assert_eq!(seen.macs(), (mac(0xee_0001), mac(0xee_00ff)), "{seen}");
+    assert_eq!(seen.tunnelled(4).inner.frame, frame, "{seen}");
+}
+
+#[test]
+fn a_real_frame_leaves_by_the_interface_of_its_destination() {
+    let world = World::new();
+    let frame = packet(A1, A2.pair());
+    assert_eq!(world.live(A1, &frame, A2.interface), frame, "switched");
+    let question = ncm_tests::packet::arp_request(A1.pair(), GATEWAY_A.1);
+    let answer = world.live(A1, &question, A1.interface);
+    assert_eq!(ncm_tests::packet::Arp::parse(&answer).expect("ARP").sender, GATEWAY_A, "answered");
+    let frame = routed(A1, B1.ip);
+    let out = world.live(A1, &frame, B1.interface);
+    assert_eq!(out[..12], [B1.mac, GATEWAY_B.0].concat(), "routed");
+    let frame = packet(C1, C2.pair());
+    assert_eq!(world.live(C1, &frame, C2.interface), frame, "in the other tenant");
+    let out = world.live(C1, &packet(C1, RC.pair()), "up0");
+    assert_eq!(out[30..34], HOST_2, "into the other tenant's tunnel");
 }
 
 #[test]
