@@ -8,16 +8,21 @@ use std::{hint::black_box, net::Ipv4Addr};
 
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
-use ncm_model::{Changes, Limits, Message, Model, Origin, Progress, Run, Seed, Settings};
+use ncm_model::{
+    Changes, Limits, Message, Model, Origin, Progress, Run, Seed, Settings,
+    wire::{GoalState, GoalStateV2, NeighborRulesRequest},
+};
+use prost::Message as _;
 
 fuzz_target!(|data: &[u8]| {
     let Some((form, bytes)) = data.split_first() else { return };
     let bytes = Bytes::copy_from_slice(bytes);
-    let decoded = match form % 3 {
-        0 => Message::decode_v1(bytes),
-        1 => Message::decode_v2(bytes),
-        _ => Message::decode_rules(bytes),
+    let (decoded, theirs) = match form % 3 {
+        0 => (Message::decode_v1(bytes.clone()), GoalState::decode(bytes).map(drop)),
+        1 => (Message::decode_v2(bytes.clone()), GoalStateV2::decode(bytes).map(drop)),
+        _ => (Message::decode_rules(bytes.clone()), NeighborRulesRequest::decode(bytes).map(drop)),
     };
+    assert_eq!(decoded.is_ok(), theirs.is_ok(), "ours: {decoded:?}, prost's: {theirs:?}");
     let Ok(message) = decoded else { return };
     let settings = Settings {
         addresses: vec![Ipv4Addr::new(192, 168, 50, 1).into()],
