@@ -13,7 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::api::server;
 use crate::config::Config;
 use crate::engine::{Engine, InstanceLock};
-use crate::netlink::{Kernel, relay};
+use crate::netlink::{Kernel, relay, underlay};
 use crate::telemetry::{log, prometheus};
 
 /// How long work in progress may go on after the signal to stop.
@@ -83,14 +83,15 @@ async fn serve(config: Config) -> anyhow::Result<()> {
 pub fn teardown(config: &Config) -> anyhow::Result<()> {
     log::start(&config.log);
     let _lock = InstanceLock::take(&config.paths.run, &config.instance)?;
-    ncm_dataplane::teardown(&config.paths.bpffs, &config.instance)?;
     let name = relay::device_name(&config.instance);
+    // The relay goes before its program does: without one, its frames would reach the host's own stack.
     runtime()?
         .block_on(async {
-            let mut kernel = Kernel::open()?;
-            relay::remove(&mut kernel, &name).await
+            relay::remove(&mut Kernel::open()?, &name).await?;
+            underlay::release_neighbours().await
         })
         .with_context(|| format!("cannot remove the relay device {name}"))?;
+    ncm_dataplane::teardown(&config.paths.bpffs, &config.instance)?;
     tracing::info!(instance = config.instance, "everything of the instance is removed");
     Ok(())
 }

@@ -15,16 +15,20 @@ fn the_relay_is_created_once_and_adopted_after() {
     let namespace = Namespace::new("relay");
     namespace.run(async || {
         let mut kernel = Kernel::open().unwrap();
-        let first = relay::ensure(&mut kernel, "ncm-n", 47890).await.unwrap();
-        assert!(!first.adopted && first.link.up, "{first:?}");
+        let mut first = relay::ensure(&mut kernel, "ncm-n", 47890).await.unwrap();
+        assert!(!first.adopted && !first.link.up, "{first:?}");
+        relay::bring_up(&mut kernel, &mut first).await.unwrap();
+        assert!(first.link.up, "{first:?}");
         assert_eq!(first.link.mtu, relay::MTU);
         let described = namespace.ip("-d link show ncm-n");
         for part in ["external", "dstport 47890", "nolearning", "udp6zerocsumrx"] {
             assert!(described.contains(part), "{part} is missing in: {described}");
         }
         assert_eq!(setting("ipv6/conf/ncm-n/disable_ipv6"), "1");
+        assert_eq!(setting("ipv4/conf/ncm-n/arp_ignore"), "8");
+        assert_eq!(setting("ipv4/conf/ncm-n/forwarding"), "1", "programs look routes up in its name");
         let second = relay::ensure(&mut kernel, "ncm-n", 47890).await.unwrap();
-        assert!(second.adopted);
+        assert!(second.adopted && second.link.up);
         assert_eq!(second.link.index, first.link.index);
         let moved = relay::ensure(&mut kernel, "ncm-n", 47891).await.unwrap();
         assert!(!moved.adopted, "another port needs another device");
@@ -41,11 +45,12 @@ fn a_taken_port_and_a_taken_name_are_refused_in_words() {
     namespace.run(async || {
         let mut kernel = Kernel::open().unwrap();
         let socket = std::net::UdpSocket::bind("0.0.0.0:47890").unwrap();
-        let error = relay::ensure(&mut kernel, "ncm-n", 47890).await.unwrap_err().to_string();
+        let mut relay = relay::ensure(&mut kernel, "ncm-n", 47890).await.unwrap();
+        let error = relay::bring_up(&mut kernel, &mut relay).await.unwrap_err().to_string();
         assert!(error.contains("UDP port 47890") && error.contains("relay_port"), "{error}");
         drop(socket);
-        let again = relay::ensure(&mut kernel, "ncm-n", 47890).await.unwrap();
-        assert!(again.link.up, "once the port is free the device comes up");
+        relay::bring_up(&mut kernel, &mut relay).await.unwrap();
+        assert!(relay.link.up, "once the port is free the device comes up");
         let error = relay::ensure(&mut kernel, "ncm-other", 47892).await.unwrap_err().to_string();
         assert!(error.contains("ncm-other"), "{error}");
         assert!(!relay::remove(&mut kernel, "ncm-other").await.unwrap(), "a foreign interface stays");

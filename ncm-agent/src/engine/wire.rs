@@ -25,10 +25,13 @@ pub(super) async fn relay(
         return Ok(None);
     }
     let name = relay::device_name(&config.instance);
-    let relay = relay::ensure(kernel, &name, config.underlay.relay_port)
+    let mut relay = relay::ensure(kernel, &name, config.underlay.relay_port)
         .await
         .with_context(|| format!("cannot make the relay device {name}"))?;
     dataplane.attach(Hook::RelayTc, relay.link.index)?;
+    relay::bring_up(kernel, &mut relay)
+        .await
+        .with_context(|| format!("cannot bring the relay device {name} up"))?;
     Ok(Some(relay))
 }
 

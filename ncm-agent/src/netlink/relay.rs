@@ -44,8 +44,9 @@ pub fn device_name(instance: &str) -> String {
     format!("ncm-{start}.{hash:08x}")
 }
 
-/// Makes sure that the device of that name is there, on that UDP port, closed and up: takes over a fitting one, and
-/// replaces one that is a vxlan device with other settings.
+/// Makes sure that the device of that name is there, on that UDP port, and closed: takes over a fitting one, and replaces
+/// one that is a vxlan device with other settings. A new one is down until [`bring_up`], so that no frame comes by it
+/// before its program is attached.
 ///
 /// # Errors
 /// Fails if the name belongs to something else, if the port is taken, or if the kernel refuses.
@@ -68,13 +69,25 @@ pub async fn ensure(kernel: &mut Kernel, name: &str, port: u16) -> Result<Relay,
         kernel.call(create_request(name, port), |_| {}).await.map_err(|error| explain(error, name, port))?;
     }
     let link = kernel.link(name).await?.ok_or_else(|| NetlinkError::NoInterface(name.to_owned()))?;
-    let closed = sysctl::disable_ipv6(name).and_then(|()| sysctl::close_interface(name));
-    closed.map_err(|error| NetlinkError::Relay(error.to_string()))?;
-    let request = link::change_request(link::RTM_NEWLINK, 0, link.index, IFF_UP, IFF_UP);
-    let request = request.attribute(IFLA_MTU, &MTU.to_ne_bytes());
-    kernel.call(request, |_| {}).await.map_err(|error| explain(error, name, port))?;
-    let link = kernel.link(name).await?.ok_or_else(|| NetlinkError::NoInterface(name.to_owned()))?;
+    if !adopted {
+        sysctl::close_interface(name).map_err(|error| NetlinkError::Relay(error.to_string()))?;
+    }
     Ok(Relay { link, port, adopted })
+}
+
+/// Brings the device up, once its program is attached. The programs ask the kernel for routes in its name, which it
+/// answers only where forwarding is on; frames never go on to the stack there, as the program passes none.
+///
+/// # Errors
+/// Fails if another socket holds the port, or if the kernel refuses.
+pub async fn bring_up(kernel: &mut Kernel, relay: &mut Relay) -> Result<(), NetlinkError> {
+    let name = relay.link.name.clone();
+    let request = link::change_request(link::RTM_NEWLINK, 0, relay.link.index, IFF_UP, IFF_UP);
+    let request = request.attribute(IFLA_MTU, &MTU.to_ne_bytes());
+    kernel.call(request, |_| {}).await.map_err(|error| explain(error, &name, relay.port))?;
+    sysctl::forward_ipv4(&name).map_err(|error| NetlinkError::Relay(error.to_string()))?;
+    relay.link = kernel.link(&name).await?.ok_or(NetlinkError::NoInterface(name))?;
+    Ok(())
 }
 
 /// Removes the device, if it is there and is a relay. Says whether it was.

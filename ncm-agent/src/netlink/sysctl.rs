@@ -83,12 +83,12 @@ pub fn close_interface(name: &str) -> Result<(), SysctlError> {
     close(name)
 }
 
-/// Turns IPv6 off on one interface.
+/// Turns IPv4 forwarding on for what comes in by one interface.
 ///
 /// # Errors
 /// As [`close_interface`].
-pub fn disable_ipv6(name: &str) -> Result<(), SysctlError> {
-    set(name, "ipv6", "disable_ipv6", "1")
+pub fn forward_ipv4(name: &str) -> Result<(), SysctlError> {
+    set(name, "ipv4", "forwarding", "1")
 }
 
 fn close(name: &str) -> Result<(), SysctlError> {

@@ -42,7 +42,11 @@ impl State {
 
     fn write_group(&mut self, index: u32, sink: &mut dyn TableSink, wrote: &mut bool) -> Result<(), String> {
         let Some(group) = self.groups.get(index) else { return Ok(()) };
-        let half = groups::half(&self.resolve(&group.path));
+        let mut half = groups::half(&self.resolve(&group.path));
+        if half.count == 0 {
+            // Not in use; but a program that no longer trusts us asks the kernel for a neighbour there.
+            half.hops[0].ifindex = group.path.first().map_or(0, |(hop, _)| hop.interface);
+        }
         let (mut value, generation) = (group.value, group.generation);
         let name = groups::name(&group.name, generation);
         if value.generation != generation {
