@@ -58,8 +58,11 @@ macro_rules! drops {
 
 #[test]
 fn every_reason_is_provoked() {
-    let missing: Vec<&str> =
-        DropReason::ALL.iter().filter(|reason| !PROVOKED.contains(reason)).map(|reason| reason.name()).collect();
+    let missing: Vec<&str> = DropReason::ALL
+        .iter()
+        .filter(|reason| !PROVOKED.contains(reason))
+        .map(|reason| reason.name())
+        .collect();
     assert!(missing.is_empty(), "add a case for: {missing:?}");
 }
 
