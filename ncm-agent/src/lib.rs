@@ -16,7 +16,7 @@ pub mod ncm_v1 {
         unreachable_pub,
         reason = "generated from proto/ncm/v1, which documents everything"
     )]
-    #![allow(clippy::all, reason = "generated")]
+    #![allow(clippy::all, clippy::allow_attributes_without_reason, reason = "generated")]
     include!(concat!(env!("OUT_DIR"), "/ncm.v1.rs"));
 
     /// Descriptors of the package, serialised as a `FileDescriptorSet`.
@@ -26,7 +26,7 @@ pub mod ncm_v1 {
 /// Clients of the goal-state services (package `alcor.schema`), for tools, tests and requests to upstream.
 pub mod alcor {
     #![allow(missing_docs, unreachable_pub, reason = "generated")]
-    #![allow(clippy::all, reason = "generated")]
+    #![allow(clippy::all, clippy::allow_attributes_without_reason, reason = "generated")]
     include!(concat!(env!("OUT_DIR"), "/alcor.schema.GoalStateProvisioner.rs"));
     include!(concat!(env!("OUT_DIR"), "/alcor.schema.SubscribeInfoProvisioner.rs"));
 }

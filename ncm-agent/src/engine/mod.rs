@@ -5,6 +5,7 @@
 
 mod apply;
 mod guests;
+mod hosts;
 mod lock;
 mod status;
 mod times;

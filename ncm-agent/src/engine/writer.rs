@@ -12,12 +12,13 @@ use std::time::{Duration, Instant};
 use ncm_common::Plain;
 use ncm_common::tables::PortDropKey;
 use ncm_dataplane::{Table, Tables};
-use ncm_model::{Changes, Delta, Handle, HostChange, Put};
+use ncm_model::{Changes, Delta, Handle, Put};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::Shared;
+use super::hosts::RemoteHosts;
 use super::times::Times;
-use crate::netlink::underlay;
+use crate::netlink::underlay::Underlay;
 use crate::telemetry::own;
 
 /// What the writer is asked to do.
@@ -36,14 +37,17 @@ pub(super) enum Job {
 }
 
 /// An entry that the kernel refused.
-struct Refusal {
-    cause: Handle,
-    table: &'static str,
-    text: Arc<str>,
+pub(super) struct Refusal {
+    /// The resource that it comes from.
+    pub(super) cause: Handle,
+    /// The table.
+    pub(super) table: &'static str,
+    /// Why, and what helps.
+    pub(super) text: Arc<str>,
 }
 
 /// What of a step the kernel refused.
-type Refused = Vec<Refusal>;
+pub(super) type Refused = Vec<Refusal>;
 
 /// Starts the writer; it ends when the engine does.
 pub(super) fn start(jobs: Receiver<Job>, shared: &Arc<Shared>) -> std::io::Result<()> {
@@ -53,12 +57,13 @@ pub(super) fn start(jobs: Receiver<Job>, shared: &Arc<Shared>) -> std::io::Resul
 }
 
 fn run(jobs: &Receiver<Job>, tables: &Tables, shared: &Weak<Shared>) {
+    let mut remote = RemoteHosts::default();
     for job in jobs {
         match job {
             Job::Write { changes, times, slot } => {
                 let Some(shared) = shared.upgrade() else { return };
                 let begun = Instant::now();
-                let (refused, waited) = write(tables, &shared, *changes);
+                let (refused, waited) = write(tables, shared.underlay.as_ref(), &mut remote, *changes);
                 let elapsed = begun.elapsed().saturating_sub(waited);
                 own::WRITE_MICROSECONDS.add(u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX));
                 if let Some(times) = times {
@@ -91,14 +96,21 @@ fn report(shared: &Shared, refused: Refused) {
 }
 
 /// Writes the changes of one step. Also returns the time spent on waiting for netlink.
-fn write(tables: &Tables, shared: &Shared, mut changes: Changes) -> (Refused, Duration) {
+fn write(
+    tables: &Tables,
+    underlay: Option<&Underlay>,
+    remote: &mut RemoteHosts,
+    mut changes: Changes,
+) -> (Refused, Duration) {
     let mut refused = Refused::new();
     own::ENTRIES_WRITTEN.add(changes.len() as u64);
 
     // Names are for people: without one nothing forwards differently, so that failures are only logged.
     unnamed(tables.names.put_batch(changes.names.put.iter().map(|put| (put.key, put.value))));
     let begun = Instant::now();
-    let gone = hosts(shared, std::mem::take(&mut changes.hosts));
+    let gone = remote.add(underlay, std::mem::take(&mut changes.hosts));
+    remote.check(underlay, "HOSTS", &changes.endpoints_mac.put, &mut refused);
+    remote.check(underlay, "HOSTS", &changes.endpoints_ipv4.put, &mut refused);
     let waited = begun.elapsed();
 
     put(&tables.subnets, &mut changes.subnets, &mut refused);
@@ -126,49 +138,10 @@ fn write(tables: &Tables, shared: &Shared, mut changes: Changes) -> (Refused, Du
     delete(&tables.vnis, &changes.vnis.del);
     delete(&tables.ports, &changes.ports.del);
     delete(&tables.subnets, &changes.subnets.del);
-    change_hosts(shared, &gone);
+    remote.change(underlay, &gone);
     delete(&tables.names, &changes.names.del);
     forget_counts(tables, &changes.ports.del);
     (refused, waited)
-}
-
-/// Has the templates of added hosts written. Returns the removals, which come last: what refers to those hosts is
-/// still there.
-fn hosts(shared: &Shared, changes: Vec<HostChange>) -> Vec<HostChange> {
-    if changes.is_empty() {
-        return Vec::new();
-    }
-    // An index that is given to another host within the step is free for it now: generations keep them apart.
-    let given: Vec<u32> = changes
-        .iter()
-        .filter_map(|change| match change {
-            HostChange::Add { index, .. } => Some(*index),
-            HostChange::Remove { .. } => None,
-        })
-        .collect();
-    let (now, later): (Vec<_>, Vec<_>) = changes.into_iter().partition(|change| match change {
-        HostChange::Add { .. } => true,
-        HostChange::Remove { index, .. } => given.contains(index),
-    });
-    change_hosts(shared, &now);
-    later
-}
-
-fn change_hosts(shared: &Shared, changes: &[HostChange]) {
-    let Some(underlay) = &shared.underlay else { return };
-    let changes: Vec<_> = changes
-        .iter()
-        .map(|change| match *change {
-            HostChange::Add { index, generation, address } => {
-                underlay::HostChange::Add { index, generation, address }
-            }
-            HostChange::Remove { index, .. } => underlay::HostChange::Remove { index },
-        })
-        .collect();
-    for (index, cause) in underlay.change_hosts(&changes) {
-        tracing::error!(index, "a remote host's entry was refused, and is tried again: {cause}");
-        own::ENTRIES_FAILED.increment();
-    }
 }
 
 fn put<K: Plain, V: Plain>(table: &Table<K, V>, delta: &mut Delta<K, V>, refused: &mut Refused) {
