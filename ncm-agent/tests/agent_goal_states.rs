@@ -138,7 +138,7 @@ async fn garbage_ends_its_stream_names_the_place_and_changes_nothing() {
     let path = |text: &'static str| http::uri::PathAndQuery::from_static(text);
     let mut valid = ground().encode_to_vec();
     valid.extend_from_slice(&[0x12, 0x7f, 0x01]);
-    for bytes in [vec![0xff; 40], valid, vec![0x12, 0x03, 0x12, 0x05, 0x01]] {
+    for bytes in [vec![0xff; 40], valid, vec![0x1a, 0x03, 0x12, 0x05, 0x01]] {
         for method in [
             "/alcor.schema.GoalStateProvisioner/PushNetworkResourceStates",
             "/alcor.schema.GoalStateProvisioner/PushGoalstates",

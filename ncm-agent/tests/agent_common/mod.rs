@@ -24,17 +24,17 @@ use nix::unistd::Pid;
 use tonic::transport::{Channel, Endpoint};
 
 /// How long an agent may take for what normally takes a fraction of a second.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The underlay of every test's agent.
-pub const ENDPOINT: &str = "192.0.2.1";
+pub(crate) const ENDPOINT: &str = "192.0.2.1";
 
 /// A directory of one test.
 #[derive(Debug)]
-pub struct Scratch(pub PathBuf);
+pub(crate) struct Scratch(pub(crate) PathBuf);
 
 impl Scratch {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let path = std::env::temp_dir().join(format!("a-agent-{}-{number}", std::process::id()));
@@ -43,7 +43,7 @@ impl Scratch {
     }
 
     /// Writes a configuration; `more` is TOML for after `[capacity]`, and may begin other sections.
-    pub fn configure(&self, more: &str) -> PathBuf {
+    pub(crate) fn configure(&self, more: &str) -> PathBuf {
         let dir = self.0.display();
         let text = format!(
             "instance = \"a-test\"\n[underlay]\nendpoint_v4 = \"{ENDPOINT}\"\ninterfaces = [\"up0\"]\nmode = \"tc\"\n\
@@ -65,15 +65,15 @@ impl Drop for Scratch {
 
 /// A running agent.
 #[derive(Debug)]
-pub struct Agent {
+pub(crate) struct Agent {
     child: Child,
     log: Arc<Mutex<String>>,
-    pub scratch: Scratch,
+    pub(crate) scratch: Scratch,
 }
 
 impl Agent {
     /// Starts an agent and waits until it is ready.
-    pub fn start(more: &str) -> Self {
+    pub(crate) fn start(more: &str) -> Self {
         assert!(nix::unistd::geteuid().is_root(), "this test needs root: namespaces, eBPF");
         let scratch = Scratch::new();
         let config = scratch.configure(more);
@@ -105,11 +105,11 @@ impl Agent {
         agent
     }
 
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         self.log.lock().expect("not poisoned").clone()
     }
 
-    pub fn wait_for_log(&mut self, text: &str) {
+    pub(crate) fn wait_for_log(&mut self, text: &str) {
         let begun = Instant::now();
         while !self.log().contains(text) {
             let ended = self.child.try_wait().expect("can be asked");
@@ -119,12 +119,12 @@ impl Agent {
         }
     }
 
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
     /// Runs a command in the agent's network and mount namespaces.
-    pub fn run(&self, command: &str) -> String {
+    pub(crate) fn run(&self, command: &str) -> String {
         let target = self.pid().to_string();
         let output = Command::new("nsenter")
             .args(["--target", &target, "--net", "--mount", "sh", "-c", command])
@@ -135,7 +135,7 @@ impl Agent {
     }
 
     /// The value of a metric, with its labels as they are written.
-    pub fn metric(&self, name: &str) -> Option<f64> {
+    pub(crate) fn metric(&self, name: &str) -> Option<f64> {
         let request = "printf 'GET /metrics HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n' | \
                        bash -c 'exec 3<>/dev/tcp/127.0.0.1/9477; cat >&3; cat <&3'";
         let text = self.run(request);
@@ -143,7 +143,7 @@ impl Agent {
     }
 
     /// Waits until a metric has that value.
-    pub fn wait_for_metric(&self, name: &str, expected: f64) {
+    pub(crate) fn wait_for_metric(&self, name: &str, expected: f64) {
         let begun = Instant::now();
         loop {
             let value = self.metric(name);
@@ -160,26 +160,26 @@ impl Agent {
     }
 
     /// Resident memory, in bytes.
-    pub fn resident(&self) -> u64 {
+    pub(crate) fn resident(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("the agent runs");
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("has a resident size");
         line.trim().trim_end_matches(" kB").parse::<u64>().expect("is a number") * 1024
     }
 
-    pub async fn client(&self) -> GoalStateProvisionerClient<Channel> {
+    pub(crate) async fn client(&self) -> GoalStateProvisionerClient<Channel> {
         GoalStateProvisionerClient::new(channel(&self.scratch.0.join("api.sock")).await)
     }
 
-    pub async fn subscriptions(&self) -> SubscribeInfoProvisionerClient<Channel> {
+    pub(crate) async fn subscriptions(&self) -> SubscribeInfoProvisionerClient<Channel> {
         SubscribeInfoProvisionerClient::new(channel(&self.scratch.0.join("api.sock")).await)
     }
 
-    pub fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(i32::try_from(self.pid()).expect("a pid")), signal).expect("can be signalled");
     }
 
     /// Waits until the process has ended.
-    pub fn ended(&mut self, within: Duration) -> ExitStatus {
+    pub(crate) fn ended(&mut self, within: Duration) -> ExitStatus {
         let begun = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().expect("can be asked") {
@@ -202,7 +202,7 @@ impl Drop for Agent {
 }
 
 /// A connection over a Unix socket.
-pub async fn channel(socket: &Path) -> Channel {
+pub(crate) async fn channel(socket: &Path) -> Channel {
     let socket = socket.to_owned();
     let connector = tower::service_fn(move |_| {
         let socket = socket.clone();
@@ -212,14 +212,14 @@ pub async fn channel(socket: &Path) -> Channel {
     endpoint.connect_with_connector(connector).await.expect("the agent listens")
 }
 
-pub fn vpc(id: &str, vni: u32) -> VpcState {
+pub(crate) fn vpc(id: &str, vni: u32) -> VpcState {
     VpcState {
         operation_type: OperationType::Create.into(),
         configuration: Some(VpcConfiguration { id: id.to_owned(), tunnel_id: vni, ..Default::default() }),
     }
 }
 
-pub fn subnet(id: &str, vpc: &str, cidr: &str, gateway: &str) -> SubnetState {
+pub(crate) fn subnet(id: &str, vpc: &str, cidr: &str, gateway: &str) -> SubnetState {
     SubnetState {
         operation_type: OperationType::Create.into(),
         configuration: Some(SubnetConfiguration {
@@ -235,7 +235,7 @@ pub fn subnet(id: &str, vpc: &str, cidr: &str, gateway: &str) -> SubnetState {
     }
 }
 
-pub fn port(id: &str, vpc: &str, subnet: &str, ip: &str, interface: &str) -> PortState {
+pub(crate) fn port(id: &str, vpc: &str, subnet: &str, ip: &str, interface: &str) -> PortState {
     PortState {
         operation_type: OperationType::Create.into(),
         configuration: Some(PortConfiguration {
@@ -253,7 +253,7 @@ pub fn port(id: &str, vpc: &str, subnet: &str, ip: &str, interface: &str) -> Por
     }
 }
 
-pub fn neighbor(number: u32, vpc: &str, subnet: &str, host: &str) -> NeighborState {
+pub(crate) fn neighbor(number: u32, vpc: &str, subnet: &str, host: &str) -> NeighborState {
     let bytes = number.to_be_bytes();
     NeighborState {
         operation_type: OperationType::Create.into(),
@@ -273,7 +273,7 @@ pub fn neighbor(number: u32, vpc: &str, subnet: &str, host: &str) -> NeighborSta
 }
 
 /// A VPC and a subnet that fits all neighbours.
-pub fn ground() -> GoalState {
+pub(crate) fn ground() -> GoalState {
     GoalState {
         format_version: 101,
         vpc_states: vec![vpc("vpc", 100)],
@@ -283,7 +283,7 @@ pub fn ground() -> GoalState {
 }
 
 /// The rows of a reply as (type, id, status).
-pub fn rows(reply: &GoalStateOperationReply) -> Vec<(ResourceType, &str, OperationStatus)> {
+pub(crate) fn rows(reply: &GoalStateOperationReply) -> Vec<(ResourceType, &str, OperationStatus)> {
     reply
         .operation_statuses
         .iter()
