@@ -1,12 +1,14 @@
-//! Protobuf's JSON mapping, strictly: a tree with lines becomes a message, or a list of what is wrong and where.
+//! Protobuf's JSON mapping, strictly: a tree with lines becomes an encoded message, or a list of what is wrong and where.
 //!
 //! Fields go by their JSON name (`macAddress`) or the original one (`mac_address`). Unknown fields, duplicates, wrong
 //! types and unknown enum values are refused. A number may be written as a string, as the mapping allows; a string
 //! may not be written as a number, since YAML would change it (`1e3`, `0x10`).
 
-use prost_reflect::{
-    DynamicMessage, EnumDescriptor, FieldDescriptor, Kind, MapKey, MessageDescriptor, Value,
-};
+use std::collections::HashSet;
+use std::fmt;
+
+use prost::encoding::{WireType, encode_key, encode_varint};
+use prost_reflect::{EnumDescriptor, FieldDescriptor, Kind, MessageDescriptor};
 
 use super::yaml::{Content, Entry, Node};
 use super::{Problem, nearest};
@@ -21,128 +23,159 @@ pub(super) struct Translation {
 }
 
 impl Translation {
-    /// The message that `node` describes; what is wrong is in `problems`, and then the message is not to be used.
+    /// Appends the encoded message that `node` describes to `out`; what is wrong is in `problems`, and then the bytes are
+    /// not to be used.
     pub(super) fn message(
         &mut self,
         node: &Node,
         descriptor: &MessageDescriptor,
-        path: &str,
-    ) -> DynamicMessage {
-        let mut message = DynamicMessage::new(descriptor.clone());
+        path: &Path<'_>,
+        out: &mut Vec<u8>,
+    ) {
         let Content::Mapping(entries) = &node.content else {
             self.expected(node, path, &format!("a mapping ({})", descriptor.name()));
-            return message;
+            return;
         };
-        for (position, entry) in entries.iter().enumerate() {
-            let here = join(path, &entry.key);
+        let mut seen = Vec::with_capacity(entries.len());
+        for entry in entries {
+            let here = path.field(&entry.key);
             let Some(field) = find(descriptor, &entry.key) else {
                 self.refuse(entry.line, &here, unknown_field(descriptor, &entry.key));
                 continue;
             };
-            if entries[..position].iter().any(|other| find(descriptor, &other.key).as_ref() == Some(&field)) {
+            if seen.contains(&field.number()) {
                 self.refuse(entry.line, &here, "this field is given twice".into());
                 continue;
             }
-            if entry.value.is_null() {
-                continue;
-            }
-            if let Some(value) = self.field(&entry.value, &field, &here) {
-                message.set_field(&field, value);
+            seen.push(field.number());
+            if !entry.value.is_null() {
+                self.field(&entry.value, &field, &here, out);
             }
         }
-        message
     }
 
-    fn field(&mut self, node: &Node, field: &FieldDescriptor, path: &str) -> Option<Value> {
+    fn field(&mut self, node: &Node, field: &FieldDescriptor, path: &Path<'_>, out: &mut Vec<u8>) {
+        let kind = field.kind();
         if field.is_map() {
-            self.map(node, field, path)
+            self.map(node, field.number(), &kind, path, out);
         } else if field.is_list() {
             let Content::Sequence(items) = &node.content else {
-                self.expected(node, path, "a list");
-                return None;
+                return self.expected(node, path, "a list");
             };
-            let kind = field.kind();
-            let values = items.iter().enumerate();
-            let values =
-                values.filter_map(|(index, item)| self.single(item, &kind, &format!("{path}[{index}]")));
-            Some(Value::List(values.collect()))
+            for (index, item) in items.iter().enumerate() {
+                self.single(item, field.number(), &kind, &path.item(index), out);
+            }
         } else {
-            self.single(node, &field.kind(), path)
+            self.single(node, field.number(), &kind, path, out);
         }
     }
 
-    fn map(&mut self, node: &Node, field: &FieldDescriptor, path: &str) -> Option<Value> {
+    /// A map is a list of messages with the key as field 1 and the value as field 2.
+    fn map(&mut self, node: &Node, number: u32, kind: &Kind, path: &Path<'_>, out: &mut Vec<u8>) {
         let Content::Mapping(entries) = &node.content else {
-            self.expected(node, path, "a mapping from keys to values");
-            return None;
+            return self.expected(node, path, "a mapping from keys to values");
         };
-        let kind = field.kind();
-        let entry_type = kind.as_message()?;
-        // Every map of the schema is keyed by strings.
-        let value_kind = entry_type.map_entry_value_field().kind();
-        let mut map = std::collections::HashMap::with_capacity(entries.len());
+        let Some(value_kind) = kind.as_message().map(|entry| entry.map_entry_value_field().kind()) else {
+            return;
+        };
+        let mut seen = HashSet::with_capacity(entries.len());
+        let mut encoded = Vec::new();
         for Entry { line, key, value } in entries {
-            let here = join(path, key);
-            if map.contains_key(&MapKey::String(key.clone())) {
+            let here = path.field(key);
+            if !seen.insert(key.as_str()) {
                 self.refuse(*line, &here, "this key is given twice".into());
                 continue;
             }
-            if let Some(value) = self.single(value, &value_kind, &here) {
-                map.insert(MapKey::String(key.clone()), value);
+            encoded.clear();
+            // Every map of the schema is keyed by strings.
+            put_bytes(1, key.as_bytes(), &mut encoded);
+            self.single(value, 2, &value_kind, &here, &mut encoded);
+            put_bytes(number, &encoded, out);
+        }
+    }
+
+    /// A value that is neither a list nor a map, with its field's number.
+    fn single(&mut self, node: &Node, number: u32, kind: &Kind, path: &Path<'_>, out: &mut Vec<u8>) {
+        let varint = match kind {
+            Kind::Message(descriptor) => {
+                let mut encoded = Vec::new();
+                self.message(node, descriptor, path, &mut encoded);
+                return put_bytes(number, &encoded, out);
             }
-        }
-        Some(Value::Map(map))
-    }
-
-    fn single(&mut self, node: &Node, kind: &Kind, path: &str) -> Option<Value> {
-        let value = match kind {
-            Kind::Message(descriptor) => return Some(Value::Message(self.message(node, descriptor, path))),
-            Kind::Enum(descriptor) => return self.enumeration(node, descriptor, path),
-            Kind::Uint32 | Kind::Fixed32 => number(node).map(Value::U32),
-            Kind::Uint64 | Kind::Fixed64 => number(node).map(Value::U64),
-            Kind::Int32 | Kind::Sint32 | Kind::Sfixed32 => number(node).map(Value::I32),
-            Kind::Int64 | Kind::Sint64 | Kind::Sfixed64 => number(node).map(Value::I64),
-            Kind::Float => number(node).map(Value::F32),
-            Kind::Double => number(node).map(Value::F64),
-            Kind::Bool => boolean(node).map(Value::Bool),
-            Kind::String => string(node).map(Value::String),
-            // The schema has no field of this type.
-            Kind::Bytes => None,
-        };
-        if value.is_none() {
-            self.expected(node, path, expectation(kind, node));
-        }
-        value
-    }
-
-    fn enumeration(&mut self, node: &Node, descriptor: &EnumDescriptor, path: &str) -> Option<Value> {
-        let known = match &node.content {
-            Content::Scalar { text, .. } => descriptor
-                .get_value_by_name(text)
-                .or_else(|| text.parse().ok().and_then(|number| descriptor.get_value(number))),
+            Kind::String => match string(node) {
+                Some(text) => return put_bytes(number, text.as_bytes(), out),
+                None => None,
+            },
+            Kind::Enum(descriptor) => match enumeration(node, descriptor) {
+                // Negative numbers take ten bytes, as their sign is extended.
+                Some(value) => Some(i64::from(value).cast_unsigned()),
+                None => {
+                    let names: Vec<String> =
+                        descriptor.values().map(|value| value.name().to_owned()).collect();
+                    return self.expected(node, path, &format!("one of {}", names.join(", ")));
+                }
+            },
+            Kind::Uint32 => scalar::<u32>(node).map(u64::from),
+            Kind::Uint64 => scalar::<u64>(node),
+            Kind::Int32 => scalar::<i32>(node).map(|value| i64::from(value).cast_unsigned()),
+            Kind::Int64 => scalar::<i64>(node).map(i64::cast_unsigned),
+            Kind::Bool => boolean(node).map(u64::from),
+            // A test sees to it that the schema has no field of another type.
             _ => None,
         };
-        if let Some(value) = known {
-            return Some(Value::EnumNumber(value.number()));
+        match varint {
+            Some(value) => {
+                encode_key(number, WireType::Varint, out);
+                encode_varint(value, out);
+            }
+            None => self.expected(node, path, expectation(kind, node)),
         }
-        let names: Vec<String> = descriptor.values().map(|value| value.name().to_owned()).collect();
-        self.expected(node, path, &format!("one of {}", names.join(", ")));
-        None
     }
 
-    fn expected(&mut self, node: &Node, path: &str, what: &str) {
+    fn expected(&mut self, node: &Node, path: &Path<'_>, what: &str) {
         self.refuse(node.line, path, format!("expected {what}, found {}", node.describe()));
     }
 
-    fn refuse(&mut self, line: usize, path: &str, what: String) {
+    fn refuse(&mut self, line: usize, path: &Path<'_>, what: String) {
         if self.problems.len() < MOST_PROBLEMS {
-            self.problems.push(Problem::new(line, path, what));
+            self.problems.push(Problem::new(line, &path.to_string(), what));
         }
     }
 }
 
-fn join(path: &str, key: &str) -> String {
-    if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
+/// Where in a document something is: written out only when there is something to say about it.
+pub(super) enum Path<'a> {
+    Root,
+    Field(&'a Path<'a>, &'a str),
+    Item(&'a Path<'a>, usize),
+}
+
+impl Path<'_> {
+    fn field<'a>(&'a self, name: &'a str) -> Path<'a> {
+        Path::Field(self, name)
+    }
+
+    fn item(&self, index: usize) -> Path<'_> {
+        Path::Item(self, index)
+    }
+}
+
+impl fmt::Display for Path<'_> {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Root => Ok(()),
+            Self::Field(Path::Root, name) => out.write_str(name),
+            Self::Field(parent, name) => write!(out, "{parent}.{name}"),
+            Self::Item(parent, index) => write!(out, "{parent}[{index}]"),
+        }
+    }
+}
+
+/// A field of bytes: a string or an encoded message.
+fn put_bytes(number: u32, bytes: &[u8], out: &mut Vec<u8>) {
+    encode_key(number, WireType::LengthDelimited, out);
+    encode_varint(bytes.len() as u64, out);
+    out.extend_from_slice(bytes);
 }
 
 fn find(descriptor: &MessageDescriptor, key: &str) -> Option<FieldDescriptor> {
@@ -157,7 +190,7 @@ fn unknown_field(descriptor: &MessageDescriptor, key: &str) -> String {
     }
 }
 
-fn number<T: std::str::FromStr>(node: &Node) -> Option<T> {
+fn scalar<T: std::str::FromStr>(node: &Node) -> Option<T> {
     match &node.content {
         Content::Scalar { text, .. } => text.parse().ok(),
         _ => None,
@@ -175,11 +208,17 @@ fn boolean(node: &Node) -> Option<bool> {
     }
 }
 
-fn string(node: &Node) -> Option<String> {
+fn enumeration(node: &Node, descriptor: &EnumDescriptor) -> Option<i32> {
+    let Content::Scalar { text, .. } = &node.content else { return None };
+    let by_number = || text.parse().ok().and_then(|number| descriptor.get_value(number));
+    descriptor.get_value_by_name(text).or_else(by_number).map(|value| value.number())
+}
+
+fn string(node: &Node) -> Option<&str> {
     match &node.content {
-        Content::Scalar { text, plain: false } => Some(text.clone()),
-        Content::Scalar { text, plain: true } => {
-            (!looks_like_number(text) && boolean(node).is_none() && !node.is_null()).then(|| text.clone())
+        Content::Scalar { text, plain } => {
+            let is_other = *plain && (looks_like_number(text) || boolean(node).is_some() || node.is_null());
+            (!is_other).then_some(text.as_str())
         }
         _ => None,
     }
@@ -201,16 +240,36 @@ fn looks_like_number(text: &str) -> bool {
 
 fn expectation(kind: &Kind, node: &Node) -> &'static str {
     match kind {
-        Kind::Uint32 | Kind::Fixed32 => "a whole number from 0 to 4294967295",
-        Kind::Uint64 | Kind::Fixed64 => "a whole number from 0 to 18446744073709551615",
-        Kind::Int32 | Kind::Sint32 | Kind::Sfixed32 => "a whole number from -2147483648 to 2147483647",
-        Kind::Int64 | Kind::Sint64 | Kind::Sfixed64 => "a whole number of 64 bits",
-        Kind::Float | Kind::Double => "a number",
+        Kind::Uint32 => "a whole number from 0 to 4294967295",
+        Kind::Uint64 => "a whole number from 0 to 18446744073709551615",
+        Kind::Int32 => "a whole number from -2147483648 to 2147483647",
+        Kind::Int64 => "a whole number of 64 bits",
         Kind::Bool => "true or false",
         Kind::String if matches!(node.content, Content::Scalar { .. }) && !node.is_null() => {
             "a string (put it in quotes)"
         }
         Kind::String => "a string",
-        Kind::Bytes | Kind::Message(_) | Kind::Enum(_) => "something else",
+        _ => "something else",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_field_of_a_goal_state_is_of_a_type_that_is_translated() {
+        fn check(descriptor: &MessageDescriptor) {
+            for field in descriptor.fields() {
+                match field.kind() {
+                    Kind::Message(inner) => check(&inner),
+                    Kind::String | Kind::Enum(_) | Kind::Bool => {}
+                    Kind::Uint32 | Kind::Uint64 | Kind::Int32 | Kind::Int64 => {}
+                    other => panic!("{}: {other:?}", field.full_name()),
+                }
+            }
+        }
+        let pool = super::super::descriptors().unwrap();
+        check(&pool.get_message_by_name("alcor.schema.GoalStateV2").unwrap());
     }
 }

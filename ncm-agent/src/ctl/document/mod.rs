@@ -92,14 +92,17 @@ pub fn parse(file: &str, text: &str) -> Result<Vec<Document>, Vec<Problem>> {
     let nodes = yaml::parse(text).map_err(|problem| vec![name(problem)])?;
     let mut translation = message::Translation::default();
     let mut documents = Vec::with_capacity(nodes.len());
-    for (index, node) in nodes.iter().enumerate() {
-        let message = translation.message(node, &descriptor, "");
-        let place =
-            if nodes.len() == 1 { file.to_owned() } else { format!("{file} (document {})", index + 1) };
-        // Through the bytes, as the message types are the model's own.
-        match wire::GoalStateV2::decode(message.encode_to_vec().as_slice()) {
+    let total = nodes.len();
+    for (index, node) in nodes.into_iter().enumerate() {
+        let mut encoded = Vec::new();
+        translation.message(&node, &descriptor, &message::Path::Root, &mut encoded);
+        let line = node.line;
+        // A tree takes many times the memory of the message.
+        drop(node);
+        let place = if total == 1 { file.to_owned() } else { format!("{file} (document {})", index + 1) };
+        match wire::GoalStateV2::decode(encoded.as_slice()) {
             Ok(state) => documents.push(Document { place, state }),
-            Err(error) => translation.problems.push(Problem::new(node.line, "", error.to_string())),
+            Err(error) => translation.problems.push(Problem::new(line, "", error.to_string())),
         }
     }
     if translation.problems.is_empty() {
