@@ -10,20 +10,22 @@
 //! Everything lives in the test thread's own network namespace and nothing is pinned: nothing is left behind, however
 //! a test ends.
 
+mod cast;
 mod frame;
 mod live;
 mod seen;
 mod world;
 
+pub use cast::{
+    A1, A2, B1, C1, C2, GATEWAY_A, GATEWAY_B, Guest, HERE, HOST_1, HOST_2, RA, RB, RC, Remote, SUBNET_A,
+    SUBNET_B, SUBNET_C, SubnetOf, UNKNOWN_HOST,
+};
 pub use frame::{
     Arp, Ip, Outer, arp_request, echo_request, ethernet, icmp, ipv4_checksum_holds, mac, swap_bytes, tcp,
     tunnel, udp, udp_checksum_holds,
 };
 pub use seen::{Seen, Verdict};
-pub use world::{
-    A1, A2, B1, C1, C2, GATEWAY_A, GATEWAY_B, Guest, HERE, HOST_1, HOST_2, RA, RB, RC, Remote, SUBNET_A,
-    SUBNET_B, SUBNET_C, SubnetOf, UNKNOWN_HOST, World,
-};
+pub use world::World;
 
 /// A MAC.
 pub type Mac = [u8; 6];

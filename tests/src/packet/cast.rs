@@ -1,0 +1,132 @@
+//! Who is in the world: subnets, guests of this host and of others.
+
+use ncm_common::tables::Route;
+
+use super::{Ipv4, Mac, mac};
+
+/// Our tunnel endpoint.
+pub const HERE: Ipv4 = [192, 0, 2, 1];
+/// Host 1: of the first tenant.
+pub const HOST_1: Ipv4 = [192, 0, 2, 2];
+/// Host 2: of the second tenant.
+pub const HOST_2: Ipv4 = [192, 0, 2, 3];
+/// A host that nobody knows.
+pub const UNKNOWN_HOST: Ipv4 = [192, 0, 2, 99];
+
+/// A subnet of the world.
+#[derive(Clone, Copy, Debug)]
+pub struct SubnetOf {
+    /// Index, and its generation.
+    pub index: u32,
+    /// VNI.
+    pub vni: u32,
+    /// Network address of a /24.
+    pub network: Ipv4,
+    /// Gateway: MAC and address.
+    pub gateway: (Mac, Ipv4),
+    /// Source MAC of routed frames that leave the host.
+    pub dvr_mac: Mac,
+}
+
+/// The gateway of subnet A.
+pub const GATEWAY_A: (Mac, Ipv4) = (mac(0x6a_0001), [10, 0, 1, 1]);
+/// The gateway of subnet B.
+pub const GATEWAY_B: (Mac, Ipv4) = (mac(0x6b_0001), [10, 0, 2, 1]);
+/// Subnet A.
+pub const SUBNET_A: SubnetOf = SubnetOf {
+    index: 1,
+    vni: 100,
+    network: [10, 0, 1, 0],
+    gateway: GATEWAY_A,
+    dvr_mac: [0xfe, 0x16, 0x11, 0, 0, 0x0a],
+};
+/// Subnet B, in the same router as A.
+pub const SUBNET_B: SubnetOf = SubnetOf {
+    index: 2,
+    vni: 200,
+    network: [10, 0, 2, 0],
+    gateway: GATEWAY_B,
+    dvr_mac: [0xfe, 0x16, 0x11, 0, 0, 0x0b],
+};
+/// Subnet C of another tenant: the addresses of A, no router.
+pub const SUBNET_C: SubnetOf =
+    SubnetOf { index: 3, vni: 300, network: [10, 0, 1, 0], gateway: GATEWAY_A, dvr_mac: [0; 6] };
+
+/// A guest of this host.
+#[derive(Clone, Copy, Debug)]
+pub struct Guest {
+    /// Port index, and its generation.
+    pub port: u32,
+    /// Its interface on this host.
+    pub interface: &'static str,
+    /// MAC.
+    pub mac: Mac,
+    /// Address.
+    pub ip: Ipv4,
+    /// Subnet.
+    pub subnet: SubnetOf,
+}
+
+impl Guest {
+    /// MAC and address.
+    #[must_use]
+    pub const fn pair(&self) -> (Mac, Ipv4) {
+        (self.mac, self.ip)
+    }
+}
+
+/// A guest in A.
+pub const A1: Guest =
+    Guest { port: 1, interface: "a1", mac: mac(0xa1), ip: [10, 0, 1, 11], subnet: SUBNET_A };
+/// Another guest in A.
+pub const A2: Guest =
+    Guest { port: 2, interface: "a2", mac: mac(0xa2), ip: [10, 0, 1, 12], subnet: SUBNET_A };
+/// A guest in B.
+pub const B1: Guest =
+    Guest { port: 3, interface: "b1", mac: mac(0xb1), ip: [10, 0, 2, 21], subnet: SUBNET_B };
+/// A guest in C with the addresses of [`A1`].
+pub const C1: Guest = Guest { port: 4, interface: "c1", mac: A1.mac, ip: A1.ip, subnet: SUBNET_C };
+/// A guest in C with the addresses of [`A2`].
+pub const C2: Guest = Guest { port: 5, interface: "c2", mac: A2.mac, ip: A2.ip, subnet: SUBNET_C };
+
+/// A guest of another host.
+#[derive(Clone, Copy, Debug)]
+pub struct Remote {
+    /// Index of its host, and its generation.
+    pub host: u32,
+    /// MAC.
+    pub mac: Mac,
+    /// Address.
+    pub ip: Ipv4,
+    /// Subnet.
+    pub subnet: SubnetOf,
+}
+
+impl Remote {
+    /// MAC and address.
+    #[must_use]
+    pub const fn pair(&self) -> (Mac, Ipv4) {
+        (self.mac, self.ip)
+    }
+}
+
+/// A neighbour in A, on host 1.
+pub const RA: Remote = Remote { host: 1, mac: mac(0x1a), ip: [10, 0, 1, 111], subnet: SUBNET_A };
+/// A neighbour in B, on host 1.
+pub const RB: Remote = Remote { host: 1, mac: mac(0x1b), ip: [10, 0, 2, 121], subnet: SUBNET_B };
+/// A neighbour in C with the addresses of [`RA`], on host 2.
+pub const RC: Remote = Remote { host: 2, mac: RA.mac, ip: RA.ip, subnet: SUBNET_C };
+
+impl SubnetOf {
+    /// A route by way of a next hop in this subnet.
+    #[must_use]
+    pub fn via(&self, next_hop_ip: Ipv4, next_hop_mac: Mac) -> Route {
+        Route {
+            subnet: self.index,
+            subnet_generation: self.index,
+            next_hop_ip,
+            next_hop_mac,
+            ..Route::default()
+        }
+    }
+}
