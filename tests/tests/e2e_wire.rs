@@ -76,6 +76,8 @@ fn untouched(lab: &Lab, options: HostOptions) -> Result<()> {
              link set other mtu 1400 up
              address add 172.31.0.{own}/24 dev other"
         ))?;
+        // The agent closes new interfaces, as they may be guests'; this one is the host's own.
+        host.ns.sysctl("ipv4.conf.other.arp_ignore", "0")?;
     }
     here.ns.run("ping -n -c 3 -i 0.1 -W 2 172.31.0.2").context("another overlay on the same port")?;
     let other = Ipv4Addr::new(172, 31, 0, 2);

@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use super::format_mac;
 use super::lab::{Lab, eventually};
 use super::namespace::Namespace;
 use super::packets::{self, PacketSocket};
 use super::process::Process;
 use super::tap::Shuttle;
-use super::{format_mac, parse_mac};
 
 /// What a guest is to be.
 #[derive(Clone, Debug)]
@@ -177,11 +177,25 @@ impl Guest {
     /// The MAC that answers ARP for an address, or `None` when nobody does within a second.
     ///
     /// # Errors
-    /// If `arping` cannot be started.
+    /// If the guest is not plugged in.
     pub fn arp(&self, ip: Ipv4Addr) -> Result<Option<[u8; 6]>> {
-        let words = ["arping", "-c", "1", "-w", "1", "-I", "eth0", &ip.to_string()].map(str::to_owned);
-        let shown = self.ns.outcome(&words)?.stdout;
-        shown.split(['[', ']']).nth(1).map(parse_mac).transpose()
+        self.arp_from(self.ip(), ip)
+    }
+
+    /// Like [`Self::arp`], asking as `sender`; as 0.0.0.0 it is a probe for duplicate addresses (RFC 5227).
+    ///
+    /// # Errors
+    /// If the guest is not plugged in.
+    pub fn arp_from(&self, sender: Ipv4Addr, ip: Ipv4Addr) -> Result<Option<[u8; 6]>> {
+        let socket = self.packets()?;
+        let question = packets::arp(1, self.mac(), sender, [0; 6], ip);
+        socket.send(&packets::ethernet([0xff; 6], self.mac(), 0x0806, &question))?;
+        let reply = socket.receive(Duration::from_secs(1), |frame| {
+            packets::ethertype(frame) == 0x0806
+                && frame.get(20..22) == Some(&[0, 2])
+                && frame.get(28..32) == Some(&ip.octets())
+        })?;
+        Ok(reply.and_then(|frame| frame.get(22..28)?.try_into().ok()))
     }
 
     /// Sends `bytes` over TCP to another guest and checks that they arrive as they were sent; returns the time.
