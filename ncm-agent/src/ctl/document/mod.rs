@@ -1,6 +1,7 @@
 //! Goal states in files: YAML or JSON in protobuf's JSON mapping of `alcor.schema.GoalStateV2`, one document or
 //! several in a file. Everything is read and checked before anything is used.
 
+mod json;
 mod message;
 mod yaml;
 
@@ -89,13 +90,28 @@ pub fn parse(file: &str, text: &str) -> Result<Vec<Document>, Vec<Problem>> {
         problem
     };
     let descriptor = goal_state_descriptor().map_err(|problem| vec![name(problem)])?;
-    let nodes = yaml::parse(text).map_err(|problem| vec![name(problem)])?;
+    if let Some(node) = json::parse(text)
+        && let Ok(documents) = translate(file, vec![node], &descriptor)
+    {
+        return Ok(documents);
+    }
+    yaml::parse(text)
+        .map_err(|problem| vec![problem])
+        .and_then(|nodes| translate(file, nodes, &descriptor))
+        .map_err(|problems| problems.into_iter().map(name).collect())
+}
+
+fn translate(
+    file: &str,
+    nodes: Vec<yaml::Node>,
+    descriptor: &MessageDescriptor,
+) -> Result<Vec<Document>, Vec<Problem>> {
     let mut translation = message::Translation::default();
     let mut documents = Vec::with_capacity(nodes.len());
     let total = nodes.len();
     for (index, node) in nodes.into_iter().enumerate() {
         let mut encoded = Vec::new();
-        translation.message(&node, &descriptor, &message::Path::Root, &mut encoded);
+        translation.message(&node, descriptor, &message::Path::Root, &mut encoded);
         let line = node.line;
         // A tree takes many times the memory of the message.
         drop(node);
@@ -105,11 +121,7 @@ pub fn parse(file: &str, text: &str) -> Result<Vec<Document>, Vec<Problem>> {
             Err(error) => translation.problems.push(Problem::new(line, "", error.to_string())),
         }
     }
-    if translation.problems.is_empty() {
-        Ok(documents)
-    } else {
-        Err(translation.problems.into_iter().map(name).collect())
-    }
+    if translation.problems.is_empty() { Ok(documents) } else { Err(translation.problems) }
 }
 
 /// The descriptors of the goal-state contract.

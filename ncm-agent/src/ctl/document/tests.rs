@@ -140,6 +140,40 @@ fn what_is_wrong_is_said_with_file_line_path_and_remedy() {
 }
 
 #[test]
+fn json_is_as_strict_as_yaml_and_tells_lines_as_well() {
+    let port = |fields: &str| {
+        format!("{{\n \"portStates\": {{\n  \"p\": {{\"configuration\": {{\n   {fields}\n}}}}}}}}")
+    };
+    accepted(&port("\"id\": \"p\", \"revisionNumber\": \"7\", \"vpcId\": null, \"adminStateUp\": true"));
+    let cases = [
+        (
+            "\"macAdress\": \"x\"",
+            "states.yaml:4: portStates.p.configuration.macAdress: unknown field (did you mean macAddress?)",
+        ),
+        (
+            "\"id\": 5",
+            "states.yaml:4: portStates.p.configuration.id: expected a string (put it in quotes), found `5`",
+        ),
+        (
+            "\"revisionNumber\": 1.0",
+            "states.yaml:4: portStates.p.configuration.revisionNumber: expected a whole number",
+        ),
+        (
+            "\"adminStateUp\": \"true\"",
+            "states.yaml:4: portStates.p.configuration.adminStateUp: expected true or false",
+        ),
+        (
+            "\"id\": \"a\", \"id\": \"b\"",
+            "states.yaml:4: portStates.p.configuration.id: this field is given twice",
+        ),
+    ];
+    for (fields, expected) in cases {
+        let said = refused(&port(fields));
+        assert!(said.contains(expected), "expected `{expected}`, got `{said}`");
+    }
+}
+
+#[test]
 fn everything_that_is_wrong_is_listed_not_only_the_first() {
     let said = refused(&PORT.replace("macAddress", "mac").replace("Up: true", "Up: 1"));
     assert_eq!(said.lines().count(), 2, "{said}");
