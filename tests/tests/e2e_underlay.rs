@@ -61,7 +61,7 @@ impl Routed {
     fn fail_over(&self, last: u8) -> Result<()> {
         self.router.run(&format!("ip link set r1 address 02:00:00:00:77:{last:02x}"))?;
         let (gateway, mac) = (Ipv4Addr::new(192, 168, 1, 1), self.router.mac("r1")?);
-        let announcement = ethernet([0xff; 6], mac, 0x0806, &arp(2, mac, gateway, [0xff; 6], gateway));
+        let announcement = ethernet([0xff; 6], mac, 0x0806, &arp(2, mac, gateway, mac, gateway));
         let wire = self.router.packets("r1")?;
         wire.send(&announcement)?;
         wire.send(&announcement)?;
