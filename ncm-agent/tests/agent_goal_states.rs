@@ -297,3 +297,22 @@ async fn concurrent_streams_do_not_wait_for_a_large_one() {
     large.await.expect("ran").expect("is answered");
     assert!(answered > 1, "small messages waited for the large one");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes a gigabyte of memory; the benchmark measures the same beside its reference"]
+async fn a_million_neighbours_are_applied_in_one_message() {
+    let agent = Agent::start("[capacity]\nendpoints = 1100000\n");
+    let mut client = agent.client().await.max_decoding_message_size((7 << 20) / 2);
+    client.push_network_resource_states(ground()).await.expect("is answered");
+    let neighbor_states =
+        (0..1_000_000).map(|number| neighbor(number, "vpc", "subnet", "192.0.2.2")).collect();
+    let message = GoalState { neighbor_states, ..Default::default() };
+    for _ in 0..2 {
+        let reply =
+            client.push_network_resource_states(message.clone()).await.expect("is answered").into_inner();
+        println!("{} rows in {} us", reply.operation_statuses.len(), reply.message_total_operation_time);
+    }
+    assert_eq!(agent.metric("ncm_table_entries{table=\"endpoints_ipv4\"}"), Some(1_000_000.0));
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    println!("{} MiB are resident\n{}", agent.resident() >> 20, agent.log());
+}

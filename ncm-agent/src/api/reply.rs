@@ -50,7 +50,6 @@ fn rows<'a>(
         state_elapse_time: so_far,
         ..Default::default()
     };
-    let mut left_out = 0_usize;
     for row in rows {
         status.resource_id.clear();
         status.resource_id.push_str(&row.id);
@@ -58,17 +57,14 @@ fn rows<'a>(
         status.operation_type = row.operation;
         status.operation_status = row.status.into();
         let length = status.encoded_len();
-        if left_out > 0 || reply.len() + length + OTHER_FIELDS > LIMIT {
-            left_out += 1;
-            continue;
+        if reply.len() + length + OTHER_FIELDS > LIMIT {
+            tracing::info!("the reply shows only as many rows as fit its limit of {LIMIT} bytes");
+            break;
         }
         encode_key(OPERATION_STATUSES, WireType::LengthDelimited, &mut reply);
         encode_varint(length as u64, &mut reply);
         reply.reserve(length);
         status.encode_raw(&mut reply);
-    }
-    if left_out > 0 {
-        tracing::info!(rows = left_out, "rows were left out of a reply that would have been too large");
     }
     encode_key(TOTAL_TIME, WireType::Varint, &mut reply);
     encode_varint(elapsed().max(1).into(), &mut reply);

@@ -221,7 +221,7 @@ fn api(mut section: Section<'_, '_>, paths: &Paths, instance: &str) -> Api {
 
 fn metrics(mut section: Section<'_, '_>, insecure: bool) -> Option<std::net::SocketAddr> {
     let off = section.is_empty_text("listen");
-    let listen = section.from_text::<std::net::SocketAddr>("listen", "ADDRESS:PORT, or \"\" for none");
+    let listen = section.form::<std::net::SocketAddr>("listen", "ADDRESS:PORT, or \"\" for none");
     let listen = listen.or((!off).then_some(std::net::SocketAddr::from(([127, 0, 0, 1], 9477))));
     if let Some(address) = listen
         && !address.ip().is_loopback()

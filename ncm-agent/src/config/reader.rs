@@ -104,13 +104,13 @@ impl<'a, 'i> Section<'a, 'i> {
     }
 
     /// A string in the form that `T` parses.
-    pub(super) fn from_text<T: FromStr>(&mut self, key: &'static str, expected: &str) -> Option<T> {
+    pub(super) fn form<T: FromStr>(&mut self, key: &'static str, expected: &str) -> Option<T> {
         self.parsed(key, expected, |text| text.parse().ok())
     }
 
     /// Any string.
     pub(super) fn text(&mut self, key: &'static str) -> Option<String> {
-        self.from_text(key, "a string")
+        self.form(key, "a string")
     }
 
     /// One of the given words, each standing for a value.

@@ -2,7 +2,7 @@
 //! the last is.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use ncm_model::wire::OperationStatus;
@@ -94,12 +94,18 @@ impl Shared {
             Kind::V2 => Message::decode_v2(bytes),
             Kind::Rules => Message::decode_rules(bytes),
         }?;
+        let decoded_us = times.elapsed_us();
         let mut run = Run::new(message, origin, unix_seconds());
+        let mut model_time = Duration::ZERO;
         loop {
             let slot = runtime.block_on(Arc::clone(&self.slots).acquire_owned());
             let slot = slot.map_err(|_| ApplyError::Stopping)?;
-            let (progress, wanted) =
-                self.change(Some(&times), Some(slot), |model, changes| model.step(&mut run, STEP, changes));
+            let (progress, wanted) = self.change(Some(&times), Some(slot), |model, changes| {
+                let begun = Instant::now();
+                let progress = model.step(&mut run, STEP, changes);
+                model_time += begun.elapsed();
+                progress
+            });
             if !wanted.is_empty() {
                 runtime.block_on(self.take_guests(&wanted, &times));
             }
@@ -110,6 +116,7 @@ impl Shared {
         let (written, wait) = oneshot::channel();
         self.writer.send(Job::Flush(written)).map_err(|_| ApplyError::Stopping)?;
         wait.blocking_recv().map_err(|_| ApplyError::Stopping)?;
+        let written_us = times.elapsed_us();
         for warning in run.take_warnings() {
             tracing::warn!("{warning}");
         }
@@ -123,6 +130,15 @@ impl Shared {
         drop(model);
         drop(run);
         if size >= LARGE {
+            tracing::info!(
+                bytes = size,
+                decoded_us,
+                model_us = model_time.as_micros(),
+                write_us = times.dataplane_us(),
+                written_us,
+                answered_us = times.elapsed_us(),
+                "a large message was applied"
+            );
             self.trim.notify_one();
         }
         Ok(answer)

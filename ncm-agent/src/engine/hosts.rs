@@ -64,7 +64,9 @@ impl RemoteHosts {
             {
                 own::ENTRIES_FAILED.increment();
                 tracing::error!(%address, "a remote host's entry was refused: {cause}");
-                let text = format!("the entry of the remote host {address} was refused: {cause}; see capacity.hosts");
+                let text = format!(
+                    "the entry of the remote host {address} was refused: {cause}; see capacity.hosts"
+                );
                 self.refused.insert(*index, (*change, text.into()));
             }
         }
@@ -83,8 +85,12 @@ impl RemoteHosts {
         }
         let remote = |put: &&Put<K, Endpoint>| put.value.flags & endpoint_flags::LOCAL == 0;
         let needed: HashSet<u32> = puts.iter().filter(remote).map(|put| put.value.target).collect();
-        let again: Vec<_> =
-            self.refused.iter().filter(|(index, _)| needed.contains(index)).map(|(_, (change, _))| *change).collect();
+        let again: Vec<_> = self
+            .refused
+            .iter()
+            .filter(|(index, _)| needed.contains(index))
+            .map(|(_, (change, _))| *change)
+            .collect();
         self.change(underlay, &again);
         for put in puts.iter().filter(remote) {
             if let Some((_, text)) = self.refused.get(&put.value.target) {

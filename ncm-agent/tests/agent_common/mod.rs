@@ -196,7 +196,7 @@ impl Drop for Agent {
         drop(self.child.kill());
         drop(self.child.wait());
         if std::thread::panicking() {
-            eprintln!("the agent's log:\n{}", self.log());
+            println!("the agent's log:\n{}", self.log());
         }
     }
 }
