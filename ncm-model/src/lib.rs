@@ -38,6 +38,8 @@ mod run;
 mod settings;
 mod state;
 mod store;
+#[cfg(test)]
+mod tests;
 pub mod wire;
 
 pub use compile::{Changes, Delta, Handle, HostChange, InterfaceChanges, Put};

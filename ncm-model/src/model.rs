@@ -128,7 +128,7 @@ impl Model {
         }
         if !run.done {
             run.done = true;
-            run.notes.sort_unstable_by_key(|(at, ..)| *at);
+            run.notes.sort_unstable_by_key(|(at, resource, _)| (*at, *resource));
         }
         Progress::Done
     }

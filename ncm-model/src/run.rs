@@ -194,8 +194,10 @@ impl Run {
         }
     }
 
-    pub(crate) fn note_at(&self, at: usize) -> Option<&Note> {
-        let position = self.notes.binary_search_by_key(&at, |(at, ..)| *at).ok()?;
+    /// An empty state may begin where the next one's field does: the type tells them apart.
+    pub(crate) fn note_at(&self, at: usize, resource: ResourceType) -> Option<&Note> {
+        let position =
+            self.notes.binary_search_by_key(&(at, resource), |(at, resource, _)| (*at, *resource)).ok()?;
         Some(&self.notes[position].2)
     }
 

@@ -1,5 +1,6 @@
 //! Ports.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 
 use super::{Operation, Outcome, Refusal, Request, check_update_type};
@@ -31,7 +32,8 @@ fn interface_of(config: &PortConfiguration) -> String {
 /// What of a port's configuration is needed besides it.
 struct Parsed {
     mac: [u8; 6],
-    fixed: Vec<IpAddr>,
+    /// Addresses with their position in the configuration, each once.
+    fixed: Vec<(usize, IpAddr)>,
     pairs: Vec<Pair>,
     interface: String,
 }
@@ -44,13 +46,24 @@ fn parse_port(config: &PortConfiguration) -> Result<Parsed, Refusal> {
         return Err(Outcome::invalid("fixed_ips is empty: a port has at least one address"));
     }
     let mut fixed = Vec::with_capacity(config.fixed_ips.len());
-    for address in &config.fixed_ips {
+    let mut seen: HashMap<IpAddr, &str> = HashMap::new();
+    for (position, address) in config.fixed_ips.iter().enumerate() {
         if address.subnet_id.is_empty() {
             return Err(Outcome::invalid(format!("fixed_ips: {} has no subnet_id", address.ip_address)));
         }
-        fixed.push(parse::unicast_ip(&address.ip_address).ok_or_else(|| {
+        let ip = parse::unicast_ip(&address.ip_address).ok_or_else(|| {
             Outcome::invalid(format!("fixed_ips: \"{}\" is no guest's IP address", address.ip_address))
-        })?);
+        })?;
+        match seen.insert(ip, &address.subnet_id) {
+            None => fixed.push((position, ip)),
+            Some(subnet) if subnet == address.subnet_id => {}
+            Some(subnet) => {
+                return Err(Outcome::invalid(format!(
+                    "fixed_ips: {ip} is in subnet {subnet} and in subnet {}: a port has an address once",
+                    address.subnet_id
+                )));
+            }
+        }
     }
     let mut pairs = Vec::with_capacity(config.allow_address_pairs.len());
     for pair in &config.allow_address_pairs {
@@ -154,12 +167,12 @@ impl Model {
         Ok((config, changed))
     }
 
-    fn add_port_addresses(&mut self, slot: u32, fixed: &[IpAddr]) {
+    fn add_port_addresses(&mut self, slot: u32, fixed: &[(usize, IpAddr)]) {
         let owner = slot | Address::PORT;
         let mut added = Vec::with_capacity(fixed.len());
         let mut primary = None;
-        for (position, ip) in fixed.iter().enumerate() {
-            let subnet = self.subnet_slot(&self.ports[slot].config.fixed_ips[position].subnet_id.clone());
+        for (position, ip) in fixed {
+            let subnet = self.subnet_slot(&self.ports[slot].config.fixed_ips[*position].subnet_id.clone());
             let (ip, flags) = match ip {
                 IpAddr::V4(ip) => {
                     primary = primary.or(Some(subnet));

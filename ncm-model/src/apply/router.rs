@@ -17,6 +17,9 @@ use crate::wire::{ResourceType, RouterConfiguration};
 /// MACs of next hops that came as neighbours to GET in the same message: by address, with the subnet they are in.
 pub(crate) type NextHops = HashMap<Ipv4Addr, Vec<(String, [u8; 6])>>;
 
+/// Rules by subnet id.
+type Tables<'a> = BTreeMap<&'a str, Vec<Rule>>;
+
 /// The source MAC of routed frames where the router gives none.
 const DEFAULT_DVR_MAC: [u8; 6] = {
     let [a, b, c, d, e] = DVR_MAC_PREFIX;
@@ -54,7 +57,7 @@ fn parse_rule(rule: &RoutingRule) -> Result<Option<Rule>, Refusal> {
 }
 
 /// The router's rules by subnet id, in order.
-fn parse_router(config: &RouterConfiguration) -> Result<(BTreeMap<&str, Vec<Rule>>, [u8; 6]), Refusal> {
+fn parse_router(config: &RouterConfiguration) -> Result<(Tables<'_>, [u8; 6]), Refusal> {
     let dvr_mac = if config.host_dvr_mac_address.is_empty() {
         DEFAULT_DVR_MAC
     } else {
@@ -190,7 +193,7 @@ impl Model {
 
 /// The next hops of rules without a MAC whose MAC came beside the router, now or before.
 fn learn(
-    tables: &BTreeMap<&str, Vec<Rule>>,
+    tables: &Tables<'_>,
     held: &BTreeMap<Ipv4Addr, [u8; 6]>,
     next_hops: &NextHops,
 ) -> BTreeMap<Ipv4Addr, [u8; 6]> {

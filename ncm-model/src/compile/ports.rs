@@ -11,6 +11,9 @@ use crate::resources::{Address, PortSlot, address_flags};
 use crate::settings::MissingGroup;
 use crate::store::table_name;
 
+/// Entries of the tables of sources and of source prefixes.
+type Sources = (Vec<(SourceKey, Source)>, Vec<(SourcePrefixKey, Source)>);
+
 impl Model {
     /// The address that a port counts by: its first IPv4 one, else its first.
     pub(crate) fn primary(&self, port: &PortSlot) -> Option<Address> {
@@ -154,11 +157,7 @@ impl Model {
     }
 
     /// What a port may send from beyond its first address.
-    fn sources(
-        &self,
-        slot: u32,
-        primary: &Address,
-    ) -> (Vec<(SourceKey, Source)>, Vec<(SourcePrefixKey, Source)>) {
+    fn sources(&self, slot: u32, primary: &Address) -> Sources {
         let port = &self.ports[slot];
         let source = |subnet: u32| {
             let subnet = &self.subnets[subnet];
@@ -184,10 +183,9 @@ impl Model {
         // A fixed address counts as its own subnet's, whatever a pair says of it.
         for (_, address) in self.addresses_from(port.first) {
             let first = address.ip == primary.ip && address.subnet == primary.subnet;
-            if !first && !address.has(address_flags::V6 | address_flags::MAC_ONLY) {
-                if self.subnets[address.subnet].live.is_some() {
-                    sources.push((host(port.mac, address.ip), source(address.subnet)));
-                }
+            let counts = !first && !address.has(address_flags::V6 | address_flags::MAC_ONLY);
+            if counts && self.subnets[address.subnet].live.is_some() {
+                sources.push((host(port.mac, address.ip), source(address.subnet)));
             }
         }
         (sources, prefixes)

@@ -9,7 +9,7 @@ use std::ops::Range;
 use bytes::Bytes;
 use prost::Message as _;
 
-use super::neighbour_view::{self, merge, split_state};
+use super::neighbour_view::{self, Part, merge, split_state};
 use super::reader::{Fault, Reader, Wire};
 use crate::wire::{
     DhcpState, GatewayState, HostResources, PortState, ResourceType, RouterState, SecurityGroupState,
@@ -267,7 +267,7 @@ impl Message {
     }
 }
 
-fn split_map_entry(entry: &[u8]) -> Result<(&str, Option<Cow<'_, [u8]>>), Fault> {
+fn split_map_entry(entry: &[u8]) -> Result<(&str, Part<'_>), Fault> {
     let mut reader = Reader::new(entry);
     let (mut key, mut value) = ("", None);
     while let Some((number, wire)) = reader.field()? {

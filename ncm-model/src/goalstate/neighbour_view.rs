@@ -42,9 +42,12 @@ impl<'a> NeighbourView<'a> {
     }
 }
 
+/// The bytes of a message field, if it is there: borrowed unless it came in several pieces.
+pub(crate) type Part<'a> = Option<Cow<'a, [u8]>>;
+
 /// The bytes of `configuration` in an encoded state, and the state's operation type. A field that occurs twice is the sum of
 /// both, as protobuf merges messages.
-pub(crate) fn split_state(state: &[u8]) -> Result<(i32, Option<Cow<'_, [u8]>>), Fault> {
+pub(crate) fn split_state(state: &[u8]) -> Result<(i32, Part<'_>), Fault> {
     let mut reader = Reader::new(state);
     let (mut operation, mut configuration) = (0, None);
     while let Some((number, wire)) = reader.field()? {

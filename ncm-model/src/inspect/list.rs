@@ -8,7 +8,7 @@ use crate::goalstate::neighbour_view;
 use crate::goalstate::parse::mac_text;
 use crate::inspect::status::{SUCCESS, Standing};
 use crate::model::Model;
-use crate::resources::{Meta, Neighbour, address_flags, neighbour_flags};
+use crate::resources::{Kept, Meta, Neighbour, Vpc, address_flags, neighbour_flags};
 use crate::state::{Cursor, Filter, StateCount, StateView};
 use crate::wire::neighbor_configuration::{AllowAddressPair, FixedIp};
 use crate::wire::{
@@ -46,13 +46,13 @@ impl Model {
                 continue;
             }
             let start = if number == usize::from(from.kind) { from.slot } else { 0 };
-            for slot in start..self.bound(resource) {
+            for (slot, view) in (start..).zip(self.views(resource, start, filter)) {
                 // A part ends by what it has looked at too: a filter that few pass holds up nobody.
                 if views.len() >= limit || looked >= limit.saturating_mul(16).max(1) {
                     return (views, Some(Cursor { kind: number as u8, slot }));
                 }
                 looked += 1;
-                views.extend(self.view(resource, slot, filter));
+                views.extend(view);
             }
         }
         (views, None)
@@ -84,41 +84,67 @@ impl Model {
                         );
                     }
                 }
+                ResourceType::Vpc => {
+                    views.extend(self.vpcs.get_key_value(id).map(|(id, vpc)| self.view_vpc(id, vpc, filter)));
+                }
                 _ => {
-                    let all = (0..self.bound(resource)).filter_map(|slot| self.view(resource, slot, filter));
-                    views.extend(all.filter(|view| view.id == id));
+                    let key = (resource as u8, id.to_owned());
+                    views.extend(self.kept.get(&key).map(|kept| self.view_kept(resource, id, kept, filter)));
                 }
             }
         }
     }
 
-    fn bound(&self, resource: ResourceType) -> u32 {
+    /// The resources of a type from a position on; `None` where there is none, or none that passes the filter.
+    fn views<'a>(
+        &'a self,
+        resource: ResourceType,
+        from: u32,
+        filter: &'a Filter,
+    ) -> Box<dyn Iterator<Item = Option<StateView>> + 'a> {
+        let passes = |view: &StateView| filter.status.is_none_or(|status| status == view.status);
+        let skipped = from as usize;
         match resource {
-            ResourceType::Vpc => self.vpcs.len() as u32,
-            ResourceType::Subnet => self.subnets.bound(),
-            ResourceType::Port => self.ports.bound(),
-            ResourceType::Neighbor => self.neighbours.bound(),
-            ResourceType::Router => self.routers.bound(),
-            other => self.kept_of(other).count() as u32,
+            ResourceType::Vpc => {
+                let vpcs = self.vpcs.iter().skip(skipped).map(|(id, vpc)| self.view_vpc(id, vpc, filter));
+                Box::new(vpcs.map(move |view| Some(view).filter(passes)))
+            }
+            ResourceType::Subnet | ResourceType::Port | ResourceType::Neighbor | ResourceType::Router => {
+                let bound = match resource {
+                    ResourceType::Subnet => self.subnets.bound(),
+                    ResourceType::Port => self.ports.bound(),
+                    ResourceType::Router => self.routers.bound(),
+                    _ => self.neighbours.bound(),
+                };
+                Box::new((from..bound).map(move |slot| self.view(resource, slot, filter)))
+            }
+            other => {
+                let kept = self.kept_of(other).skip(skipped);
+                let views = kept.map(move |((_, id), kept)| self.view_kept(other, id, kept, filter));
+                Box::new(views.map(move |view| Some(view).filter(passes)))
+            }
         }
     }
 
-    fn kept_of(
-        &self,
-        resource: ResourceType,
-    ) -> impl Iterator<Item = (&(u8, String), &crate::resources::Kept)> {
+    fn view_vpc(&self, id: &str, vpc: &Vpc, filter: &Filter) -> StateView {
+        let state = VpcState { operation_type: SHOWN, configuration: Some(vpc.config.clone()) };
+        self.describe(ResourceType::Vpc, id, &vpc.meta, SUCCESS, encoded(&state, filter))
+    }
+
+    fn view_kept(&self, resource: ResourceType, id: &str, kept: &Kept, filter: &Filter) -> StateView {
+        let standing = (OperationStatus::Failure, unsupported(resource).into());
+        let state = if filter.with_state { kept.state.clone() } else { Vec::new() };
+        self.describe(resource, id, &kept.meta, standing, state)
+    }
+
+    fn kept_of(&self, resource: ResourceType) -> impl Iterator<Item = (&(u8, String), &Kept)> {
         let kind = resource as u8;
         self.kept.range((kind, String::new())..(kind + 1, String::new()))
     }
 
-    /// One held resource, if it passes the filter.
+    /// One held resource of the many kinds, if it passes the filter.
     fn view(&self, resource: ResourceType, slot: u32, filter: &Filter) -> Option<StateView> {
         let view = match resource {
-            ResourceType::Vpc => {
-                let (id, vpc) = self.vpcs.iter().nth(slot as usize)?;
-                let state = VpcState { operation_type: SHOWN, configuration: Some(vpc.config.clone()) };
-                self.describe(resource, id, &vpc.meta, SUCCESS, encoded(&state, filter))
-            }
             ResourceType::Subnet => {
                 let subnet = self.subnets.get(slot)?;
                 let held = subnet.held.as_ref()?;
@@ -149,12 +175,7 @@ impl Model {
                 self.describe(resource, &router.config.id, meta, standing, encoded(&state, filter))
             }
             ResourceType::Neighbor => self.view_neighbour(slot, filter)?,
-            _ => {
-                let ((_, id), kept) = self.kept_of(resource).nth(slot as usize)?;
-                let standing = (OperationStatus::Failure, unsupported(resource).into());
-                let state = if filter.with_state { kept.state.clone() } else { Vec::new() };
-                self.describe(resource, id, &kept.meta, standing, state)
-            }
+            _ => return None,
         };
         filter.status.is_none_or(|status| status == view.status).then_some(view)
     }

@@ -41,12 +41,13 @@ impl Model {
         let noted =
             run.notes.iter().filter_map(|(at, resource, note)| self.noted_row(run, *at, *resource, note));
         let failed = self.failed_rows(run);
-        let told: HashSet<usize> = failed.iter().map(|(at, _)| *at).collect();
+        let told: HashSet<(usize, ResourceType)> =
+            failed.iter().map(|(at, row)| (*at, row.resource_type)).collect();
         let plain = self.plain_entries(run).filter_map(move |(resource, entry)| {
-            if told.contains(&entry.at) {
+            if told.contains(&(entry.at, resource)) {
                 return None;
             }
-            match run.note_at(entry.at) {
+            match run.note_at(entry.at, resource) {
                 Some(Note::Refused(..) | Note::Skipped) => return None,
                 // Pending when it was applied: told above if it still is.
                 Some(Note::Check) if self.noted_status(&entry, resource) != OperationStatus::Success => {
@@ -107,7 +108,7 @@ impl Model {
         }
         let mut rows = Vec::new();
         for (resource, entry) in self.plain_entries(run) {
-            if run.note_at(entry.at).is_some() {
+            if run.note_at(entry.at, resource).is_some() {
                 continue;
             }
             let (id, operation) = heading(resource, &entry);

@@ -28,7 +28,7 @@ impl Default for Index {
 impl Index {
     fn shard(hash: u64) -> usize {
         // The tables themselves use the lowest and the seven highest bits.
-        ((hash >> 16 & 0xffff_ffff) * SHARDS as u64 >> 32) as usize
+        ((((hash >> 16) & 0xffff_ffff) * SHARDS as u64) >> 32) as usize
     }
 
     /// The slot for `key`.

@@ -1,0 +1,12 @@
+//! The model's tests: a kernel of maps, a compiler that starts from scratch, and what holds whatever comes.
+
+mod bounds;
+mod contract;
+mod decoding;
+mod kernel;
+mod merging;
+mod properties;
+mod scratch;
+mod states;
+mod statuses;
+mod tables;
