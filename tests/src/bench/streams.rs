@@ -54,7 +54,7 @@ pub(super) fn in_turn<F: Fn(&Pair) -> Result<f64>>(
 /// What `iperf3` receives in one stream.
 fn gigabits(pair: &Pair, seconds: u32) -> Result<f64> {
     let address = pair.b.ip().to_string();
-    let mut server = pair.b.ns.start(&["iperf3", "-s", "-1", "-B", &address])?;
+    let mut server = pair.b.ns.start(&["iperf3", "-s", "-1", "--forceflush", "-B", &address])?;
     server.wait_for("Server listening", Duration::from_secs(5))?;
     let time = seconds.to_string();
     let shown = pair.a.ns.run_words(&["iperf3", "-c", &address, "-t", &time, "-J"])?;

@@ -86,7 +86,7 @@ fn demo(lab: &Lab) -> Result<()> {
     step("Inside: how the programs are attached, what they know, what they did");
     tool(host1, &["status"])?;
     tool(host1, &["map", "dump", "endpoints_ipv4"])?;
-    tool(host1, &["counters"])?;
+    tool_lines(host1, &["counters"], "ncm_path_packets_total")?;
 
     step("The agent stops; the programs go on, and the tables can still be read");
     host1.stop()?;
@@ -112,9 +112,15 @@ fn held(what: &str) {
 
 /// Shows a command of the operator's tool with what it prints.
 fn tool(host: &Host, arguments: &[&str]) -> Result<()> {
-    println!("  {}# ncmctl {}", host.name(), arguments.join(" "));
+    tool_lines(host, arguments, "")
+}
+
+/// The same, with only those lines that contain `part`.
+fn tool_lines(host: &Host, arguments: &[&str], part: &str) -> Result<()> {
+    let filter = if part.is_empty() { String::new() } else { format!(" | grep {part}") };
+    println!("  {}# ncmctl {}{filter}", host.name(), arguments.join(" "));
     let shown = host.expect_ncmctl(arguments)?;
-    for line in shown.lines() {
+    for line in shown.lines().filter(|line| line.contains(part)) {
         println!("      {line}");
     }
     Ok(())
