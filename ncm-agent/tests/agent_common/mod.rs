@@ -2,6 +2,7 @@
 //! goes with the process.
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
+#![allow(clippy::print_stdout, reason = "a test that fails shows the agent's log")]
 
 use std::fs;
 use std::io::{BufRead, BufReader};
