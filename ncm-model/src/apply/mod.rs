@@ -1,14 +1,16 @@
 //! Applying states: operations, revisions, and what is refused.
 
+mod fixed_ips;
 mod kept;
 pub(crate) mod neighbour;
 mod port;
+mod provenance;
 mod router;
 mod subnet;
 mod vpc;
 
+pub(crate) use fixed_ips::{Fixed, parse_fixed};
 pub(crate) use kept::unsupported;
-pub(crate) use neighbour::{Fixed, parse_fixed};
 pub(crate) use port::is_unbind;
 pub(crate) use router::NextHops;
 pub(crate) use vpc::VNI_CONFLICT;

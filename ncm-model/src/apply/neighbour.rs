@@ -1,26 +1,16 @@
 //! Neighbours: a million in one message, so what is common is kept short.
 
-use std::collections::HashMap;
 use std::net::IpAddr;
 
+use super::fixed_ips::{ByIp, Fixed, fixed_at, parse_fixed};
 use super::{Operation, Outcome, Refusal, Request, check_update_type};
 use crate::compile::{Handle, HandleKind};
-use crate::goalstate::neighbour_view::{self, FixedIpView, NeighbourView};
+use crate::goalstate::neighbour_view::NeighbourView;
 use crate::goalstate::parse;
 use crate::model::Model;
 use crate::resources::{Address, Neighbour, address_flags, neighbour_flags};
-use crate::store::{NONE, Provenance, Sym, uuid_of};
+use crate::store::{NONE, Sym, uuid_of};
 use crate::wire::{ResourceType, UpdateType};
-use ncm_common::MAX_VNI;
-
-/// A neighbour's address, checked; its subnet is that of the view's address at `position`.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Fixed {
-    pub(crate) l3: bool,
-    pub(crate) ip: IpAddr,
-    pub(crate) tunnel: u32,
-    pub(crate) position: usize,
-}
 
 /// Identity of a neighbour: its id's bytes, whether they are a symbol, and its type.
 type Key = ([u8; 16], u16);
@@ -34,41 +24,6 @@ fn tombstone_kind(l3: bool) -> u8 {
 
 fn key_of(neighbour: &Neighbour) -> Key {
     (neighbour.id, neighbour.flags & (neighbour_flags::TEXT | neighbour_flags::L3))
-}
-
-fn fixed_at<'a>(view: &NeighbourView<'a>, position: usize) -> FixedIpView<'a> {
-    match position {
-        0 => view.first.unwrap_or_default(),
-        _ => view.more.get(position - 1).copied().unwrap_or_default(),
-    }
-}
-
-/// Reads all addresses before any is applied.
-pub(crate) fn parse_fixed(view: &NeighbourView<'_>, into: &mut Vec<Fixed>) -> Result<(), Refusal> {
-    into.clear();
-    for (position, fixed) in view.fixed_ips().enumerate() {
-        let l3 = match fixed.neighbor_type {
-            0 => false,
-            1 => true,
-            other => {
-                return Err(Outcome::invalid(format!("neighbor_type {other} is neither L2 (0) nor L3 (1)")));
-            }
-        };
-        let ip = parse::unicast_ip(fixed.ip_address).ok_or_else(|| {
-            Outcome::invalid(format!("fixed_ips: \"{}\" is no guest's IP address", fixed.ip_address))
-        })?;
-        if fixed.tunnel_id > MAX_VNI {
-            return Err(Outcome::invalid(format!(
-                "fixed_ips: tunnel_id {} is above {MAX_VNI}",
-                fixed.tunnel_id
-            )));
-        }
-        if fixed.subnet_id.is_empty() && fixed.tunnel_id == 0 {
-            return Err(Outcome::invalid(format!("fixed_ips: {ip} has neither a subnet_id nor a tunnel_id")));
-        }
-        into.push(Fixed { l3, ip, tunnel: fixed.tunnel_id, position });
-    }
-    Ok(())
 }
 
 /// What of a neighbour is the same for both of its types.
@@ -93,6 +48,14 @@ impl Model {
     pub(crate) fn find_neighbour(&self, id: &str, l3: bool) -> Option<u32> {
         let key = self.neighbour_key(id, l3)?;
         self.neighbour_index.find(&key, |slot| key_of(&self.neighbours[*slot]) == key)
+    }
+
+    /// The held neighbours of an id that sent addresses concern: those of their types, or where there are none, of both.
+    fn held_types(&self, id: &str, fixed: &[Fixed]) -> [Option<u32>; 2] {
+        TYPES.map(|l3| {
+            let concerned = fixed.is_empty() || fixed.iter().any(|fixed| fixed.l3 == l3);
+            concerned.then(|| self.find_neighbour(id, l3)).flatten()
+        })
     }
 
     /// A held neighbour's id.
@@ -129,7 +92,7 @@ impl Model {
             return Ok(Outcome::Success);
         }
         parse_fixed(view, fixed)?;
-        let held = TYPES.map(|l3| self.find_neighbour(view.id, l3));
+        let held = self.held_types(view.id, fixed);
         self.check_neighbour_revision(view, fixed, &held)?;
         if operation == Operation::Delete {
             for l3 in TYPES {
@@ -180,7 +143,7 @@ impl Model {
             return Err(Outcome::invalid("configuration.id is empty"));
         }
         check_update_type(view.update_type)?;
-        let held = TYPES.map(|l3| self.find_neighbour(view.id, l3));
+        let held = self.held_types(view.id, fixed);
         self.check_neighbour_revision(view, fixed, &held)?;
         if Operation::of(view.operation)? == Operation::Upsert {
             self.check_neighbour(view, fixed, &held)?;
@@ -491,123 +454,9 @@ impl Model {
             self.strings.release(text_symbol(&neighbour.id));
         }
     }
-
-    /// Stores who asks, in which revision, and the rarely set fields.
-    fn hold_provenance(
-        &mut self,
-        view: &NeighbourView<'_>,
-        before: Option<&Neighbour>,
-        full: bool,
-        request: Request,
-    ) -> u32 {
-        let held = before.map(|neighbour| *self.provenances.get(neighbour.provenance));
-        let kept = held.filter(|_| !full);
-        let request_sym = self.strings.hold(view.request_id.as_bytes());
-        let vpc = match kept {
-            Some(kept) if view.vpc_id.is_empty() => {
-                self.strings.retain(kept.vpc);
-                kept.vpc
-            }
-            _ => self.strings.hold(view.vpc_id.as_bytes()),
-        };
-        let extra = self.hold_extra(view, kept.map_or(Sym::EMPTY, |kept| kept.extra));
-        let provenance = Provenance {
-            revision: Self::merged_revision(held.map(|held| held.revision), view.revision),
-            request: request_sym,
-            vpc,
-            extra,
-            time: request.now,
-            origin: request.origin,
-        };
-        let slot = self.provenances.hold(provenance, &mut self.strings);
-        self.strings.release(request_sym);
-        self.strings.release(vpc);
-        self.strings.release(extra);
-        slot
-    }
-
-    /// Stores the fields that are seldom set, each from the held ones where it was sent empty.
-    fn hold_extra(&mut self, view: &NeighbourView<'_>, held: Sym) -> Sym {
-        if view.name.is_empty() && view.host_mac.is_empty() && view.pairs.is_empty() && view.groups.is_empty()
-        {
-            self.strings.retain(held);
-            return held;
-        }
-        let bytes = self.strings.bytes(held).into_owned();
-        let before = neighbour_view::read(0, Some(&bytes)).unwrap_or_default();
-        let name = if view.name.is_empty() { before.name } else { view.name };
-        let host_mac = if view.host_mac.is_empty() { before.host_mac } else { view.host_mac };
-        let pairs = if view.pairs.is_empty() { &before.pairs } else { &view.pairs };
-        let groups = if view.groups.is_empty() { &before.groups } else { &view.groups };
-        let mut extra = std::mem::take(&mut self.scratch_bytes);
-        extra.clear();
-        put_text(&mut extra, 6, name);
-        put_text(&mut extra, 8, host_mac);
-        for (address, mac) in pairs {
-            let mut pair = Vec::new();
-            put_text(&mut pair, 1, address);
-            put_text(&mut pair, 2, mac);
-            put_bytes(&mut extra, 11, &pair);
-        }
-        for group in groups {
-            put_bytes(&mut extra, 1000, group.as_bytes());
-        }
-        let sym = self.strings.hold(&extra);
-        self.scratch_bytes = extra;
-        sym
-    }
 }
 
 /// The symbol in the id of a neighbour whose id is no UUID.
 pub(crate) fn text_symbol(id: &[u8; 16]) -> Sym {
     Sym(u32::from_le_bytes([id[0], id[1], id[2], id[3]]))
-}
-
-fn put_text(into: &mut Vec<u8>, field: u32, text: &str) {
-    if !text.is_empty() {
-        put_bytes(into, field, text.as_bytes());
-    }
-}
-
-fn put_bytes(into: &mut Vec<u8>, field: u32, bytes: &[u8]) {
-    prost::encoding::encode_key(field, prost::encoding::WireType::LengthDelimited, into);
-    prost::encoding::encode_varint(bytes.len() as u64, into);
-    into.extend_from_slice(bytes);
-}
-
-/// Positions of sent addresses by IP address; a later one hides an earlier one.
-enum ByIp {
-    Few(Vec<(IpAddr, usize)>),
-    Many(HashMap<IpAddr, usize>),
-}
-
-impl ByIp {
-    fn new<'a>(fixed: impl Iterator<Item = &'a Fixed>) -> Self {
-        let mut few: Vec<(IpAddr, usize)> = Vec::new();
-        let mut many = HashMap::new();
-        for fixed in fixed {
-            if many.is_empty() && few.len() < 8 {
-                few.retain(|(ip, _)| *ip != fixed.ip);
-                few.push((fixed.ip, fixed.position));
-            } else {
-                many.extend(few.drain(..));
-                many.insert(fixed.ip, fixed.position);
-            }
-        }
-        if many.is_empty() { Self::Few(few) } else { Self::Many(many) }
-    }
-
-    fn get(&self, ip: IpAddr) -> Option<usize> {
-        match self {
-            Self::Few(few) => few.iter().find(|(other, _)| *other == ip).map(|(_, position)| *position),
-            Self::Many(many) => many.get(&ip).copied(),
-        }
-    }
-
-    fn len(&self) -> usize {
-        match self {
-            Self::Few(few) => few.len(),
-            Self::Many(many) => many.len(),
-        }
-    }
 }

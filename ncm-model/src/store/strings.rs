@@ -55,6 +55,16 @@ impl Entry {
 pub(crate) struct Strings {
     entries: Slab<Entry>,
     index: Index,
+    /// Texts found last: in one message the same few come again and again.
+    recent: [(Vec<u8>, Sym); RECENT],
+}
+
+const RECENT: usize = 4;
+
+/// Where a text is among the recent ones.
+fn recent_place(bytes: &[u8]) -> usize {
+    let ends = bytes.first().copied().unwrap_or_default() ^ bytes.last().copied().unwrap_or_default();
+    usize::from(ends) % RECENT
 }
 
 impl Default for Strings {
@@ -62,7 +72,7 @@ impl Default for Strings {
         let mut entries = Slab::default();
         // The empty text is slot 0 and never goes.
         entries.insert(Entry { text: Text::Bytes(Box::default()), holders: 1 });
-        Self { entries, index: Index::default() }
+        Self { entries, index: Index::default(), recent: Default::default() }
     }
 }
 
@@ -78,7 +88,23 @@ impl Strings {
 
     /// Stores a text, or counts one more holder of it.
     pub(crate) fn hold(&mut self, bytes: &[u8]) -> Sym {
+        if bytes.is_empty() {
+            return Sym::EMPTY;
+        }
+        let place = recent_place(bytes);
+        let (recent, sym) = &self.recent[place];
+        if recent == bytes {
+            let sym = *sym;
+            self.retain(sym);
+            return sym;
+        }
         if let Some(sym) = self.find(bytes) {
+            if bytes.len() <= 64 {
+                let (recent, symbol) = &mut self.recent[place];
+                recent.clear();
+                recent.extend_from_slice(bytes);
+                *symbol = sym;
+            }
             self.retain(sym);
             return sym;
         }
@@ -108,6 +134,11 @@ impl Strings {
         let entry = &mut self.entries[sym.0];
         entry.holders -= 1;
         if entry.holders == 0 {
+            for (recent, symbol) in &mut self.recent {
+                if *symbol == sym {
+                    (*recent, *symbol) = (Vec::new(), Sym::EMPTY);
+                }
+            }
             self.index.remove(&self.entries[sym.0].key(), |slot| *slot == sym.0);
             self.entries.remove(sym.0);
         }
