@@ -189,7 +189,9 @@ impl Shared {
 
     fn lose(&self, interfaces: &mut Interfaces, link: &Link) {
         interfaces.links.remove(&link.name);
-        if interfaces.guests.remove(&link.name).is_some() {
+        // Also one that could not be taken over: its failure goes with it.
+        let known = self.status().get(&link.name).is_some_and(|status| status.role == Role::Guest);
+        if interfaces.guests.remove(&link.name).is_some() || known {
             tracing::info!(interface = %link, "a guest's interface is gone");
             self.status().remove(&link.name);
             self.change(None, None, |model, changes| model.set_interface(&link.name, None, changes));
@@ -207,8 +209,9 @@ impl Shared {
             .links
             .values()
             .filter(|link| {
+                // A guest's interface may have its program and yet not be closed or not be up.
                 let name = &link.name;
-                self.status().get(name).is_some_and(|status| status.hook.is_none())
+                self.status().contains_key(name)
                     && !interfaces.guests.contains_key(name)
                     && !interfaces.uplinks.contains_key(name)
             })
