@@ -19,7 +19,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use anyhow::Context;
-use ncm_dataplane::{Capacities, Dataplane, LogLevel, Options};
+use ncm_common::tables::{Name, NameKey, name_kinds};
+use ncm_dataplane::{Capacities, Dataplane, LogLevel, Options, Tables};
 use ncm_model::{Changes, Model, Seed, Settings};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
@@ -60,7 +61,7 @@ pub(crate) struct Shared {
     fill: Mutex<status::FillCache>,
     slots: Arc<Semaphore>,
     turns: Arc<Semaphore>,
-    trim: Notify,
+    trim: Arc<Notify>,
     started: SystemTime,
     _lock: InstanceLock,
 }
@@ -113,7 +114,7 @@ impl Engine {
             guests::close_defaults()?;
         }
         let dataplane = Dataplane::open(&options(&config)).context("cannot load the dataplane")?;
-        let seed = Seed { names: dataplane.tables().names.entries()? };
+        let seed = seed(dataplane.tables())?;
         let mut links = Links::open().await.context("cannot follow the host's interfaces")?;
         let interfaces = Interfaces::read(&mut links).await?;
         let relay = wire::relay(&config, &mut kernel, &dataplane).await?;
@@ -131,7 +132,7 @@ impl Engine {
             fill: Mutex::default(),
             slots: Arc::new(Semaphore::new(STEPS_AHEAD)),
             turns: Arc::new(Semaphore::new(MESSAGES_AT_ONCE)),
-            trim: Notify::new(),
+            trim: Arc::default(),
             started: SystemTime::now(),
             config,
             _lock: lock,
@@ -144,6 +145,31 @@ impl Engine {
         upkeep::start(&shared, links);
         Ok(Self { shared })
     }
+}
+
+/// The indices that an earlier run gave out. One in use that has no name (the table of names was full) is taken all the
+/// same, by nobody: given out anew with its old generation, it would have what still refers to it delivered to another.
+fn seed(tables: &Tables) -> anyhow::Result<Seed> {
+    let mut names = tables.names.entries()?;
+    let mut nobodys: BTreeMap<(u32, u32), u32> = BTreeMap::new();
+    tables.ports.for_each(|index, port| {
+        nobodys.insert((name_kinds::PORT, index), port.generation);
+    })?;
+    tables.subnets.for_each(|index, subnet| {
+        nobodys.insert((name_kinds::SUBNET, index), subnet.generation);
+    })?;
+    tables.hosts.for_each(|index, host| {
+        nobodys.insert((name_kinds::HOST, index), host.generation);
+    })?;
+    for (key, _) in &names {
+        nobodys.remove(&(key.kind, key.index));
+    }
+    nobodys.retain(|_, generation| *generation != 0);
+    for ((kind, index), generation) in nobodys {
+        // No id has this form.
+        names.push((NameKey { kind, index }, Name::new(&format!("\0{index}"), generation)));
+    }
+    Ok(Seed { names })
 }
 
 fn options(config: &Config) -> Options {

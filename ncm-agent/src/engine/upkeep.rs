@@ -4,11 +4,12 @@
 use std::os::fd::AsFd;
 use std::sync::{Arc, Weak};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ncm_dataplane::ProgramLog;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use tokio::sync::Notify;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::status::monotonic_ns;
@@ -20,8 +21,11 @@ use crate::telemetry::own;
 /// Well below the age at which the packet path ceases to trust the heartbeat.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 
-/// Pause between retries.
+/// Least pause between retries.
 const RETRY: Duration = Duration::from_secs(3);
+
+/// A retry is followed by a pause of so many times its own length: millions may be refused for good.
+const RETRY_PAUSES: u32 = 20;
 
 /// How often the log's thread looks whether it is still needed.
 const LOG_POLL_MS: u16 = 500;
@@ -37,7 +41,7 @@ pub(super) fn start(shared: &Arc<Shared>, links: Links) {
     tokio::spawn(follow(Arc::downgrade(shared), links));
     tokio::spawn(heartbeat(Arc::downgrade(shared)));
     tokio::spawn(retry(Arc::downgrade(shared)));
-    tokio::spawn(trim(Arc::downgrade(shared)));
+    tokio::spawn(trim(Arc::clone(&shared.trim), Arc::downgrade(shared)));
     if let Some(log) = shared.dataplane.take_log() {
         let shared = Arc::downgrade(shared);
         let thread = thread::Builder::new().name("ncm-log".to_owned());
@@ -71,14 +75,17 @@ async fn heartbeat(shared: Weak<Shared>) {
 }
 
 async fn retry(shared: Weak<Shared>) {
+    let mut took = Duration::ZERO;
     loop {
-        sleep(RETRY).await;
+        sleep(RETRY.max(took * RETRY_PAUSES)).await;
         let Some(shared) = shared.upgrade() else { return };
         shared.retry_interfaces().await;
+        let begun = Instant::now();
         let retried = tokio::task::spawn_blocking(move || shared.retry_entries()).await;
         if let Err(error) = retried {
             tracing::error!(%error, "a retry of refused entries failed");
         }
+        took = begun.elapsed();
     }
 }
 
@@ -108,11 +115,9 @@ impl Shared {
     }
 }
 
-async fn trim(shared: Weak<Shared>) {
-    loop {
-        let Some(strong) = shared.upgrade() else { return };
-        strong.trim.notified().await;
-        drop(strong);
+async fn trim(wanted: Arc<Notify>, shared: Weak<Shared>) {
+    while shared.strong_count() > 0 {
+        wanted.notified().await;
         sleep(TRIM_AFTER).await;
         drop(tokio::task::spawn_blocking(ncm_dataplane::release_memory).await);
     }

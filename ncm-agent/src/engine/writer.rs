@@ -49,6 +49,12 @@ pub(super) struct Refusal {
 /// What of a step the kernel refused.
 pub(super) type Refused = Vec<Refusal>;
 
+/// How long a refusal that goes on is not logged again: it is retried, and each retry refused.
+const LOGGED_EVERY: Duration = Duration::from_secs(60);
+
+/// When which refusal was logged.
+type Logged = HashMap<Arc<str>, Instant>;
+
 /// Starts the writer; it ends when the engine does.
 pub(super) fn start(jobs: Receiver<Job>, shared: &Arc<Shared>) -> std::io::Result<()> {
     let (tables, shared) = (shared.dataplane.tables().clone(), Arc::downgrade(shared));
@@ -57,7 +63,7 @@ pub(super) fn start(jobs: Receiver<Job>, shared: &Arc<Shared>) -> std::io::Resul
 }
 
 fn run(jobs: &Receiver<Job>, tables: &Tables, shared: &Weak<Shared>) {
-    let mut remote = RemoteHosts::default();
+    let (mut remote, mut logged) = (RemoteHosts::default(), Logged::new());
     for job in jobs {
         match job {
             Job::Write { changes, times, slot } => {
@@ -71,7 +77,7 @@ fn run(jobs: &Receiver<Job>, tables: &Tables, shared: &Weak<Shared>) {
                     times.used_netlink(waited);
                 }
                 if !refused.is_empty() {
-                    report(&shared, refused);
+                    report(&shared, refused, &mut logged);
                 }
                 drop(slot);
             }
@@ -81,7 +87,7 @@ fn run(jobs: &Receiver<Job>, tables: &Tables, shared: &Weak<Shared>) {
     }
 }
 
-fn report(shared: &Shared, refused: Refused) {
+fn report(shared: &Shared, refused: Refused, logged: &mut Logged) {
     let mut texts: HashMap<Arc<str>, u64> = HashMap::new();
     let mut model = shared.model();
     for refusal in refused {
@@ -89,9 +95,15 @@ fn report(shared: &Shared, refused: Refused) {
         *texts.entry(refusal.text).or_default() += 1;
     }
     drop(model);
+    logged.retain(|_, when| when.elapsed() < LOGGED_EVERY);
     for (cause, entries) in texts {
-        tracing::error!(entries, "table entries were refused: {cause}");
         own::ENTRIES_FAILED.add(entries);
+        if logged.contains_key(&cause) {
+            tracing::debug!(entries, "table entries were refused again: {cause}");
+        } else {
+            tracing::error!(entries, "table entries were refused: {cause}");
+            logged.insert(cause, Instant::now());
+        }
     }
 }
 
