@@ -7,6 +7,7 @@
 
 pub mod counters;
 pub mod drops;
+pub mod names;
 mod plain;
 pub mod tables;
 

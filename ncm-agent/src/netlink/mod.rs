@@ -15,6 +15,8 @@ pub mod underlay;
 
 use std::io;
 
+use ncm_common::names::stable_hash;
+
 pub use kernel::Kernel;
 pub use link::{Link, MacAddress};
 pub use links::{LinkEvent, Links};
@@ -69,10 +71,4 @@ impl NetlinkError {
 
 fn explained(words: Option<&str>) -> String {
     words.map(|words| format!(" ({words})")).unwrap_or_default()
-}
-
-/// FNV-1a: the same in every build, so that an upgraded agent finds by name what the one before left.
-fn stable_hash(text: &str) -> u64 {
-    text.bytes()
-        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }

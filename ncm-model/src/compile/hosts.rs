@@ -6,12 +6,11 @@
 
 use std::net::IpAddr;
 
-use ncm_common::tables::{NameKey, Reference, VtepKey, name_kinds};
+use ncm_common::tables::{Name, NameKey, Reference, VtepKey, name_kinds};
 
 use crate::compile::{Changes, Handle, HandleKind, HostChange};
 use crate::model::Model;
 use crate::resources::Live;
-use crate::store::table_name;
 
 /// A host's address as the table of tunnel endpoints has it.
 pub(crate) fn vtep_key(vni: u32, address: IpAddr) -> VtepKey {
@@ -39,7 +38,7 @@ impl Model {
         let cause = Handle::new(HandleKind::Host, slot);
         self.tables.names.set(
             NameKey { kind: name_kinds::HOST, index },
-            table_name(&identity, generation),
+            Name::new(&identity, generation),
             cause,
         );
     }

@@ -2,14 +2,13 @@
 
 use ipnet::IpNet;
 use ncm_common::tables::{
-    NameKey, Port, Reference, Source, SourceKey, SourcePrefixKey, name_kinds, port_flags,
+    Name, NameKey, Port, Reference, Source, SourceKey, SourcePrefixKey, name_kinds, port_flags,
 };
 
 use crate::compile::{Handle, HandleKind, InterfaceChanges};
 use crate::model::Model;
 use crate::resources::{Address, PortSlot, address_flags};
 use crate::settings::MissingGroup;
-use crate::store::table_name;
 
 /// Entries of the tables of sources and of source prefixes.
 type Sources = (Vec<(SourceKey, Source)>, Vec<(SourcePrefixKey, Source)>);
@@ -106,7 +105,7 @@ impl Model {
         let (index, generation) = self.port_indices.assign(&id);
         (self.ports[slot].index, self.ports[slot].generation) = (index, generation);
         let cause = Handle::new(HandleKind::Port, slot);
-        self.tables.names.set(NameKey { kind: name_kinds::PORT, index }, table_name(&id, generation), cause);
+        self.tables.names.set(NameKey { kind: name_kinds::PORT, index }, Name::new(&id, generation), cause);
     }
 
     /// Takes back all of a port's own entries and its index; its addresses have to be inactive.

@@ -1,11 +1,11 @@
 //! What subnets contribute: their own entries, their VNI, their prefix, and their place in a router.
 
-use ncm_common::tables::{NameKey, Reference, Subnet, SubnetPrefixKey, Vni, name_kinds, subnet_flags};
+use ncm_common::tables::{Name, NameKey, Reference, Subnet, SubnetPrefixKey, Vni, name_kinds, subnet_flags};
 
 use crate::compile::{Handle, HandleKind};
 use crate::model::Model;
 use crate::resources::{Live, SubnetSlot};
-use crate::store::{NONE, table_name};
+use crate::store::NONE;
 
 /// Key of the table of subnets by prefix.
 pub(crate) fn prefix_key(vni: u32, net: ipnet::Ipv4Net) -> SubnetPrefixKey {
@@ -89,11 +89,7 @@ impl Model {
         (subnet.index, subnet.generation) = (index, generation);
         self.subnet_by_index.insert(index, slot);
         let cause = Handle::new(HandleKind::Subnet, slot);
-        self.tables.names.set(
-            NameKey { kind: name_kinds::SUBNET, index },
-            table_name(&id, generation),
-            cause,
-        );
+        self.tables.names.set(NameKey { kind: name_kinds::SUBNET, index }, Name::new(&id, generation), cause);
     }
 
     fn unnumber_subnet(&mut self, slot: u32) {

@@ -35,7 +35,7 @@ impl Allocator {
     /// An index and its generation for an identity.
     pub(crate) fn assign(&mut self, identity: &str) -> (u32, u32) {
         if !self.seeded.is_empty()
-            && let Some(known) = self.seeded.remove(cut(identity))
+            && let Some(known) = self.seeded.remove(Name::new(identity, 1).as_str())
         {
             return known;
         }
@@ -50,21 +50,4 @@ impl Allocator {
     pub(crate) fn release(&mut self, index: u32, generation: u32) {
         self.free.push_back((index, generation));
     }
-}
-
-/// As much of an identity as a [`Name`] holds.
-fn cut(identity: &str) -> &str {
-    let mut end = identity.len().min(Name::default().text.len());
-    while !identity.is_char_boundary(end) {
-        end -= 1;
-    }
-    &identity[..end]
-}
-
-/// The entry of the table of names for an identity.
-pub(crate) fn name(identity: &str, generation: u32) -> Name {
-    let identity = cut(identity);
-    let mut name = Name { generation, len: identity.len() as u32, ..Name::default() };
-    name.text[..identity.len()].copy_from_slice(identity.as_bytes());
-    name
 }

@@ -9,7 +9,7 @@ mod slab;
 mod strings;
 mod tombstones;
 
-pub(crate) use allocator::{Allocator, name as table_name};
+pub(crate) use allocator::Allocator;
 pub(crate) use claims::{Claims, Member};
 pub(crate) use hosts::Hosts;
 pub(crate) use index::Index;

@@ -5,13 +5,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use ncm_common::tables::{Name, NextHop, NextHopGroup, NextHopHalf};
 
-use super::super::stable_hash;
 use super::neighbours::Hop;
 
 /// Most next hops of a group.
 pub(crate) const MOST_HOPS: usize = 8;
-/// Bytes of a name in the table.
-const NAME_BYTES: usize = 120;
 
 /// The ways out that a group stands for, resolved or not, with their shares of the flows; in ascending order.
 pub(crate) type Path = Vec<(Hop, u16)>;
@@ -198,23 +195,14 @@ fn gcd(one: u16, other: u16) -> u16 {
     if other == 0 { one } else { gcd(other, one % other) }
 }
 
-/// The name of a group as the table of names holds it. A text that does not fit ends in its own hash, so that two long
-/// ones stay two.
+/// The name of a group as the table of names holds it.
 pub(crate) fn name(text: &str, generation: u32) -> Name {
-    let text = fitting(text);
-    let mut name = Name { generation, len: text.len() as u32, ..Name::default() };
-    name.text[..text.len()].copy_from_slice(text.as_bytes());
-    name
+    Name::new(text, generation)
 }
 
 /// The text as it fits into a name.
 pub(crate) fn fitting(text: &str) -> String {
-    if text.len() <= NAME_BYTES {
-        return text.to_owned();
-    }
-    let hash = stable_hash(text);
-    let cut = text.floor_char_boundary(NAME_BYTES - "…".len() - 16);
-    format!("{}…{hash:016x}", &text[..cut])
+    Name::new(text, 1).as_str().to_owned()
 }
 
 #[cfg(test)]
