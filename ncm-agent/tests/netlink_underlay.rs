@@ -45,6 +45,7 @@ impl TableSink for Tables {
             TableWrite::GroupName { index, name: None } => {
                 content.names.remove(&index);
             }
+            TableWrite::Uplinks(_) => {}
         }
         Ok(())
     }

@@ -280,8 +280,9 @@ layout! {
         pub relay_port: [u8; 2],
         /// The relay device's interface index; 0 if there is none.
         pub relay_ifindex: u32,
-        /// Zero.
-        pub reserved: [u32; 8],
+        /// Interfaces that tunnel frames may leave by where the kernel gives the way; unused slots are 0. What a next-hop
+        /// group lists counts beside them.
+        pub uplinks: [u32; 8],
     }
 
     /// Packets and bytes.

@@ -127,6 +127,12 @@ drops! {
     });
     Malformed at 1: a_packet_longer_than_its_frame = Guest(|_| (A1, swap_bytes(packet(A1, A2.pair()), 16, &[0, 200])));
     Malformed at 1: a_header_shorter_than_the_least = Guest(|_| (A1, swap_bytes(packet(A1, A2.pair()), 14, &[0x44])));
+    Malformed at 1: a_datagram_longer_than_its_packet = Guest(|_| (A1, swap_bytes(packet(A1, A2.pair()), 38, &[0, 16])));
+    Malformed at 1: a_datagram_without_a_length = Guest(|_| (A1, swap_bytes(packet(A1, A2.pair()), 38, &[0, 0])));
+    Malformed at 1: a_first_fragment_too_short_for_its_ports = Guest(|_| {
+        let ip = Ip { fragment: 0x2000, payload: vec![0, 67, 0, 68], ..udp((A1.ip, 67), (A2.ip, 68), b"") };
+        (A1, ip.frame(A2.mac, A1.mac))
+    });
     Malformed at 1: an_arp_message_that_is_cut_short = Guest(|_| {
         let mut frame = arp_request(A1.pair(), GATEWAY_A.1);
         frame.truncate(41);
@@ -156,6 +162,14 @@ drops! {
     });
     RogueDhcpServer at 1: a_dhcp_offer_by_broadcast = Guest(|_| {
         (A1, udp((A1.ip, 67), ([255; 4], 68), &[2; 240]).frame(BROADCAST, A1.mac))
+    });
+    RogueDhcpServer at 1: a_dhcp_offer_behind_ip_options = Guest(|_| {
+        let ip = Ip { options: vec![1; 40], ..udp((A1.ip, 67), (A2.ip, 68), &[2; 240]) };
+        (A1, ip.frame(A2.mac, A1.mac))
+    });
+    RogueDhcpServer at 1: a_dhcp_offer_in_fragments = Guest(|_| {
+        let whole = udp((A1.ip, 67), (A2.ip, 68), &[2; 240]);
+        (A1, Ip { fragment: 0x2000, payload: whole.payload[..8].to_vec(), ..whole }.frame(A2.mac, A1.mac))
     });
     RogueRouter at 1: a_router_advertisement = Guest(|_| (A1, icmpv6([0x33, 0x33, 0, 0, 0, 1], 134)));
     RogueRouter at 1: an_icmpv6_redirect = Guest(|_| (A1, icmpv6(A2.mac, 137)));
@@ -234,6 +248,12 @@ drops! {
     TunnelSource at 1: a_tunnel_frame_from_the_gateways_address = Tunnel(|_| {
         (100, HOST_1, udp((GATEWAY_A.1, 1), (A1.ip, 2), b"").frame(A1.mac, RA.mac))
     });
+    TunnelSource at 1: a_tunnel_frame_from_a_multicast_address = Tunnel(|_| {
+        (100, HOST_1, udp(([224, 0, 0, 5], 1), (A1.ip, 2), b"").frame(A1.mac, RA.mac))
+    });
+    TunnelSource at 1: a_tunnel_frame_from_the_broadcast_address = Tunnel(|_| {
+        (100, HOST_1, udp(([255; 4], 1), (A1.ip, 2), b"").frame(A1.mac, RA.mac))
+    });
     TunnelSource at 0: a_tunnel_frame_from_a_multicast_mac = Tunnel(|_| (100, HOST_1, inner().frame(A1.mac, MULTICAST)));
     TunnelControl at 0: arp_does_not_cross_the_tunnel = Tunnel(|_| {
         let message = Arp { operation: 2, sender: RA.pair(), target: A1.pair() };
@@ -256,6 +276,9 @@ drops! {
         (100, HOST_1, udp((RA.ip, 1), (RA.ip, 2), b"").frame(RA.mac, mac(0x1c)))
     });
     UnknownGuest at 0: a_tunnel_frame_to_all = Tunnel(|_| (100, HOST_1, inner().frame(BROADCAST, RA.mac)));
+    TunnelMalformed at 0: an_inner_datagram_longer_than_its_packet = Tunnel(|_| {
+        (100, HOST_1, swap_bytes(inner().frame(A1.mac, RA.mac), 38, &[0, 200]))
+    });
     TunnelMalformed at 0: an_inner_packet_longer_than_its_frame = Tunnel(|_| {
         (100, HOST_1, swap_bytes(inner().frame(A1.mac, RA.mac), 16, &[0, 200]))
     });

@@ -310,6 +310,39 @@ fn without_the_agent_the_kernel_finds_the_way() {
 }
 
 #[test]
+fn the_kernels_way_has_to_be_one_for_tunnels() {
+    let world = World::new();
+    let stale = || {
+        world.beat(10);
+        world.run_as_it_is(Hook::GuestTc, TestRun::new(packet(A1, RA.pair()), world.ifindex(A1.interface)))
+    };
+    // The kernel's route leaves by an interface that is no uplink (any more).
+    let elsewhere = world.ifindex("spare");
+    world.change_node(|node| node.uplinks = [elsewhere, 0, 0, 0, 0, 0, 0, 0]);
+    world.change_group(1, |group| group.halves[0].hops[0].ifindex = elsewhere);
+    stale().assert_dropped(DropReason::NextHopUnresolved, A1.port);
+    world.change_group(1, |group| group.halves[0].count = 0);
+    world.from_guest(A1, packet(A1, RA.pair())).assert_dropped(DropReason::NextHopUnresolved, A1.port);
+    let up = world.ifindex("up0");
+    world.change_node(|node| node.uplinks = [elsewhere, up, 0, 0, 0, 0, 0, 0]);
+    stale().assert_encapsulated();
+}
+
+#[test]
+fn the_device_below_a_vlan_is_never_asked_for_a_neighbour() {
+    let world = World::new();
+    let stale = || {
+        world.beat(10);
+        world.run_as_it_is(Hook::GuestTc, TestRun::new(packet(A1, RA.pair()), world.ifindex(A1.interface)))
+    };
+    // The kernel gives no way: the last known interface is what is left.
+    world.change_node(|node| node.relay_ifindex = 0);
+    stale().assert_encapsulated();
+    world.change_group(1, |group| group.halves[0].hops[0].vlan = 42);
+    stale().assert_dropped(DropReason::NextHopUnresolved, A1.port);
+}
+
+#[test]
 fn the_path_limits_the_frame_and_segments_count_one_by_one() {
     let world = World::new();
     let fits = udp((A1.ip, 1), (RA.ip, 2), &vec![0; 1450 - 28]).frame(RA.mac, A1.mac);

@@ -1,6 +1,7 @@
 //! The wire side: what is ours goes to its guest, what is not goes on untouched.
 
 use ncm_common::counters::PathCounter;
+use ncm_common::drops::DropReason;
 use ncm_common::tables::{Reference, VtepKey, node_flags, port_flags};
 use ncm_dataplane::Hook;
 use ncm_tests::packet::{
@@ -99,6 +100,55 @@ fn known_admission_takes_any_endpoint_of_the_vni_and_strict_the_holder_only() {
     let unclaimed = udp(([10, 0, 1, 222], 1), (A1.ip, 2), b"").frame(A1.mac, mac(0x999));
     for (seen, counter) in both(&world, HOST_2, 100, &unclaimed).into_iter().zip(DECAPSULATED) {
         seen.assert_delivered(A1.port, counter);
+    }
+}
+
+#[test]
+fn a_routed_source_is_checked_in_its_own_subnet() {
+    let world = World::new();
+    let from = |source: Ipv4| udp((source, 1), (A1.ip, 2), b"routed").frame(A1.mac, SUBNET_B.dvr_mac);
+    for (seen, counter) in both(&world, HOST_1, 100, &from(RB.ip)).into_iter().zip(DECAPSULATED) {
+        seen.assert_delivered(A1.port, counter);
+    }
+    // Whoever answers from a gateway or for a guest of this host is on this host.
+    for source in [B1.ip, GATEWAY_B.1] {
+        for seen in both(&world, HOST_1, 100, &from(source)) {
+            seen.assert_dropped(DropReason::TunnelSource, A1.port);
+        }
+    }
+    world.change_node(|node| node.flags |= node_flags::STRICT);
+    let ip = std::net::Ipv4Addr::from(HOST_2).to_ipv6_mapped().octets();
+    let host = Reference { index: 2, generation: 2 };
+    world.tables().vteps.put(&VtepKey { vni: 100, ip }, &host).expect("room");
+    for seen in both(&world, HOST_2, 100, &from(RB.ip)) {
+        seen.assert_dropped(DropReason::WrongVtep, A1.port);
+    }
+    for (seen, counter) in both(&world, HOST_1, 100, &from(RB.ip)).into_iter().zip(DECAPSULATED) {
+        seen.assert_delivered(A1.port, counter);
+    }
+}
+
+#[test]
+fn a_next_hop_guest_gets_routed_frames_from_its_own_gateway() {
+    let world = World::new();
+    // Sent by the router of host 1 to A1 as the next hop to somewhere outside of all subnets.
+    let frame = udp((RB.ip, 1), ([172, 16, 1, 1], 2), b"outwards").frame(A1.mac, SUBNET_A.dvr_mac);
+    for (seen, counter) in both(&world, HOST_1, SUBNET_A.vni, &frame).into_iter().zip(DECAPSULATED) {
+        seen.assert_delivered(A1.port, counter);
+        assert_eq!(seen.macs(), (A1.mac, GATEWAY_A.0), "{seen}");
+    }
+}
+
+#[test]
+fn an_outer_packet_that_ends_elsewhere_than_its_frame_is_not_trusted() {
+    let world = World::new();
+    let whole = tunnel(&Outer::new(HOST_1, HERE, 100), &inner().frame(A1.mac, RA.mac));
+    let padded = [&whole[..], &[0; 7]].concat();
+    assert_readdressed("padding that only the kernel cuts off", &world.from_wire(Hook::WireXdp, padded));
+    let short = u16::from_be_bytes([whole[16], whole[17]]) + 1;
+    for (at, length) in [(16, short), (38, short - 20)] {
+        let seen = world.from_wire(Hook::WireXdp, swap_bytes(whole.clone(), at, &length.to_be_bytes()));
+        seen.assert_dropped(DropReason::TunnelMalformed, A1.port);
     }
 }
 

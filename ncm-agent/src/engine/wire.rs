@@ -51,6 +51,8 @@ pub(super) fn relay_status(relay: &Relay) -> InterfaceStatus {
 
 /// Tells the packet path who we are.
 pub(super) fn node(config: &Config, relay: Option<&Relay>, dataplane: &Dataplane) -> anyhow::Result<()> {
+    let nodes = &dataplane.tables().node;
+    let before = nodes.get(&0).context("cannot read what the packet path knows of this node")?;
     let node = Node {
         endpoint_v4: config.underlay.endpoint_v4.map_or([0; 4], |address| address.octets()),
         endpoint_v6: config.underlay.endpoint_v6.map_or([0; 16], |address| address.octets()),
@@ -58,9 +60,10 @@ pub(super) fn node(config: &Config, relay: Option<&Relay>, dataplane: &Dataplane
         tunnel_port: config.underlay.port.to_be_bytes(),
         relay_port: relay.map_or([0; 2], |relay| relay.port.to_be_bytes()),
         relay_ifindex: relay.map_or(0, |relay| relay.link.index),
-        ..Node::default()
+        // Until the underlay is followed again, an earlier agent's hold: traffic must not stop meanwhile.
+        uplinks: before.map_or([0; 8], |node| node.uplinks),
     };
-    dataplane.tables().node.put(&0, &node).context("cannot tell the packet path who this node is")
+    nodes.put(&0, &node).context("cannot tell the packet path who this node is")
 }
 
 /// Begins to follow the underlay, with what an earlier run left in the tables.
@@ -117,6 +120,10 @@ impl TableSink for Sink {
                     None => self.0.names.delete(&key),
                 }
             }
+            TableWrite::Uplinks(uplinks) => match self.0.node.get(&0) {
+                Ok(node) => self.0.node.put(&0, &Node { uplinks: *uplinks, ..node.unwrap_or_default() }),
+                Err(error) => Err(error),
+            },
         };
         written.map_err(|error| error.to_string())
     }

@@ -20,8 +20,10 @@ impl Columns for Name {
 
 impl Columns for Node {
     const NAMES: &'static [&'static str] =
-        &["endpoint_v4", "endpoint_v6", "flags", "tunnel_port", "relay_port", "relay_interface"];
+        &["endpoint_v4", "endpoint_v6", "flags", "tunnel_port", "relay_port", "relay_interface", "uplinks"];
     fn values(&self, names: &Names) -> Vec<Value> {
+        let uplinks = self.uplinks.iter().filter(|uplink| **uplink != 0);
+        let uplinks: Vec<String> = uplinks.map(|uplink| names.show_interface(*uplink)).collect();
         vec![
             ipv4_or_none(self.endpoint_v4),
             if self.endpoint_v6 == [0; 16] {
@@ -33,6 +35,7 @@ impl Columns for Node {
             u16::from_be_bytes(self.tunnel_port).into(),
             u16::from_be_bytes(self.relay_port).into(),
             names.show_interface(self.relay_ifindex).into(),
+            if uplinks.is_empty() { "-".into() } else { uplinks.join(" ").into() },
         ]
     }
 }

@@ -63,7 +63,7 @@ pub struct Ports {
 }
 
 impl Transport {
-    /// The header behind the IPv4 header `ip` at `offset`; `None` if it is cut short.
+    /// The header behind the IPv4 header `ip` at `offset`; `None` if it is cut short, or announces more than there is.
     #[inline(always)]
     #[must_use]
     pub fn parse(frame: &(impl Frame + ?Sized), offset: usize, ip: &Ipv4) -> Option<Self> {
@@ -89,6 +89,11 @@ impl Transport {
             }
             protocol::UDP if len >= UDP_LEN => {
                 let window = frame.window::<UDP_LEN>(start)?;
+                let datagram = usize::from(window.be16::<4>());
+                // The first fragment's header counts the bytes of all. Fewer than there are is what receivers cut off.
+                if datagram < UDP_LEN || (datagram > len && !ip.is_fragment()) {
+                    return None;
+                }
                 Some(Self::Udp(Ports {
                     word: window.raw32::<0>(),
                     source: window.be16::<0>(),
@@ -209,6 +214,16 @@ mod tests {
     #[test]
     fn cut_headers_are_none() {
         assert_eq!(parse(&packet(protocol::UDP, 0, [0; 7])).1, None);
+        assert_eq!(
+            parse(&packet(protocol::UDP, 0, [0, 1, 0, 2, 0, 7, 0, 0])).1,
+            None,
+            "shorter than its header"
+        );
+        assert_eq!(
+            parse(&packet(protocol::UDP, 0, [0, 1, 0, 2, 0, 9, 0, 0])).1,
+            None,
+            "longer than its packet"
+        );
         assert_eq!(parse(&packet(protocol::TCP, 0, [0; 19])).1, None);
         assert_eq!(parse(&packet(protocol::TCP, 0, [0; 20])).1, None, "a data offset below five words");
         assert_eq!(parse(&packet(protocol::ICMP, 0, [0; 7])).1, None);

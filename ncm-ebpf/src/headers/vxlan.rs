@@ -23,6 +23,10 @@ pub struct Outer {
     pub vni: u32,
     /// Outer UDP checksum, as in memory; 0 is none.
     pub checksum: u16,
+    /// Bytes of the outer IP packet, by its header.
+    pub total_len: u16,
+    /// Bytes of the outer UDP datagram, by its header.
+    pub datagram_len: u16,
 }
 
 impl Outer {
@@ -48,8 +52,35 @@ impl Outer {
             source: Ipv4Address::at::<26, LEN>(&window),
             vni: window.be32::<46>() >> 8,
             checksum: window.raw16::<40>(),
+            total_len: window.be16::<16>(),
+            datagram_len: window.be16::<38>(),
         })
     }
+
+    /// How a frame of `bytes` compares with what the outer headers announce.
+    #[inline(always)]
+    #[must_use]
+    pub const fn extent(&self, bytes: u32) -> Extent {
+        let announced = self.total_len as u32 + 14;
+        if announced > bytes || self.datagram_len as u32 + 20 != self.total_len as u32 {
+            Extent::Wrong
+        } else if announced < bytes {
+            Extent::Padded
+        } else {
+            Extent::Exact
+        }
+    }
+}
+
+/// Whether a tunnel frame is as long as its outer headers say.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Extent {
+    /// To the byte.
+    Exact,
+    /// There are bytes behind the outer packet, which are no part of the inner frame.
+    Padded,
+    /// The packet is cut short, or its two lengths contradict each other.
+    Wrong,
 }
 
 #[cfg(test)]
@@ -63,10 +94,12 @@ mod tests {
         let mut frame = [0; LEN];
         frame[12..14].copy_from_slice(&[8, 0]);
         frame[14] = 0x45;
+        frame[16..18].copy_from_slice(&36u16.to_be_bytes());
         frame[23] = protocol::UDP;
         frame[26..30].copy_from_slice(&[192, 0, 2, 2]);
         frame[30..34].copy_from_slice(&US.bytes());
         frame[36..38].copy_from_slice(&PORT);
+        frame[38..40].copy_from_slice(&16u16.to_be_bytes());
         frame[42] = VNI_PRESENT;
         frame[46..50].copy_from_slice(&[1, 2, 3, 0]);
         frame
@@ -75,7 +108,18 @@ mod tests {
     #[test]
     fn a_frame_for_us_is_read() {
         let outer = Outer::parse(&frame()[..], US, PORT).unwrap();
-        assert_eq!(outer, Outer { source: Ipv4Address::new([192, 0, 2, 2]), vni: 0x01_0203, checksum: 0 });
+        let source = Ipv4Address::new([192, 0, 2, 2]);
+        let expected = Outer { source, vni: 0x01_0203, checksum: 0, total_len: 36, datagram_len: 16 };
+        assert_eq!(outer, expected);
+    }
+
+    #[test]
+    fn the_outer_lengths_are_compared_with_the_frame() {
+        let outer = Outer::parse(&frame()[..], US, PORT).unwrap();
+        assert_eq!(outer.extent(50), Extent::Exact);
+        assert_eq!(outer.extent(51), Extent::Padded);
+        assert_eq!(outer.extent(49), Extent::Wrong);
+        assert_eq!(Outer { datagram_len: 17, ..outer }.extent(50), Extent::Wrong);
     }
 
     #[test]

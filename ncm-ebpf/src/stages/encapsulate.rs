@@ -5,7 +5,7 @@ use aya_log_ebpf::trace;
 use ncm_common::{
     counters::PathCounter,
     drops::DropReason,
-    tables::{Host, NextHop, NextHopGroup, NextHopHalf, TemplateHalf, next_hop_flags},
+    tables::{Host, NextHop, NextHopGroup, NextHopHalf, Node, TemplateHalf, next_hop_flags},
 };
 
 use super::{
@@ -63,15 +63,21 @@ pub fn encapsulate<C: Context>(packet: C, whole: &Packet<'_>, hop: &Hop<'_>) -> 
             packet.send(next.ifindex).ok_or(DropReason::NoDevice)?
         }
         None => {
+            let node = NODE.get(&0).ok_or(DropReason::NextHopUnresolved)?;
             let question = Question {
-                asking: asking(),
+                // As which interface the kernel is asked.
+                asking: node.relay_ifindex,
                 source: tunnel.headers[3],
                 destination: tunnel.headers[4],
                 // The agent resolves next hops as long as it is there; without it, the kernel does.
                 unresolved: !fresh,
                 otherwise: if fresh { 0 } else { ifindex },
             };
-            let ifindex = packet.way(&question).ok_or(DropReason::NextHopUnresolved)?;
+            // The kernel may know a way that is not for tunnels, such as a management network's.
+            let ifindex = packet
+                .way(&question)
+                .filter(|way| *way == question.otherwise || is_uplink(node, *way))
+                .ok_or(DropReason::NextHopUnresolved)?;
             packet.encapsulate(&tunnel, 0)?;
             count(PathCounter::KernelResolved, bytes);
             packet.send_to_neighbour(ifindex)
@@ -107,7 +113,11 @@ fn next_hop(group: u32, hash: u32, fresh: bool) -> (Option<&'static NextHop>, u3
     // The upper half of the hash picks the hop, the lower one the source port: neither tells about the other.
     let number = ((hash >> 16) * (half.count & 15)) >> 16;
     let next = &half.hops[(number & 7) as usize];
-    if half.count == 0 || !fresh { (None, next.ifindex) } else { (Some(next), 0) }
+    if half.count != 0 && fresh {
+        return (Some(next), 0);
+    }
+    // A tagged hop names the device below the VLAN's, where the kernel would look for the neighbour in vain.
+    (None, if next.vlan == 0 { next.ifindex } else { 0 })
 }
 
 /// Which half is in use. The agent writes the other one first and then this word.
@@ -125,10 +135,12 @@ fn is_fresh() -> bool {
     HEARTBEAT.get(&0).is_some_and(|beat| now.saturating_sub(*beat) < HEARTBEAT_AGE)
 }
 
-/// The interface as which the kernel is asked for a way.
+/// Whether tunnel frames may leave by an interface.
 #[inline(always)]
-fn asking() -> u32 {
-    NODE.get(&0).map_or(0, |node| node.relay_ifindex)
+fn is_uplink(node: &Node, ifindex: u32) -> bool {
+    let [a, b, c, d, e, f, g, h] = node.uplinks;
+    let one = |uplink| uplink == ifindex;
+    one(a) || one(b) || one(c) || one(d) || one(e) || one(f) || one(g) || one(h)
 }
 
 /// Refuses what is too large for the path: an IP packet of `mtu` bytes has to carry the frame, or each of its segments.

@@ -7,7 +7,8 @@ use ncm_common::{
     counters::PathCounter,
     drops::DropReason,
     tables::{
-        Node, Port, Reference, Subnet, SubnetPrefixKey, VtepKey, endpoint_flags, node_flags, port_flags,
+        Node, Port, Reference, RouteKey, Subnet, SubnetPrefixKey, VtepKey, endpoint_flags, node_flags,
+        port_flags, route_flags,
     },
 };
 
@@ -29,9 +30,9 @@ use crate::{
         ipv4::Ipv4,
         ipv6,
         transport::Transport,
-        vxlan::{self, Outer},
+        vxlan::{self, Extent, Outer},
     },
-    tables::{NODE, SUBNET_PREFIXES, VNIS, VTEPS},
+    tables::{NODE, ROUTES, SUBNET_PREFIXES, VNIS, VTEPS},
 };
 
 /// What becomes of a frame on the wire.
@@ -150,7 +151,9 @@ fn take(packet: Xdp, claimed: &Claimed, to: &mut u32) -> Step<Arrival> {
         inner => inner?,
     };
     let guest = guest(claimed.outer.vni, &inner.ethernet, to)?;
+    let extent = claimed.outer.extent(packet.length());
     if guest.flags & port_flags::XDP_TARGET == 0
+        || matches!(extent, Extent::Padded)
         || !packet.is_linear()
         || inner.transport.is_partial(&inner.ip)
         // The kernel gathers a stream's segments into large frames before it decapsulates them (GRO), and hands a
@@ -158,6 +161,9 @@ fn take(packet: Xdp, claimed: &Claimed, to: &mut u32) -> Step<Arrival> {
         || matches!(inner.transport, Transport::Tcp(_))
     {
         return relay(packet, claimed);
+    }
+    if matches!(extent, Extent::Wrong) {
+        return Err(DropReason::TunnelMalformed);
     }
     let source = admit(claimed.node, claimed.outer.vni, claimed.host, guest, &inner)?;
     let bytes = packet.length().wrapping_sub(INNER as u32);
@@ -244,16 +250,21 @@ fn guest(vni: u32, ethernet: &Ethernet, to: &mut u32) -> Step<&'static Port> {
     if port.ifindex == 0 { Err(DropReason::NoDevice) } else { Ok(port) }
 }
 
-/// Admits an inner frame from `host` for the guest behind `port`: its source is no local port's and no gateway's, and
-/// under strict admission is held by that host, where it is known. Gives the MAC that replaces the source's, if any.
+/// Admits an inner frame from `host` for the guest behind `port`: its source is no group, no local port's and no
+/// gateway's, and under strict admission is held by that host, where it is known. Gives the MAC that replaces the
+/// source's, if any.
 #[inline(always)]
 fn admit(node: &Node, vni: u32, host: &Reference, port: &Port, inner: &Inner) -> Step<Option<Mac>> {
-    let subnet = subnet_of(vni, port, inner.ip.destination);
+    let from = inner.ip.source;
+    if from.is_group() {
+        return Err(DropReason::TunnelSource);
+    }
+    let here = subnet_of(vni, port, inner.ip.destination);
     let source = inner.ethernet.source;
     let mut replaced = None;
     let mut is_routed = false;
-    if let Some(subnet) = subnet {
-        if is_for_gateway(subnet, source) || is_gateway(subnet, inner.ip.source) {
+    if let Some((_, subnet)) = here {
+        if is_for_gateway(subnet, source) || is_gateway(subnet, from) {
             return Err(DropReason::TunnelSource);
         }
         is_routed = source.has_prefix(DVR_MAC_PREFIX) || set(&subnet.dvr_mac) == Some(source);
@@ -265,10 +276,30 @@ fn admit(node: &Node, vni: u32, host: &Reference, port: &Port, inner: &Inner) ->
     if !is_routed && let Some(endpoint) = by_mac(vni, source) {
         held_by(host, endpoint, strict)?;
     }
-    if let Some(endpoint) = by_ip(vni, inner.ip.source) {
+    if let Some(endpoint) = by_ip(vni, from) {
         held_by(host, endpoint, strict)?;
+    } else if let Some((index, _)) = here
+        && let Some(subnet) = connected(index, from)
+    {
+        // A routed packet comes in the VNI of its destination, so that its source is known in another.
+        if is_gateway(subnet, from) {
+            return Err(DropReason::TunnelSource);
+        }
+        if let Some(endpoint) = by_ip(subnet.vni, from) {
+            held_by(host, endpoint, strict)?;
+        }
     }
     Ok(replaced)
+}
+
+/// The subnet, of those that the router of subnet `index` connects, that an address is in.
+#[inline(always)]
+fn connected(index: u32, ip: Ipv4Address) -> Option<&'static Subnet> {
+    let route = ROUTES.get(&RouteKey { prefix_len: 64, subnet: index, ip: ip.bytes() })?;
+    if route.flags & route_flags::CONNECTED == 0 {
+        return None;
+    }
+    subnet(route.subnet, route.subnet_generation).ok()
 }
 
 /// Refuses the source at `endpoint` if it is here, or under strict admission elsewhere than on `host`.
@@ -283,14 +314,22 @@ fn held_by(host: &Reference, endpoint: &ncm_common::tables::Endpoint, strict: bo
     }
 }
 
-/// The subnet of an address of the guest behind `port`.
+/// The subnet, with its index, in which a packet for that address reaches the guest behind `port`: the address's own, or
+/// the guest's where the guest is the next hop to an address outside.
 #[inline(always)]
-fn subnet_of(vni: u32, port: &Port, ip: Ipv4Address) -> Option<&'static Subnet> {
-    if ip == Ipv4Address::new(port.ip) && vni == port.vni {
-        return subnet(port.subnet, port.subnet_generation).ok();
-    }
-    let reference = SUBNET_PREFIXES.get(&SubnetPrefixKey { prefix_len: 64, vni, ip: ip.bytes() })?;
-    subnet(reference.index, reference.generation).ok()
+fn subnet_of(vni: u32, port: &Port, ip: Ipv4Address) -> Option<(u32, &'static Subnet)> {
+    let own = Reference { index: port.subnet, generation: port.subnet_generation };
+    let is_own = ip == Ipv4Address::new(port.ip) && vni == port.vni;
+    let found = if is_own {
+        own
+    } else {
+        match SUBNET_PREFIXES.get(&SubnetPrefixKey { prefix_len: 64, vni, ip: ip.bytes() }) {
+            Some(reference) => *reference,
+            None if vni == port.vni => own,
+            None => return None,
+        }
+    };
+    Some((found.index, subnet(found.index, found.generation).ok()?))
 }
 
 /// Hands the inner frame to the guest, from `source` if routing has to show its own MAC.

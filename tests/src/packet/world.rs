@@ -119,6 +119,7 @@ impl World {
                 tunnel_port: 4789u16.to_be_bytes(),
                 relay_port: 47890u16.to_be_bytes(),
                 relay_ifindex,
+                uplinks: [self.ifindex("up0"), 0, 0, 0, 0, 0, 0, 0],
                 ..Node::default()
             },
         );

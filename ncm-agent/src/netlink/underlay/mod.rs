@@ -105,6 +105,8 @@ pub enum TableWrite {
         /// The name.
         name: Option<Name>,
     },
+    /// The interfaces that tunnel frames may leave by where a program asks the kernel for the way; unused ones are 0.
+    Uplinks([u32; 8]),
 }
 
 /// Where the writes go. Called with one write at a time, in order, from one thread at a time.

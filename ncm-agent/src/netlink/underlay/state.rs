@@ -66,6 +66,8 @@ pub(crate) struct State {
     pub(super) settings: Settings,
     pub(super) links: LinkTable,
     pub(super) uplinks: HashSet<u32>,
+    /// The uplinks as they were written.
+    pub(super) written_uplinks: Option<[u32; 8]>,
     /// Names of interfaces that have become part of the underlay.
     pub(super) new_uplinks: Vec<String>,
     pub(super) own: HashSet<IpAddr>,
@@ -95,6 +97,7 @@ impl State {
             settings,
             links: LinkTable::default(),
             uplinks: HashSet::new(),
+            written_uplinks: None,
             new_uplinks: Vec::new(),
             own: HashSet::new(),
             routes: RouteTable::default(),
@@ -456,7 +459,8 @@ impl State {
 
     /// Whether all that is known is written.
     pub(crate) fn is_settled(&self) -> bool {
-        self.dirty_hosts.is_empty()
+        self.written_uplinks == Some(self.uplink_slots())
+            && self.dirty_hosts.is_empty()
             && self.dirty_groups.is_empty()
             && self.clearing.is_empty()
             && self.clearing_groups.is_empty()

@@ -15,6 +15,7 @@ struct Tables {
     groups: BTreeMap<u32, NextHopGroup>,
     hosts: BTreeMap<u32, Host>,
     names: BTreeMap<u32, Name>,
+    uplinks: [u32; 8],
     writes: usize,
     /// How many of the next writes are refused.
     refuse: usize,
@@ -58,6 +59,7 @@ impl TableSink for Tables {
             TableWrite::GroupName { index, name: None } => {
                 self.names.remove(&index);
             }
+            TableWrite::Uplinks(uplinks) => self.uplinks = uplinks,
         }
         Ok(())
     }
@@ -233,6 +235,22 @@ fn other_interfaces_and_their_neighbours_are_ignored() {
     let report = &state.report()[0];
     assert!(report.problem.as_deref().is_some_and(|problem| problem.contains("other")), "{report:?}");
     assert_eq!(tables.path(1).unwrap(), (vec![], 1500), "the last known MTU stays");
+}
+
+#[test]
+fn programs_are_told_which_interfaces_are_for_tunnels() {
+    let (mut state, mut tables) = start();
+    tables.refuse = 1;
+    state.flush(&mut tables);
+    assert!(!state.is_settled(), "a refused write is tried again");
+    state.flush(&mut tables);
+    assert_eq!((tables.uplinks, state.is_settled()), ([2, 3, 0, 0, 0, 0, 0, 0], true));
+    // A VLAN on an uplink counts as one; an interface that is gone does not.
+    let vlan = Link { vlan: Some(42), lower: Some(2), kind: Some("vlan".to_owned()), ..link(9, "up1.42") };
+    state.apply(Event::Link(LinkMessage::New(vlan)));
+    state.apply(Event::Link(LinkMessage::Gone(3)));
+    state.flush(&mut tables);
+    assert_eq!(tables.uplinks, [2, 9, 0, 0, 0, 0, 0, 0]);
 }
 
 #[test]

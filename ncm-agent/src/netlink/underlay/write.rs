@@ -15,6 +15,9 @@ impl State {
         if !self.synchronised {
             return flushed;
         }
+        if let Err(error) = self.write_uplinks(sink, &mut flushed.wrote) {
+            tracing::warn!(%error, "the underlay's interfaces cannot be written: trying again");
+        }
         let hosts = std::mem::take(&mut self.dirty_hosts);
         for index in &hosts {
             self.route_host(*index);
@@ -38,6 +41,27 @@ impl State {
         }
         self.clear(sink, &mut flushed.wrote);
         flushed
+    }
+
+    /// The uplinks as the table has them: no more than a next-hop group can list, and always the same ones.
+    pub(super) fn uplink_slots(&self) -> [u32; 8] {
+        let mut indices: Vec<u32> = self.uplinks.iter().copied().collect();
+        indices.sort_unstable();
+        let mut slots = [0; 8];
+        for (slot, index) in slots.iter_mut().zip(indices) {
+            *slot = index;
+        }
+        slots
+    }
+
+    fn write_uplinks(&mut self, sink: &mut dyn TableSink, wrote: &mut bool) -> Result<(), String> {
+        let uplinks = self.uplink_slots();
+        if self.written_uplinks != Some(uplinks) {
+            sink.write(&TableWrite::Uplinks(uplinks))?;
+            self.written_uplinks = Some(uplinks);
+            *wrote = true;
+        }
+        Ok(())
     }
 
     fn write_group(&mut self, index: u32, sink: &mut dyn TableSink, wrote: &mut bool) -> Result<(), String> {
