@@ -37,10 +37,10 @@ impl Outcome {
         self.failed.is_empty()
     }
 
-    /// Whether an entry failed because the table is full.
+    /// Whether an entry failed because the table is full: longest-prefix tables say `ENOSPC`, others `E2BIG`.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        self.failed.iter().any(|(_, error)| error.raw_os_error() == Some(libc::E2BIG))
+        self.failed.iter().any(|(_, error)| matches!(error.raw_os_error(), Some(libc::E2BIG | libc::ENOSPC)))
     }
 
     /// Appends what became of the entries that follow.

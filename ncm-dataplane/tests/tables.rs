@@ -70,6 +70,16 @@ fn a_full_table_names_the_entries_that_did_not_fit() {
 }
 
 #[test]
+fn a_full_table_of_prefixes_says_so_too() {
+    let dataplane = open();
+    let table = &dataplane.tables().subnet_prefixes;
+    let prefix = |number: u32| SubnetPrefixKey { prefix_len: 64, vni: number, ..SubnetPrefixKey::default() };
+    let outcome = table.put_batch((0..=table.capacity()).map(|number| (prefix(number), REFERENCE)));
+    assert_eq!(outcome.failed.len(), 1);
+    assert!(outcome.is_full(), "{:?}", outcome.failed);
+}
+
+#[test]
 fn a_refused_entry_does_not_keep_the_others_out() {
     let dataplane = open();
     let table = &dataplane.tables().subnet_prefixes;

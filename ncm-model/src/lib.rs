@@ -46,7 +46,7 @@ pub use compile::{Changes, Delta, Handle, HostChange, InterfaceChanges, Put};
 pub use goalstate::{DecodeError, Kind, Message};
 pub use model::Model;
 pub use run::Run;
-pub use settings::{Limits, MissingGroup, Seed, Settings};
+pub use settings::{Limits, MissingGroup, Seed, Settings, Slots};
 pub use state::{
     ChangeKind, Cursor, Difference, Filter, InterfaceFacts, Origin, Progress, Row, StateCount, StateView,
 };

@@ -58,6 +58,9 @@ pub struct Model {
     pub(crate) claims_mac: Claims,
     pub(crate) subnet_indices: Allocator,
     pub(crate) port_indices: Allocator,
+    /// Subnets and ports that have no place in their tables.
+    pub(crate) waiting_subnets: BTreeSet<u32>,
+    pub(crate) waiting_ports: BTreeSet<u32>,
 
     /// What the kernel refused, and why.
     pub(crate) failed: BTreeMap<Handle, Sym>,
@@ -85,7 +88,11 @@ impl Model {
     /// An empty model that gives known identities the indices they had.
     #[must_use]
     pub fn new(settings: Settings, seed: &Seed) -> Self {
+        let slots = settings.slots;
         let mut model = Self { settings, ..Self::default() };
+        model.port_indices = Allocator::of(slots.ports);
+        model.subnet_indices = Allocator::of(slots.subnets);
+        model.hosts.indices = Allocator::of(slots.hosts);
         for (key, name) in &seed.names {
             let text = name.text.get(..name.len as usize).unwrap_or_default();
             let Ok(identity) = std::str::from_utf8(text) else { continue };

@@ -31,6 +31,23 @@ impl Default for Limits {
     }
 }
 
+/// Slots of the tables whose indices the model gives out; the first slot is never used.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Slots {
+    /// Of `PORTS`.
+    pub ports: u32,
+    /// Of `SUBNETS`.
+    pub subnets: u32,
+    /// Of `HOSTS`.
+    pub hosts: u32,
+}
+
+impl Default for Slots {
+    fn default() -> Self {
+        Self { ports: u32::MAX, subnets: u32::MAX, hosts: u32::MAX }
+    }
+}
+
 /// Whose node it is, and its policy.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Settings {
@@ -42,6 +59,8 @@ pub struct Settings {
     pub missing_group: MissingGroup,
     /// Bounds.
     pub limits: Limits,
+    /// Room in the tables that are arrays.
+    pub slots: Slots,
 }
 
 /// Indices that an earlier run gave out, as read back from the table `NAMES`.

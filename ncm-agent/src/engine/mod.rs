@@ -21,7 +21,7 @@ use std::time::SystemTime;
 use anyhow::Context;
 use ncm_common::tables::{Name, NameKey, name_kinds};
 use ncm_dataplane::{Capacities, Dataplane, LogLevel, Options, Tables};
-use ncm_model::{Changes, Model, Seed, Settings};
+use ncm_model::{Changes, Model, Seed, Settings, Slots};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use crate::config::{Config, DataplaneLog, MissingGroup};
@@ -120,7 +120,7 @@ impl Engine {
         let relay = wire::relay(&config, &mut kernel, &dataplane).await?;
         wire::node(&config, relay.as_ref(), &dataplane)?;
         let underlay = wire::underlay(&config, &dataplane).await?;
-        let model = Model::new(settings(&config), &seed);
+        let model = Model::new(settings(&config, dataplane.tables()), &seed);
         let (jobs, receiver) = std::sync::mpsc::channel();
         let shared = Arc::new(Shared {
             model: Mutex::new(model),
@@ -189,7 +189,7 @@ fn options(config: &Config) -> Options {
     Options { instance: Some(config.instance.clone()), bpffs: config.paths.bpffs.clone(), capacities, log }
 }
 
-fn settings(config: &Config) -> Settings {
+fn settings(config: &Config, tables: &Tables) -> Settings {
     let v4 = config.underlay.endpoint_v4.map(Into::into);
     let limit = |number| usize::try_from(number).unwrap_or(usize::MAX);
     Settings {
@@ -203,6 +203,11 @@ fn settings(config: &Config) -> Settings {
             tombstones: limit(config.limits.tombstones),
             tombstone_age_s: config.limits.tombstone_age_s,
             parked: limit(config.limits.parked),
+        },
+        slots: Slots {
+            ports: tables.ports.capacity(),
+            subnets: tables.subnets.capacity(),
+            hosts: tables.hosts.capacity(),
         },
     }
 }

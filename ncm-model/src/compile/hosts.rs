@@ -4,6 +4,7 @@
 //! destination's VNI, into those of all subnets of the same router. Kept as counts of (subnet, host) and (router, host), it
 //! costs nothing per endpoint.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ncm_common::tables::{Name, NameKey, Reference, VtepKey, name_kinds};
@@ -26,11 +27,16 @@ impl Model {
     pub(crate) fn activate_host(&mut self, slot: u32) {
         let host = &mut self.hosts.slots[slot];
         host.active += 1;
-        if host.index != 0 {
-            return;
+        if host.index == 0 && !self.number_host(slot) {
+            self.hosts.waiting.insert(slot);
         }
-        let identity = host.address.to_string();
-        let (index, generation) = self.hosts.indices.assign(&identity);
+    }
+
+    /// Gives a host its index; says whether there was one to give.
+    fn number_host(&mut self, slot: u32) -> bool {
+        let identity = self.hosts.slots[slot].address.to_string();
+        let Some((index, generation)) = self.hosts.indices.assign(&identity) else { return false };
+        self.hosts.waiting.remove(&slot);
         let host = &mut self.hosts.slots[slot];
         (host.index, host.generation) = (index, generation);
         let address = host.address;
@@ -41,6 +47,39 @@ impl Model {
             Name::new(&identity, generation),
             cause,
         );
+        true
+    }
+
+    /// Gives hosts that wait the indices that have become free, and has everything that leads to them written again.
+    fn admit_waiting_hosts(&mut self) {
+        let mut admitted = BTreeSet::new();
+        while let Some(slot) = self.hosts.waiting.first().copied()
+            && self.number_host(slot)
+        {
+            admitted.insert(slot);
+        }
+        if admitted.is_empty() {
+            return;
+        }
+        for (vni, slot) in self.vteps.keys().filter(|(_, slot)| admitted.contains(slot)) {
+            let host = &self.hosts.slots[*slot];
+            let value = Reference { index: host.index, generation: host.generation };
+            self.tables.vteps.set(vtep_key(*vni, host.address), value, Handle::new(HandleKind::Host, *slot));
+        }
+        for neighbour in 0..self.neighbours.bound() {
+            let Some(first) = self
+                .neighbours
+                .get(neighbour)
+                .filter(|neighbour| admitted.contains(&neighbour.host))
+                .map(|neighbour| neighbour.first)
+            else {
+                continue;
+            };
+            let addresses: Vec<u32> = self.addresses_from(first).map(|(address, _)| address).collect();
+            for address in addresses {
+                self.touch(address);
+            }
+        }
     }
 
     /// Counts one programmed address less. Whether it was the last is seen when the step ends: another may come.
@@ -66,10 +105,17 @@ impl Model {
                 self.tables.names.unset(NameKey { kind: name_kinds::HOST, index: host.index });
                 changes.hosts.push(HostChange::Remove { index: host.index, address: host.address });
             }
+            if host.active == 0 {
+                self.hosts.waiting.remove(&slot);
+            }
             if host.holders == 0 {
                 self.forget_failure(Handle::new(HandleKind::Host, slot));
                 self.hosts.forget(slot);
             }
+        }
+        if !self.hosts.waiting.is_empty() {
+            self.admit_waiting_hosts();
+            changes.hosts.append(&mut self.host_changes);
         }
     }
 

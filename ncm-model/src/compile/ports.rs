@@ -82,9 +82,12 @@ impl Model {
     pub(crate) fn update_port(&mut self, slot: u32) {
         let Some(port) = self.ports.get(slot).filter(|port| port.meta.is_some()) else { return };
         let primary = self.primary(port);
-        let live = primary.is_some_and(|primary| self.subnets[primary.subnet].live.is_some());
-        if live && !port.live {
-            self.number_port(slot);
+        let wanted = primary.is_some_and(|primary| self.subnets[primary.subnet].live.is_some());
+        let live = wanted && (port.live || self.number_port(slot));
+        if wanted && !live {
+            self.waiting_ports.insert(slot);
+        } else {
+            self.waiting_ports.remove(&slot);
         }
         let was_live = std::mem::replace(&mut self.ports[slot].live, live);
         let mut at = self.ports[slot].first;
@@ -100,16 +103,19 @@ impl Model {
         }
     }
 
-    fn number_port(&mut self, slot: u32) {
+    /// Gives a port its index; says whether there was one to give.
+    fn number_port(&mut self, slot: u32) -> bool {
         let id = self.ports[slot].config.id.clone();
-        let (index, generation) = self.port_indices.assign(&id);
+        let Some((index, generation)) = self.port_indices.assign(&id) else { return false };
         (self.ports[slot].index, self.ports[slot].generation) = (index, generation);
         let cause = Handle::new(HandleKind::Port, slot);
         self.tables.names.set(NameKey { kind: name_kinds::PORT, index }, Name::new(&id, generation), cause);
+        true
     }
 
     /// Takes back all of a port's own entries and its index; its addresses have to be inactive.
     pub(crate) fn withdraw_port(&mut self, slot: u32) {
+        self.waiting_ports.remove(&slot);
         let port = &mut self.ports[slot];
         port.live = false;
         let (index, generation) = (port.index, port.generation);
@@ -127,6 +133,7 @@ impl Model {
         self.tables.ports.unset(index);
         self.tables.names.unset(NameKey { kind: name_kinds::PORT, index });
         self.port_indices.release(index, generation);
+        self.dirty_ports.extend(self.waiting_ports.pop_first());
     }
 
     /// Leads an interface index (0: none) to a port, and no other one any more.

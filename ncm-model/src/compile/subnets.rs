@@ -56,7 +56,8 @@ impl Model {
         let vni = self.subnet_vni(slot);
         let subnet = &self.subnets[slot];
         let before = subnet.live;
-        let wanted = subnet.held.as_ref().filter(|_| vni != 0).map(|held| Live {
+        self.waiting_subnets.remove(&slot);
+        let mut wanted = subnet.held.as_ref().filter(|_| vni != 0).map(|held| Live {
             vni,
             net: held.net,
             router: subnet.routers.values().next().copied(),
@@ -66,7 +67,12 @@ impl Model {
                 self.retract(slot, live);
             }
             match (before, wanted) {
-                (None, Some(_)) => self.number_subnet(slot),
+                (None, Some(_)) => {
+                    if !self.number_subnet(slot) {
+                        self.waiting_subnets.insert(slot);
+                        wanted = None;
+                    }
+                }
                 (Some(_), None) => self.unnumber_subnet(slot),
                 _ => {}
             }
@@ -80,16 +86,25 @@ impl Model {
             }
         }
         self.write_subnet(slot);
+        if before.is_some()
+            && wanted.is_none()
+            && let Some(next) = self.waiting_subnets.pop_first()
+        {
+            // There is a place for it now.
+            self.update_subnet(next);
+        }
     }
 
-    fn number_subnet(&mut self, slot: u32) {
+    /// Gives a subnet its index; says whether there was one to give.
+    fn number_subnet(&mut self, slot: u32) -> bool {
         let id = self.subnets[slot].id.clone();
-        let (index, generation) = self.subnet_indices.assign(&id);
+        let Some((index, generation)) = self.subnet_indices.assign(&id) else { return false };
         let subnet = &mut self.subnets[slot];
         (subnet.index, subnet.generation) = (index, generation);
         self.subnet_by_index.insert(index, slot);
         let cause = Handle::new(HandleKind::Subnet, slot);
         self.tables.names.set(NameKey { kind: name_kinds::SUBNET, index }, Name::new(&id, generation), cause);
+        true
     }
 
     fn unnumber_subnet(&mut self, slot: u32) {

@@ -103,7 +103,7 @@ impl Model {
 
     /// Rows of states that are not noted, but whose entries the kernel has refused.
     fn failed_rows<'a>(&'a self, run: &'a Run) -> Vec<(usize, Row<'a>)> {
-        if self.failed.is_empty() || run.is_for_others() {
+        if (self.failed.is_empty() && self.hosts.waiting.is_empty()) || run.is_for_others() {
             return Vec::new();
         }
         let mut rows = Vec::new();

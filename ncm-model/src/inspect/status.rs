@@ -29,11 +29,19 @@ impl Model {
         Some(failure(self.strings.text(*sym).into_owned()))
     }
 
+    fn no_room(table: &str, slots: u32) -> String {
+        format!("the table {table} is full ({slots} entries): raise capacity.{table}")
+    }
+
     /// What keeps a subnet from being programmed.
     fn subnet_missing(&self, slot: u32) -> String {
         let subnet = &self.subnets[slot];
         match &subnet.held {
             None => format!("subnet {} is not known yet: it completes when the subnet is pushed", subnet.id),
+            Some(_) if self.waiting_subnets.contains(&slot) => {
+                let full = Self::no_room("subnets", self.subnet_indices.slots());
+                format!("subnet {} is not programmed: {full}", subnet.id)
+            }
             Some(held) => format!(
                 "subnet {} has no tunnel_id and its VPC {} is not known yet: it completes when the VPC is pushed",
                 subnet.id, held.config.vpc_id
@@ -44,6 +52,9 @@ impl Model {
     pub(crate) fn subnet_standing(&self, slot: u32) -> Standing {
         if let Some(failure) = self.failure_of(Handle::new(HandleKind::Subnet, slot)) {
             return failure;
+        }
+        if self.waiting_subnets.contains(&slot) {
+            return failure(Self::no_room("subnets", self.subnet_indices.slots()));
         }
         if self.subnets[slot].live.is_none() {
             return pending(self.subnet_missing(slot));
@@ -83,6 +94,9 @@ impl Model {
     pub(crate) fn port_standing(&self, slot: u32) -> Standing {
         if let Some(failure) = self.failure_of(Handle::new(HandleKind::Port, slot)) {
             return failure;
+        }
+        if self.waiting_ports.contains(&slot) {
+            return failure(Self::no_room("ports", self.port_indices.slots()));
         }
         let port = &self.ports[slot];
         let interface = self.interfaces.get(&port.interface);
@@ -143,6 +157,11 @@ impl Model {
             && let Some(failure) = self.failure_of(Handle::new(HandleKind::Host, neighbour.host))
         {
             return failure;
+        }
+        if self.hosts.waiting.contains(&neighbour.host)
+            && self.addresses_from(neighbour.first).any(|(_, address)| address.has(address_flags::ACTIVE))
+        {
+            return failure(Self::no_room("hosts", self.hosts.indices.slots()));
         }
         let Some(address) = self.first_parked(neighbour.first) else { return SUCCESS };
         let subnet = &self.subnets[address.subnet];

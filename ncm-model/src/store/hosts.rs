@@ -1,6 +1,6 @@
 //! Remote hosts: who has endpoints there, and their index while anything is programmed to go there.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use super::allocator::Allocator;
@@ -41,6 +41,8 @@ pub(crate) struct Hosts {
     pub(crate) slots: Slab<Host>,
     by_address: HashMap<IpAddr, u32>,
     pub(crate) indices: Allocator,
+    /// Hosts with programmed addresses that have no place in the table.
+    pub(crate) waiting: BTreeSet<u32>,
     /// Hosts to look at when a step ends: they may have lost their last address.
     pub(crate) idle: Vec<u32>,
 }

@@ -2,7 +2,7 @@
 
 use super::kernel::{HERE, Node};
 use super::states::*;
-use crate::settings::{Limits, MissingGroup, Settings};
+use crate::settings::{Limits, MissingGroup, Settings, Slots};
 use crate::wire::OperationStatus::{Failure, InvalidArg, OutOfOrder, Pending, Success};
 use crate::wire::port_configuration::SecurityGroupId;
 use crate::wire::security_group_configuration::SecurityGroupRule;
@@ -454,5 +454,86 @@ fn a_neighbour_on_this_host_is_local_and_nothing_is_programmed() {
         "it moves to another host"
     );
     assert_eq!(node.kernel.endpoints_ipv4.len(), 1);
+    node.check();
+}
+
+/// A node with room for two ports, two subnets and two remote hosts: the first slot of each table is never used.
+fn small_node() -> Node {
+    let slots = Slots { ports: 3, subnets: 3, hosts: 3 };
+    let mut node = Node::with(Settings { slots, ..Settings::default() });
+    node.push(&base());
+    node
+}
+
+#[test]
+fn a_port_without_a_place_is_a_failure_until_one_is_free() {
+    let mut node = small_node();
+    let nth = |number: u8| {
+        let id = format!("p{number}");
+        port(&id, &mac(number), &[("s", &format!("10.0.0.{number}"))])
+    };
+    for number in 1..=3 {
+        node.appear(&format!("tapp{number}"), u32::from(number));
+        node.push(&empty().port(CREATE, nth(number)));
+        node.appear(&format!("tapp{number}"), u32::from(number));
+    }
+    for _ in 0..2 {
+        let answer = node.one(&empty().port(CREATE, nth(3)));
+        assert_eq!(answer.status, Failure);
+        assert!(answer.cause.contains("capacity.ports"), "{}", answer.cause);
+    }
+    assert!(node.kernel.ports.keys().all(|index| *index < 3), "{:?}", node.kernel.ports);
+    assert_eq!(status(&mut node, &empty().port(DELETE, nth(1))), Success);
+    assert_eq!(node.standing("p3").0, Success, "it completes by itself");
+    assert_eq!(node.kernel.ports.len(), 2);
+    node.check();
+    // One that waits and goes leaves nothing behind.
+    assert_eq!(status(&mut node, &empty().port(CREATE, nth(4))), Failure);
+    assert_eq!(status(&mut node, &empty().port(DELETE, nth(4))), Success);
+    assert_eq!(status(&mut node, &empty().port(DELETE, nth(2))), Success);
+    assert_eq!(node.kernel.ports.len(), 1);
+}
+
+#[test]
+fn a_subnet_without_a_place_is_a_failure_until_one_is_free_and_so_long_parks_what_needs_it() {
+    let mut node = small_node();
+    let (second, third) = (subnet("s2", "v", "10.0.2.0/24", 0), subnet("s3", "v", "10.0.3.0/24", 0));
+    assert_eq!(status(&mut node, &empty().subnet(CREATE, second.clone())), Success);
+    let answer = node.one(&empty().subnet(CREATE, third));
+    assert_eq!(answer.status, Failure);
+    assert!(answer.cause.contains("capacity.subnets"), "{}", answer.cause);
+    let waiting = neighbour("n3", &mac(9), "192.168.0.2", &[(0, "s3", "10.0.3.6")]);
+    let answer = node.one(&empty().neighbour(CREATE, waiting));
+    assert_eq!(answer.status, Pending);
+    assert!(answer.cause.contains("capacity.subnets"), "{}", answer.cause);
+    assert!(node.kernel.subnets.keys().all(|index| *index < 3), "{:?}", node.kernel.subnets);
+    assert_eq!(status(&mut node, &empty().subnet(DELETE, second)), Success);
+    assert_eq!((node.standing("s3").0, node.standing("n3").0), (Success, Success), "by themselves");
+    node.check();
+}
+
+#[test]
+fn neighbours_on_a_host_without_a_place_are_failures_until_one_is_free() {
+    let mut node = small_node();
+    let on = |number: u8| {
+        let ip = format!("10.0.0.{number}");
+        neighbour(&format!("n{number}"), &mac(number), &format!("192.168.0.{number}"), &[(0, "s", &ip)])
+    };
+    for number in [2, 3] {
+        assert_eq!(status(&mut node, &empty().neighbour(CREATE, on(number))), Success);
+    }
+    for _ in 0..2 {
+        let answer = node.one(&empty().neighbour(CREATE, on(4)));
+        assert_eq!(answer.status, Failure);
+        assert!(answer.cause.contains("capacity.hosts"), "{}", answer.cause);
+    }
+    assert_eq!(status(&mut node, &empty().neighbour(DELETE, on(2))), Success);
+    assert_eq!(node.standing("n4").0, Success, "it completes by itself");
+    let targets: Vec<u32> = node.kernel.endpoints_ipv4.values().map(|endpoint| endpoint.target).collect();
+    assert!(targets.iter().all(|target| (1..3).contains(target)), "{targets:?}");
+    assert!(node.kernel.vteps.values().all(|host| (1..3).contains(&host.index)), "{:?}", node.kernel.vteps);
+    node.check();
+    assert_eq!(status(&mut node, &empty().neighbour(CREATE, on(5))), Failure);
+    assert_eq!(status(&mut node, &empty().neighbour(DELETE, on(5))), Success);
     node.check();
 }
