@@ -120,6 +120,9 @@ impl Shared {
         for warning in run.take_warnings() {
             tracing::warn!("{warning}");
         }
+        if run.is_for_others() {
+            own::FOREIGN_MESSAGES.increment();
+        }
         own::MESSAGES.increment();
         own::MESSAGE_BYTES.add(size as u64);
         let model = self.model();

@@ -4,6 +4,7 @@
 //! deletions of the same step go before what did not fit. What the kernel refuses is told to the model, which answers for it.
 
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Weak};
 use std::thread;
@@ -55,10 +56,19 @@ const LOGGED_EVERY: Duration = Duration::from_secs(60);
 /// When which refusal was logged.
 type Logged = HashMap<Arc<str>, Instant>;
 
-/// Starts the writer; it ends when the engine does.
+/// The exit code of a process that a fault of its own ends (`EX_SOFTWARE` of sysexits.h).
+const EXIT_FAULT: i32 = 70;
+
+/// Starts the writer; it ends when the engine does. A fault in it ends the process: without a writer no message would
+/// ever be answered again, while the next process goes on from the tables.
 pub(super) fn start(jobs: Receiver<Job>, shared: &Arc<Shared>) -> std::io::Result<()> {
     let (tables, shared) = (shared.dataplane.tables().clone(), Arc::downgrade(shared));
-    thread::Builder::new().name("ncm-writer".to_owned()).spawn(move || run(&jobs, &tables, &shared))?;
+    thread::Builder::new().name("ncm-writer".to_owned()).spawn(move || {
+        if catch_unwind(AssertUnwindSafe(|| run(&jobs, &tables, &shared))).is_err() {
+            tracing::error!("the writer of table entries has failed: the agent ends, to be started again");
+            std::process::exit(EXIT_FAULT);
+        }
+    })?;
     Ok(())
 }
 
