@@ -1,13 +1,16 @@
 //! The model of what should be on this host, and how a message gets into it.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
+use hashbrown::HashMap;
 use ipnet::Ipv4Net;
 use ncm_common::tables::{Ipv4Key, MacKey, RouteKey, name_kinds};
 
 use crate::apply::{Fixed, Outcome, Request};
 use crate::compile::flush::Tables;
 use crate::compile::{Changes, Handle, HandleKind, HostChange};
+use crate::goalstate::Message;
 use crate::goalstate::filter::Scope;
 use crate::goalstate::neighbour_view::{self, split_state};
 use crate::resources::{Address, Interface, Kept, Neighbour, PortSlot, RouterSlot, SubnetSlot, Vpc};
@@ -71,8 +74,9 @@ pub struct Model {
     pub(crate) jobs: VecDeque<u32>,
 
     pub(crate) tables: Tables,
-    pub(crate) dirty_ip: Vec<Ipv4Key>,
-    pub(crate) dirty_mac: Vec<MacKey>,
+    /// Keys to decide, with their claimant where it is the only one and new.
+    pub(crate) dirty_ip: Vec<(Ipv4Key, u32)>,
+    pub(crate) dirty_mac: Vec<(MacKey, u32)>,
     pub(crate) dirty_routes: Vec<RouteKey>,
     pub(crate) dirty_routers: BTreeSet<u32>,
     pub(crate) dirty_ports: BTreeSet<u32>,
@@ -181,7 +185,7 @@ impl Model {
     }
 
     fn step_state(&mut self, run: &mut Run, resource: ResourceType, part: Part, position: usize) {
-        let message = run.message.clone();
+        let message = Arc::clone(&run.message);
         let Some(entry) = message.section_entry(resource, position) else { return };
         let (id, operation) = head(resource, &entry.state);
         let scope_selects = run.scope.as_ref().is_some_and(|scope| scope.selects(resource, entry.key, &id));
@@ -207,9 +211,20 @@ impl Model {
         run.note(entry.at, resource, outcome);
     }
 
+    /// Makes room for a message's neighbours at once, if it has many more than are held: growing by and by would touch
+    /// every one several times. Bounded by what the message's bytes can hold.
+    fn expect_neighbours(&mut self, message: &Message) {
+        let count = message.neighbour_count().min(message.len() / 64);
+        self.neighbour_index.expect(count);
+        self.claims_ip.expect(count);
+        self.claims_mac.expect(count);
+    }
+
     fn step_neighbours(&mut self, run: &mut Run, mut left: usize) -> usize {
-        // Cheap: the bytes are shared.
-        let message = run.message.clone();
+        let message = Arc::clone(&run.message);
+        if run.at == 0 {
+            self.expect_neighbours(&message);
+        }
         let request = Request { origin: run.origin, now: run.now };
         while left > 0 {
             let Some((entry, next)) = message.next_neighbour(run.at) else {

@@ -1,8 +1,9 @@
 //! What the model holds of each resource.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
+use hashbrown::HashMap;
 use ipnet::{IpNet, Ipv4Net};
 
 use crate::state::{InterfaceFacts, Origin};

@@ -1,6 +1,7 @@
 //! One message on its way into the model, and the outcomes of its states.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use prost::Message as _;
 
@@ -61,7 +62,8 @@ pub(crate) enum Note {
 /// One message on its way into the model.
 #[derive(Debug)]
 pub struct Run {
-    pub(crate) message: Message,
+    /// Shared, so that a step may read it while it notes outcomes.
+    pub(crate) message: Arc<Message>,
     pub(crate) origin: Origin,
     pub(crate) now: u64,
     pub(crate) warnings: Vec<String>,
@@ -88,7 +90,7 @@ impl Run {
     #[must_use]
     pub fn new(message: Message, origin: Origin, now: u64) -> Self {
         Self {
-            message,
+            message: Arc::new(message),
             origin,
             now,
             warnings: Vec::new(),

@@ -271,14 +271,15 @@ impl Model {
         if self.claims_ip(slot) {
             let (claims, owners) = claims!(self, claims_ip);
             let key = ip_key(owners.addresses, slot);
-            claims.add(&key, slot, |slot| ip_key(owners.addresses, slot), |slot| owners.member(slot));
-            self.dirty_ip.push(key);
+            let only =
+                claims.add(&key, slot, |slot| ip_key(owners.addresses, slot), |slot| owners.member(slot));
+            self.dirty_ip.push((key, if only { slot } else { NONE }));
         }
         if self.claims_mac(slot) {
             let (claims, owners) = claims!(self, claims_mac);
             let key = owners.mac_key(slot);
-            claims.add(&key, slot, |slot| owners.mac_key(slot), |slot| owners.member(slot));
-            self.dirty_mac.push(key);
+            let only = claims.add(&key, slot, |slot| owners.mac_key(slot), |slot| owners.member(slot));
+            self.dirty_mac.push((key, if only { slot } else { NONE }));
         }
     }
 
@@ -288,13 +289,13 @@ impl Model {
             let (claims, owners) = claims!(self, claims_ip);
             let key = ip_key(owners.addresses, slot);
             claims.remove(&key, slot, |slot| ip_key(owners.addresses, slot), |slot| owners.member(slot));
-            self.dirty_ip.push(key);
+            self.dirty_ip.push((key, NONE));
         }
         if self.claims_mac(slot) {
             let (claims, owners) = claims!(self, claims_mac);
             let key = owners.mac_key(slot);
             claims.remove(&key, slot, |slot| owners.mac_key(slot), |slot| owners.member(slot));
-            self.dirty_mac.push(key);
+            self.dirty_mac.push((key, NONE));
         }
         let address = &mut self.addresses[slot];
         address.vni &= !address_flags::ACTIVE;
@@ -319,11 +320,11 @@ impl Model {
             return;
         }
         if self.claims_ip(slot) {
-            self.dirty_ip.push(ip_key(&self.addresses, slot));
+            self.dirty_ip.push((ip_key(&self.addresses, slot), NONE));
         }
         if self.claims_mac(slot) {
             let key = self.owners().mac_key(slot);
-            self.dirty_mac.push(key);
+            self.dirty_mac.push((key, NONE));
         }
     }
 

@@ -9,6 +9,7 @@ use crate::compile::addresses::ip_key;
 use crate::compile::mirror::Mirror;
 use crate::compile::{Changes, Delta, Handle, Put};
 use crate::model::Model;
+use crate::store::NONE;
 
 /// The tables that are kept as written.
 #[derive(Debug, Default)]
@@ -57,21 +58,23 @@ impl Tables {
     }
 }
 
-/// Decides the marked keys of an endpoint table.
+/// Decides the marked keys of an endpoint table. A key that is marked once, by a claim that was its only one, needs no
+/// search for its winner.
 fn decide<K: Copy + Ord>(
-    dirty: &mut Vec<K>,
+    dirty: &mut Vec<(K, u32)>,
     delta: &mut Delta<K, Endpoint>,
-    value: impl Fn(&K) -> Option<(Endpoint, Handle)>,
+    value: impl Fn(&K, u32) -> Option<(Endpoint, Handle)>,
 ) {
     dirty.sort_unstable();
-    dirty.dedup();
     delta.put.reserve(dirty.len());
-    for key in dirty.drain(..) {
-        match value(&key) {
+    for marks in dirty.chunk_by(|(one, _), (other, _)| one == other) {
+        let (key, claimant) = marks[0];
+        match value(&key, if marks.len() == 1 { claimant } else { NONE }) {
             Some((value, cause)) => delta.put.push(Put { key, value, cause }),
             None => delta.del.push(key),
         }
     }
+    dirty.clear();
     dirty.shrink_to(16_384);
 }
 
@@ -84,27 +87,33 @@ impl Model {
         self.release_hosts(changes);
         self.write_routes();
         let mut dirty = std::mem::take(&mut self.dirty_ip);
-        decide(&mut dirty, &mut changes.endpoints_ipv4, |key| self.endpoint_by_ip(key));
+        decide(&mut dirty, &mut changes.endpoints_ipv4, |key, claimant| self.endpoint_by_ip(key, claimant));
         self.dirty_ip = dirty;
         let mut dirty = std::mem::take(&mut self.dirty_mac);
-        decide(&mut dirty, &mut changes.endpoints_mac, |key| self.endpoint_by_mac(key));
+        decide(&mut dirty, &mut changes.endpoints_mac, |key, claimant| self.endpoint_by_mac(key, claimant));
         self.dirty_mac = dirty;
         self.tables.flush(changes);
         self.announce_interfaces(&mut changes.interfaces);
     }
 
-    fn endpoint_by_ip(&self, key: &Ipv4Key) -> Option<(Endpoint, Handle)> {
+    fn endpoint_by_ip(&self, key: &Ipv4Key, claimant: u32) -> Option<(Endpoint, Handle)> {
         let owners = self.owners();
-        let (slot, flags) =
-            self.claims_ip.winner(key, |slot| ip_key(&self.addresses, slot), |slot| owners.member(slot))?;
+        let (slot, flags) = if claimant == NONE {
+            self.claims_ip.winner(key, |slot| ip_key(&self.addresses, slot), |slot| owners.member(slot))?
+        } else {
+            (claimant, owners.member(claimant).flags)
+        };
         let subnet = self.subnets[self.addresses[slot].subnet].index;
         Some((self.endpoint(slot, flags, subnet), self.handle_of(slot)))
     }
 
-    fn endpoint_by_mac(&self, key: &MacKey) -> Option<(Endpoint, Handle)> {
+    fn endpoint_by_mac(&self, key: &MacKey, claimant: u32) -> Option<(Endpoint, Handle)> {
         let owners = self.owners();
-        let (slot, flags) =
-            self.claims_mac.winner(key, |slot| owners.mac_key(slot), |slot| owners.member(slot))?;
+        let (slot, flags) = if claimant == NONE {
+            self.claims_mac.winner(key, |slot| owners.mac_key(slot), |slot| owners.member(slot))?
+        } else {
+            (claimant, owners.member(claimant).flags)
+        };
         Some((self.endpoint(slot, flags, 0), self.handle_of(slot)))
     }
 

@@ -130,12 +130,19 @@ impl Message {
             hosts: None,
         };
         let base = bytes.as_ptr() as usize;
-        message.scan(&bytes).map_err(|fault| DecodeError {
-            message: kind.name(),
-            // A field that occurs in parts is checked in a copy: there the place is only known by its path.
-            offset: fault.at.checked_sub(base).filter(|offset| *offset <= bytes.len()).unwrap_or_default(),
-            path: fault.path.iter().rev().copied().collect::<Vec<_>>().join("."),
-            problem: fault.problem,
+        message.scan(&bytes).map_err(|fault| {
+            let fault = fault.details();
+            DecodeError {
+                message: kind.name(),
+                // A field that occurs in parts is checked in a copy: there the place is only known by its path.
+                offset: fault
+                    .at
+                    .checked_sub(base)
+                    .filter(|offset| *offset <= bytes.len())
+                    .unwrap_or_default(),
+                path: fault.path.iter().rev().copied().collect::<Vec<_>>().join("."),
+                problem: fault.problem,
+            }
         })?;
         Ok(message)
     }
@@ -290,11 +297,7 @@ fn check_entry(kind: Kind, resource: ResourceType, entry: &[u8]) -> Result<(), F
 
 fn check_state(resource: ResourceType, state: &[u8]) -> Result<(), Fault> {
     fn check<T: prost::Message + Default>(state: &[u8]) -> Result<(), Fault> {
-        T::decode(state).map(drop).map_err(|error| Fault {
-            at: state.as_ptr() as usize,
-            path: Vec::new(),
-            problem: error.to_string(),
-        })
+        T::decode(state).map(drop).map_err(|error| Fault::new(state, error.to_string()))
     }
     match resource {
         ResourceType::Neighbor => {
@@ -315,10 +318,7 @@ fn check_state(resource: ResourceType, state: &[u8]) -> Result<(), Fault> {
 
 fn read_host_resources(entry: &[u8]) -> Result<(String, HostResources), Fault> {
     let (key, value) = split_map_entry(entry)?;
-    let resources = HostResources::decode(value.as_deref().unwrap_or_default()).map_err(|error| Fault {
-        at: entry.as_ptr() as usize,
-        path: Vec::new(),
-        problem: error.to_string(),
-    })?;
+    let resources = HostResources::decode(value.as_deref().unwrap_or_default())
+        .map_err(|error| Fault::new(entry, error.to_string()))?;
     Ok((key.to_owned(), resources))
 }

@@ -7,9 +7,13 @@ use std::fmt;
 /// Groups may nest this deep in fields that are skipped, as with prost.
 const MAX_DEPTH: u32 = 100;
 
-/// What is wrong with the bytes, and where they are.
+/// What is wrong with the bytes, and where they are. Boxed: results are returned for every field, faults hardly ever.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Fault {
+pub(crate) struct Fault(Box<Details>);
+
+/// What a [`Fault`] tells.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Details {
     /// Address of the byte; an offset once the start of the message is subtracted.
     pub(crate) at: usize,
     /// Field names, innermost first.
@@ -18,15 +22,25 @@ pub(crate) struct Fault {
 }
 
 impl Fault {
+    /// A fault at the byte that `bytes` begins with.
+    #[cold]
+    pub(crate) fn new(bytes: &[u8], problem: impl Into<String>) -> Self {
+        Self(Box::new(Details { at: bytes.as_ptr() as usize, path: Vec::new(), problem: problem.into() }))
+    }
+
+    pub(crate) fn details(self) -> Details {
+        *self.0
+    }
+
     pub(crate) fn within(mut self, field: &'static str) -> Self {
-        self.path.push(field);
+        self.0.path.push(field);
         self
     }
 }
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.problem)
+        f.write_str(&self.0.problem)
     }
 }
 
@@ -53,7 +67,7 @@ impl<'a> Reader<'a> {
     }
 
     fn fault(&self, problem: impl Into<String>) -> Fault {
-        Fault { at: self.rest.as_ptr() as usize, path: Vec::new(), problem: problem.into() }
+        Fault::new(self.rest, problem)
     }
 
     #[inline]
@@ -62,6 +76,15 @@ impl<'a> Reader<'a> {
             self.rest = rest;
             return Ok(u64::from(*byte));
         }
+        if let [low, high @ 0..=0x7f, rest @ ..] = self.rest {
+            self.rest = rest;
+            return Ok(u64::from(low & 0x7f) | u64::from(*high) << 7);
+        }
+        self.long_varint()
+    }
+
+    /// A number of more than two bytes, or a faulty one.
+    fn long_varint(&mut self) -> Result<u64, Fault> {
         let mut value = 0_u64;
         for (position, byte) in self.rest.iter().take(10).enumerate() {
             value |= u64::from(byte & 0x7f) << (7 * position);
@@ -127,11 +150,8 @@ impl<'a> Reader<'a> {
     #[inline]
     pub(crate) fn text(&mut self, wire: Wire) -> Result<&'a str, Fault> {
         let bytes = self.bytes(wire)?;
-        std::str::from_utf8(bytes).map_err(|error| Fault {
-            at: bytes.as_ptr() as usize + error.valid_up_to(),
-            path: Vec::new(),
-            problem: "a text that is not UTF-8".into(),
-        })
+        std::str::from_utf8(bytes)
+            .map_err(|error| Fault::new(&bytes[error.valid_up_to()..], "a text that is not UTF-8"))
     }
 
     /// A number field: `uint32`, an enum or `bool` take the low bits, as protobuf wants it.

@@ -61,24 +61,29 @@ fn count(counts: &mut [u32; 16], flags: u16, step: i32) {
 }
 
 impl Claims {
-    /// Adds a claim. `key_of` and `member_of` tell a claiming slot's key and contribution.
+    /// Makes room for `count` claims where there are none.
+    pub(crate) fn expect(&mut self, count: usize) {
+        self.index.expect(count);
+    }
+
+    /// Adds a claim, and says whether it is the key's only one. `key_of` and `member_of` tell a claiming slot's key and contribution.
     pub(crate) fn add<K: Hash + Eq>(
         &mut self,
         key: &K,
         slot: u32,
         key_of: impl Fn(u32) -> K,
         member_of: impl Fn(u32) -> Member,
-    ) {
+    ) -> bool {
         let groups = &mut self.groups;
         let Some(entry) = self.index.find_mut(key, |entry| key_of(any_claimant(groups, *entry)) == *key)
         else {
             let groups = &self.groups;
             self.index.insert(key, slot, |entry| key_of(any_claimant(groups, entry)));
-            return;
+            return true;
         };
         if *entry & GROUP == 0 {
             *entry = GROUP | groups.insert(Group::Few(vec![*entry, slot]));
-            return;
+            return false;
         }
         let group = &mut groups[*entry & !GROUP];
         match group {
@@ -96,6 +101,7 @@ impl Claims {
                 members.insert(member);
             }
         }
+        false
     }
 
     /// Removes a claim; rank and flags have to be those that it was added with.

@@ -1,7 +1,9 @@
 //! Remote hosts: who has endpoints there, and their index while anything is programmed to go there.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
+
+use hashbrown::HashMap;
 
 use super::allocator::Allocator;
 use super::slab::Slab;

@@ -31,6 +31,17 @@ impl Index {
         ((((hash >> 16) & 0xffff_ffff) * SHARDS as u64) >> 32) as usize
     }
 
+    /// Makes room for `count` slots in an index that is empty or nearly so.
+    pub(crate) fn expect(&mut self, count: usize) {
+        let each = count / SHARDS;
+        // Slots spread unevenly: by no more than four standard deviations.
+        let each = each + 4 * each.isqrt();
+        for shard in self.shards.iter_mut().filter(|shard| shard.is_empty()) {
+            // Nothing is in it that would have to move.
+            shard.reserve(each, |_| 0);
+        }
+    }
+
     /// The slot for `key`.
     pub(crate) fn find<K: Hash>(&self, key: &K, eq: impl FnMut(&u32) -> bool) -> Option<u32> {
         let hash = self.hasher.hash_one(key);

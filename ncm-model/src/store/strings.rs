@@ -165,33 +165,34 @@ impl Strings {
 
 const HEX: &[u8; 16] = b"0123456789abcdef";
 
-const fn nibble(digit: u8) -> u8 {
-    match digit {
-        b'0'..=b'9' => digit - b'0',
-        b'a'..=b'f' => digit - b'a' + 10,
-        _ => 0xff,
+/// The value of each hex digit in lower case; 0xff for every other byte.
+const VALUES: [u8; 256] = {
+    let mut values = [0xff; 256];
+    let mut digit = 0;
+    while digit < 16 {
+        values[HEX[digit] as usize] = digit as u8;
+        digit += 1;
     }
-}
+    values
+};
+
+/// Where the digits of each byte begin in a UUID's text.
+const PLACES: [usize; 16] = [0, 2, 4, 6, 9, 11, 14, 16, 19, 21, 24, 26, 28, 30, 32, 34];
 
 /// The sixteen bytes of a UUID in its canonical text form (lower case, RFC 9562, section 4); `None` for any other text.
 pub(crate) fn uuid_of(text: &[u8]) -> Option<[u8; 16]> {
-    if text.len() != 36 || [8, 13, 18, 23].iter().any(|dash| text[*dash] != b'-') {
+    let text: &[u8; 36] = text.try_into().ok()?;
+    if [text[8], text[13], text[18], text[23]] != [b'-'; 4] {
         return None;
     }
     let mut uuid = [0; 16];
-    let mut at = 0;
-    for byte in &mut uuid {
-        if matches!(at, 8 | 13 | 18 | 23) {
-            at += 1;
-        }
-        let (high, low) = (nibble(text[at]), nibble(text[at + 1]));
-        if high == 0xff || low == 0xff {
-            return None;
-        }
-        *byte = high << 4 | low;
-        at += 2;
+    let mut all = 0;
+    for (byte, place) in uuid.iter_mut().zip(PLACES) {
+        let (high, low) = (VALUES[usize::from(text[place])], VALUES[usize::from(text[place + 1])]);
+        all |= high | low;
+        *byte = high << 4 | (low & 15);
     }
-    Some(uuid)
+    (all < 16).then_some(uuid)
 }
 
 /// The canonical text form of a UUID.

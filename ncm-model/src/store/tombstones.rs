@@ -1,6 +1,8 @@
 //! Revisions of deleted resources, so that a late message cannot resurrect them; bounded in number and age.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
+
+use hashbrown::HashMap;
 
 /// Identity of a deleted resource: a kind and an id.
 pub(crate) type Identity = (u8, Box<str>);

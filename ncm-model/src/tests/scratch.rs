@@ -6,8 +6,9 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::{IpNet, Ipv4Net};
 use ncm_common::tables::{
-    Endpoint, Ipv4Key, MacKey, NameKey, Port, Reference, Route, RouteKey, Source, SourceKey, SourcePrefixKey,
-    Subnet, SubnetPrefixKey, Vni, VtepKey, endpoint_flags, name_kinds, port_flags, route_flags, subnet_flags,
+    Endpoint, Ipv4Key, MacKey, Name, NameKey, Port, Reference, Route, RouteKey, Source, SourceKey,
+    SourcePrefixKey, Subnet, SubnetPrefixKey, Vni, VtepKey, endpoint_flags, name_kinds, port_flags,
+    route_flags, subnet_flags,
 };
 
 use super::kernel::Kernel;
@@ -15,7 +16,6 @@ use crate::goalstate::parse;
 use crate::model::Model;
 use crate::resources::neighbour_flags;
 use crate::settings::MissingGroup;
-use crate::store::table_name;
 use crate::wire::{NeighborConfiguration, RouterConfiguration};
 
 type Rank = (u32, u64);
@@ -88,7 +88,7 @@ impl World<'_> {
     fn name(&mut self, kind: u32, id: &str, reference: Reference) {
         let key = NameKey { kind, index: reference.index };
         assert!(
-            self.kernel.names.insert(key, table_name(id, reference.generation)).is_none(),
+            self.kernel.names.insert(key, Name::new(id, reference.generation)).is_none(),
             "{key:?} given twice"
         );
     }

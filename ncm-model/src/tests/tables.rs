@@ -1,10 +1,9 @@
 //! What the tables hold: claims, routes, admission, indices over a restart.
 
-use ncm_common::tables::{Ipv4Key, NameKey, endpoint_flags, name_kinds, port_flags, route_flags};
+use ncm_common::tables::{Ipv4Key, Name, NameKey, endpoint_flags, name_kinds, port_flags, route_flags};
 
 use super::kernel::Node;
 use super::states::*;
-use crate::store::table_name;
 use crate::wire::{GoalState, NeighborConfiguration};
 use crate::{Model, Seed, Settings};
 
@@ -229,7 +228,7 @@ fn a_freed_index_comes_back_with_another_generation() {
     assert_eq!(before.0, after.0);
     assert_ne!(before.1, after.1);
     let name = node.kernel.names[&NameKey { kind: name_kinds::SUBNET, index: after.0 }];
-    assert_eq!(name, table_name("s", after.1));
+    assert_eq!(name, Name::new("s", after.1));
 }
 
 #[test]
