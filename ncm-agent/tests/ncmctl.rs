@@ -497,6 +497,16 @@ fn without_an_agent_the_tool_says_what_to_do() {
 }
 
 #[test]
+fn an_agent_that_closes_the_connection_is_out_of_reach() {
+    let path = std::env::temp_dir().join(format!("ncmctl-closed-{}.sock", std::process::id()));
+    let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    std::thread::spawn(move || listener.incoming().for_each(drop));
+    let ran = run(&path, &["info"], "");
+    std::fs::remove_file(&path).unwrap();
+    assert!(ran.expect(3).err.contains("[api] group"), "{}", ran.err);
+}
+
+#[test]
 fn completions_are_printed_for_each_shell() {
     for shell in ["bash", "zsh", "fish"] {
         let ran = run(Path::new("/none"), &["completions", shell], "");

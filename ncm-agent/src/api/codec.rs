@@ -4,6 +4,7 @@
 //! length, after their length was reserved from the [`Budget`], and the allocation goes when the message does; tonic's
 //! decoder would keep it for as long as the stream stays open.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -80,7 +81,7 @@ impl Messages {
         }
         self.number += 1;
         let mut prefix = [0; PREFIX];
-        self.fill(&mut prefix.as_mut_slice(), PREFIX).await?;
+        self.fill(&mut prefix.as_mut_slice(), 0..PREFIX, PREFIX).await?;
         let length = (&prefix[1..]).get_u32();
         match prefix[0] {
             0 => {}
@@ -103,45 +104,56 @@ impl Messages {
                 self.number, self.bounds.max_message
             )));
         }
+        let whole = length as usize;
+        let mut message = BytesMut::new();
+        if self.pending.len() < whole {
+            // Whoever announces a message and sends next to nothing of it takes nothing from the others' budget.
+            self.fill(&mut message, 0..whole.min(PROGRESS), whole).await?;
+        }
         let reserved = self.bounds.budget.reserve(length).await.ok_or_else(|| {
             Status::resource_exhausted(format!(
                 "message {}: {length} bytes are more than api.max_buffered_bytes allows",
                 self.number
             ))
         })?;
-        let length = length as usize;
-        let bytes = if self.pending.len() >= length {
+        let begun = message.len();
+        let bytes = if begun == 0 {
             // A copy, so that a small message does not keep the frame it came in.
-            Bytes::copy_from_slice(&self.pending.split_to(length))
+            Bytes::copy_from_slice(&self.pending.split_to(whole))
         } else {
-            let mut message = BytesMut::with_capacity(length);
-            self.fill(&mut message, length).await?;
+            message.reserve(whole - begun);
+            self.fill(&mut message, begun..whole, whole).await?;
             message.freeze()
         };
         Ok(Some(Received { bytes, reserved }))
     }
 
-    /// Puts the next `length` bytes of the body into `target`.
-    async fn fill(&mut self, target: &mut impl BufMut, length: usize) -> Result<(), Status> {
-        let (mut missing, mut arrived) = (length, 0);
+    /// Puts the next bytes of the body into `target`: that part of `whole` bytes.
+    async fn fill(
+        &mut self,
+        target: &mut impl BufMut,
+        part: Range<usize>,
+        whole: usize,
+    ) -> Result<(), Status> {
+        let (mut missing, mut arrived) = (part.len(), 0);
         let mut deadline = Instant::now() + self.bounds.stall;
         loop {
-            let part = self.pending.len().min(missing);
-            target.put(self.pending.split_to(part));
-            missing -= part;
+            let here = self.pending.len().min(missing);
+            target.put(self.pending.split_to(here));
+            missing -= here;
             if missing == 0 {
                 return Ok(());
             }
-            arrived += part;
+            arrived += here;
             if arrived >= PROGRESS {
                 arrived = 0;
                 deadline = Instant::now() + self.bounds.stall;
             }
             self.pending = self.frame(Some(deadline)).await?.ok_or_else(|| {
                 Status::invalid_argument(format!(
-                    "message {}: the stream ends after {} of {length} bytes",
+                    "message {}: the stream ends after {} of {whole} bytes",
                     self.number,
-                    length - missing
+                    part.end - missing
                 ))
             })?;
         }
@@ -254,6 +266,32 @@ mod tests {
             assert_eq!(status.code(), code, "{status}");
             assert!(status.message().contains(text), "expected {text:?} in {status}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_message_of_which_next_to_nothing_came_takes_nothing_from_the_budget() {
+        let first =
+            futures::stream::iter([Ok::<_, Status>(Frame::data(Bytes::from_static(b"\0\0\x0f\0\0ab")))]);
+        let body = Body::new(StreamBody::new(futures::StreamExt::chain(first, futures::stream::pending())));
+        let bounds =
+            Bounds { budget: Budget::new(1 << 20), max_message: 1 << 20, stall: Duration::from_secs(60) };
+        let mut messages = Messages::new(body, bounds.clone());
+        let waiting = tokio::time::timeout(Duration::from_millis(50), messages.next()).await;
+        assert!(waiting.is_err(), "{waiting:?}");
+        assert_eq!(bounds.budget.used(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_message_longer_than_its_beginning_arrives_whole() {
+        let message: Vec<u8> = (0..3 * PROGRESS + 17).map(|number| number as u8).collect();
+        let stream = framed(&message);
+        let parts: Vec<_> = stream.chunks(4099).collect();
+        let received = messages(&parts, 1 << 20).next().await.expect("valid").expect("there is one");
+        assert!(received.bytes == message, "{} bytes", received.bytes.len());
+        let cut: Vec<_> = stream[..stream.len() - 1].chunks(4099).collect();
+        let status = messages(&cut, 1 << 20).next().await.expect_err("must be refused");
+        let text = format!("after {} of {} bytes", message.len() - 1, message.len());
+        assert!(status.message().contains(&text), "expected {text:?} in {status}");
     }
 
     #[tokio::test]

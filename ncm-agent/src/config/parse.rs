@@ -203,7 +203,9 @@ fn api(mut section: Section<'_, '_>, paths: &Paths, instance: &str) -> Api {
     let socket = section
         .parsed("socket", "an absolute path", absolute)
         .unwrap_or_else(|| paths.run.join(format!("{instance}.sock")));
-    let group = section.text("group");
+    let group = section.parsed("group", "the name of a group on this host", |name| {
+        matches!(nix::unistd::Group::from_name(name), Ok(Some(_))).then(|| name.to_owned())
+    });
     let max_message_bytes = section.integer("max_message_bytes", 1 << 16, MAX_MESSAGE, 1 << 30);
     let max_buffered_bytes = section.integer("max_buffered_bytes", 1 << 16, 1 << 40, 1 << 31);
     if max_buffered_bytes < max_message_bytes {
@@ -256,14 +258,10 @@ fn capacity(mut section: Section<'_, '_>) -> BTreeMap<&'static str, u32> {
     // Several tables share a key.
     let keys: BTreeSet<_> = TABLES.iter().filter_map(|table| table.capacity_key).collect();
     for key in keys {
-        let entries = section.integer(key, 0, MAX_ENTRIES, 0);
-        if entries >= MIN_ENTRIES {
+        let written = section.has(key);
+        let entries = section.integer(key, MIN_ENTRIES, MAX_ENTRIES, MIN_ENTRIES);
+        if written {
             capacity.insert(key, u32::try_from(entries).unwrap_or(u32::MAX));
-        } else if section.has(key) {
-            section.fault(
-                key,
-                format!("expected an integer from {MIN_ENTRIES} to {MAX_ENTRIES}, found {entries}"),
-            );
         }
     }
     section.finish();

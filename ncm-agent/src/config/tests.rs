@@ -132,3 +132,13 @@ fn the_tunnel_endpoint_is_an_address_of_the_node_unless_others_are_given() {
     assert_eq!(config.node.addresses, [IpAddr::from([198, 51, 100, 7])]);
     assert!(parse("[metrics]\nlisten = \"\"").expect("valid").metrics.is_none());
 }
+
+#[test]
+fn what_is_out_of_range_or_not_there_is_one_fault() {
+    assert!(fault("[capacity]\nports = 99_999_999_999").problem.contains("expected an integer from 2 to"));
+    assert!(fault("[capacity]\nports = 0").problem.contains("expected an integer from 2 to"));
+    let group = fault("[api]\ngroup = \"no-such-group\"");
+    assert_eq!(group.key, "api.group");
+    assert!(group.problem.contains("a group on this host"), "{}", group.problem);
+    assert_eq!(parse("[api]\ngroup = \"root\"").expect("there is one").api.group.as_deref(), Some("root"));
+}

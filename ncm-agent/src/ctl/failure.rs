@@ -51,9 +51,25 @@ impl Failure {
     }
 }
 
+/// The cause behind all others.
+fn innermost<'e>(mut error: &'e (dyn std::error::Error + 'static)) -> &'e (dyn std::error::Error + 'static) {
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error
+}
+
 impl From<tonic::Status> for Failure {
     fn from(status: tonic::Status) -> Self {
         let message = status.message();
+        // The agent did not say this: its statuses have no source.
+        if let Some(source) = std::error::Error::source(&status) {
+            return Self::unreachable(format!(
+                "the agent closed the connection ({}): it lets in root and members of the group that `[api] group` \
+                 names; its log says more",
+                innermost(source)
+            ));
+        }
         match status.code() {
             tonic::Code::InvalidArgument => Self::usage(message),
             tonic::Code::PermissionDenied | tonic::Code::Unauthenticated => Self::unreachable(format!(

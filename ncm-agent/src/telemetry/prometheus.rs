@@ -17,10 +17,10 @@ use tokio::sync::Semaphore;
 use super::families::Family;
 
 /// Connections served at the same time; more wait.
-const CONNECTIONS: usize = 8;
+const CONNECTIONS: usize = 64;
 
-/// How long a client may take to send its request.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a client may take to send its request: it has nothing to think about.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Serves what `families` gives, until the task is dropped.
 pub async fn serve(listener: TcpListener, families: impl Fn() -> Vec<Family> + Send + Sync + 'static) {
