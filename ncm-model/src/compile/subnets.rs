@@ -66,15 +66,11 @@ impl Model {
             if let Some(live) = before {
                 self.retract(slot, live);
             }
-            match (before, wanted) {
-                (None, Some(_)) => {
-                    if !self.number_subnet(slot) {
-                        self.waiting_subnets.insert(slot);
-                        wanted = None;
-                    }
-                }
-                (Some(_), None) => self.unnumber_subnet(slot),
-                _ => {}
+            if before.is_none() && wanted.is_some() && !self.number_subnet(slot) {
+                self.waiting_subnets.insert(slot);
+                wanted = None;
+            } else if before.is_some() && wanted.is_none() {
+                self.unnumber_subnet(slot);
             }
             self.subnets[slot].live = wanted;
             if let Some(live) = wanted {
