@@ -3,4 +3,5 @@
 mod list;
 mod preview;
 mod rows;
+mod shown;
 mod status;

@@ -1,9 +1,8 @@
 //! What a message would change, without changing anything.
 
-use std::fmt::Debug;
-
 use prost::Message as _;
 
+use super::shown::short;
 use crate::apply::{Operation, Outcome, is_unbind, parse_fixed};
 use crate::goalstate::Message;
 use crate::goalstate::filter::Scope;
@@ -25,11 +24,6 @@ macro_rules! differing {
         })+
         fields
     }};
-}
-
-fn short(value: &impl Debug) -> String {
-    let text = format!("{value:?}");
-    if text.chars().count() <= 120 { text } else { text.chars().take(117).chain("...".chars()).collect() }
 }
 
 type Judgement = (ChangeKind, Vec<String>);

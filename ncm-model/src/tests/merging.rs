@@ -267,6 +267,30 @@ fn states_of_one_resource_take_effect_in_the_order_sent() {
 }
 
 #[test]
+fn a_preview_shows_values_as_people_write_them() {
+    let mut node = node();
+    node.push(&empty().port(CREATE, port("p", &mac(1), &[("s", "10.0.0.5")])));
+    node.push(&empty().router(CREATE, router("r", &[("s", &[rule("a", "0.0.0.0/0", "10.0.0.9", 0)])])));
+    let gateway = with_gateway(subnet("s", "v", "10.0.0.0/24", 0), "10.0.0.254", "02:00:00:00:00:fe");
+    let state = empty()
+        .subnet(UPDATE, gateway)
+        .port(UPDATE, port("p", &mac(1), &[("s", "10.0.0.5"), ("s", "10.0.0.6")]))
+        .router(UPDATE, router("r", &[("s", &[rule("a", "10.9.0.0/16", "10.0.0.9", 0)])]));
+    let message = crate::Message::decode_v1(prost::Message::encode_to_vec(&state).into()).unwrap();
+    let fields: Vec<String> =
+        node.model.preview(&message, 100).into_iter().flat_map(|difference| difference.fields).collect();
+    let ends = [
+        "-> 10.0.0.254 02:00:00:00:00:fe",
+        "fixed_ips: 10.0.0.5 in s -> 10.0.0.5 in s, 10.0.0.6 in s",
+        "subnet_routing_tables: s (0.0.0.0/0 via 10.0.0.9) -> s (10.9.0.0/16 via 10.0.0.9)",
+    ];
+    assert_eq!(fields.len(), ends.len(), "{fields:?}");
+    for (field, end) in fields.iter().zip(ends) {
+        assert!(field.ends_with(end), "expected …{end}, came {field}");
+    }
+}
+
+#[test]
 fn a_preview_tells_what_would_change_and_changes_nothing() {
     use crate::ChangeKind::{Added, Changed, Refused, Removed, Unchanged};
     let mut node = node();
