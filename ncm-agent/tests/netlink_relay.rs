@@ -39,6 +39,20 @@ fn the_relay_is_created_once_and_adopted_after() {
 }
 
 #[test]
+fn a_device_leaves_vlan_tags_where_xdp_sees_them() {
+    let namespace = Namespace::new("tags");
+    namespace.ip("link add up1 type veth peer name far1");
+    namespace.run(async || {
+        let mut kernel = Kernel::open().unwrap();
+        let link = kernel.link("up1").await.unwrap().expect("up1 is there");
+        for time in ["first", "second"] {
+            assert!(kernel.keep_vlan_tags(link.index).await.unwrap(), "{time} time");
+        }
+        assert!(kernel.keep_vlan_tags(link.index + 1000).await.is_err(), "no such device");
+    });
+}
+
+#[test]
 fn a_taken_port_and_a_taken_name_are_refused_in_words() {
     let namespace = Namespace::new("taken");
     namespace.ip("link add ncm-other type veth peer name far1");

@@ -220,6 +220,16 @@ fn tunnel_admission(lab: &Lab, options: HostOptions) -> Result<()> {
         sight.receive(Duration::from_secs(2), is_marked)?.is_some(),
         "a known host's frame did not arrive"
     );
+    // Bits that the header reserves are ignored (RFC 7348, section 5).
+    let mut reserved = vxlan(100, &honest);
+    reserved[0] |= 0x80;
+    reserved[7] = 0x55;
+    net.host2.ns.udp(SocketAddr::from((net.host2.address, 0)))?.send_to(&reserved, target)?;
+    ensure!(
+        sight.receive(Duration::from_secs(2), is_marked)?.is_some(),
+        "a frame with reserved bits set did not arrive"
+    );
+
     host.expect_drop("unknown_vtep", || from(stranger, 100, &honest))?;
     host.expect_drop("tunnel_source", || {
         let claims_local = ethernet(a.mac(), c.mac(), 0x0800, &datagram(c.ip(), a.ip()));

@@ -136,6 +136,24 @@ fn an_underlay_interface_that_flaps_carries_traffic_again() {
 }
 
 #[test]
+fn a_relay_device_that_somebody_deletes_or_sets_down_works_again() {
+    Lab::story(|lab| {
+        let mut cloud = cloud();
+        cloud.ports.retain(|name, _| name == "a" || name == "b");
+        let options = HostOptions::default().with("underlay", "mode", "\"tc\"");
+        let net = TwoHosts::new(lab, options)?;
+        let (a, b) = (cloud.guest(lab, &net.host1, "a")?, cloud.guest(lab, &net.host2, "b")?);
+        net.push(&cloud)?;
+        a.expect_tcp(&b, 10_000)?;
+        for command in ["ip link set ncm-host2 down", "ip link delete ncm-host2"] {
+            net.host2.ns.run(command)?;
+            eventually("TCP works again", Duration::from_secs(5), || Ok(a.expect_tcp(&b, 10_000).is_ok()))?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
 fn a_next_hop_idle_for_longer_than_the_kernel_keeps_it_is_ready_at_once() {
     Lab::story(|lab| {
         let net = Routed::new(lab)?;

@@ -14,7 +14,7 @@ use super::status::{InterfaceStatus, Role};
 use super::times::Times;
 use super::{Shared, wire};
 use crate::config::{Config, GuestMode};
-use crate::netlink::{Kernel, Link, LinkEvent, Links, sysctl};
+use crate::netlink::{Kernel, Link, LinkEvent, Links, relay, sysctl};
 use crate::telemetry::own;
 
 /// The host's interfaces, and what we did with them.
@@ -156,14 +156,27 @@ impl Shared {
         let mut interfaces = self.interfaces.lock().await;
         match event {
             LinkEvent::Synchronised => {}
-            LinkEvent::Appeared(link) | LinkEvent::Changed(link) => self.put(&mut interfaces, link).await,
+            LinkEvent::Appeared(link) | LinkEvent::Changed(link) => {
+                let renewed = self.is_relay(&link) && !link.up;
+                self.put(&mut interfaces, link).await;
+                if renewed {
+                    wire::renew_relay(self, &mut interfaces).await;
+                }
+            }
             LinkEvent::Gone(link) => {
                 // A namesake with another index may have come already.
                 if interfaces.links.get(&link.name).is_some_and(|known| known.index == link.index) {
                     self.lose(&mut interfaces, &link);
+                    if self.is_relay(&link) {
+                        wire::renew_relay(self, &mut interfaces).await;
+                    }
                 }
             }
         }
+    }
+
+    fn is_relay(&self, link: &Link) -> bool {
+        link.name == relay::device_name(&self.config.instance)
     }
 
     async fn put(&self, interfaces: &mut Interfaces, link: Link) {
@@ -205,6 +218,10 @@ impl Shared {
     /// Tries again what could not be taken over.
     pub(super) async fn retry_interfaces(&self) {
         let mut interfaces = self.interfaces.lock().await;
+        let relay = relay::device_name(&self.config.instance);
+        if self.status().get(&relay).is_some_and(|status| status.hook.is_none()) {
+            wire::renew_relay(self, &mut interfaces).await;
+        }
         let failed: Vec<Link> = interfaces
             .links
             .values()

@@ -1,6 +1,8 @@
 //! Our side of the underlay: which hook takes tunnel frames from each interface, the relay device, and what the packet
 //! path is told of its own node.
 
+use std::sync::{Mutex, PoisonError};
+
 use anyhow::Context;
 use ncm_common::tables::{Name, NameKey, Node, name_kinds, node_flags};
 use ncm_dataplane::{Dataplane, Hook, Tables};
@@ -49,8 +51,36 @@ pub(super) fn relay_status(relay: &Relay) -> InterfaceStatus {
     }
 }
 
+/// Makes the relay device work again: somebody has deleted it or set it down, and TCP goes through it.
+pub(super) async fn renew_relay(shared: &Shared, interfaces: &mut Interfaces) {
+    let Shared { config, dataplane, .. } = shared;
+    let made = match relay(config, &mut interfaces.kernel, dataplane).await {
+        Ok(Some(relay)) => node(config, Some(&relay), dataplane).map(|()| relay_status(&relay)),
+        Ok(None) => return,
+        Err(error) => Err(error),
+    };
+    match made {
+        Ok(status) => {
+            tracing::warn!(interface = %status.name, "the relay device was gone or down: it works again");
+            shared.status().insert(status.name.clone(), status);
+        }
+        Err(error) => {
+            own::ATTACH_FAILURES.increment();
+            tracing::error!("what only the kernel decapsulates is lost: {error:#}");
+            if let Some(status) = shared.status().get_mut(&relay::device_name(&config.instance)) {
+                status.hook = None;
+                status.reason = format!("{error:#}");
+            }
+        }
+    }
+}
+
+/// Writers of what the packet path knows of this node change their part of it only, one after the other.
+static NODE: Mutex<()> = Mutex::new(());
+
 /// Tells the packet path who we are.
 pub(super) fn node(config: &Config, relay: Option<&Relay>, dataplane: &Dataplane) -> anyhow::Result<()> {
+    let _alone = NODE.lock().unwrap_or_else(PoisonError::into_inner);
     let nodes = &dataplane.tables().node;
     let before = nodes.get(&0).context("cannot read what the packet path knows of this node")?;
     let node = Node {
@@ -120,10 +150,12 @@ impl TableSink for Sink {
                     None => self.0.names.delete(&key),
                 }
             }
-            TableWrite::Uplinks(uplinks) => match self.0.node.get(&0) {
-                Ok(node) => self.0.node.put(&0, &Node { uplinks: *uplinks, ..node.unwrap_or_default() }),
-                Err(error) => Err(error),
-            },
+            TableWrite::Uplinks(uplinks) => {
+                let _alone = NODE.lock().unwrap_or_else(PoisonError::into_inner);
+                self.0.node.get(&0).and_then(|node| {
+                    self.0.node.put(&0, &Node { uplinks: *uplinks, ..node.unwrap_or_default() })
+                })
+            }
         };
         written.map_err(|error| error.to_string())
     }
@@ -147,6 +179,13 @@ pub(super) async fn put(shared: &Shared, interfaces: &mut Interfaces, link: &Lin
         tokio::task::block_in_place(|| attach(&shared.dataplane, shared.config.underlay.mode, link, late));
     let (hook, reason) = match attached {
         Ok((hook, reason)) => {
+            if hook == Hook::WireXdp && !interfaces.kernel.keep_vlan_tags(link.index).await.unwrap_or(false) {
+                tracing::warn!(
+                    interface = %link,
+                    "the device takes VLAN tags off before XDP sees them: a tunnel frame in a VLAN counts as one without \
+                     (if VLANs are in use here, set underlay.mode = \"tc\")"
+                );
+            }
             interfaces.uplinks.insert(link.name.clone(), link.index);
             tracing::info!(interface = %link, program = hook.program(), "tunnel frames are taken here: {reason}");
             (Some(hook), reason)

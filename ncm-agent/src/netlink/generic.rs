@@ -26,6 +26,9 @@ const NETDEV_IFINDEX: u16 = 1;
 const NETDEV_XDP_FEATURES: u16 = 3;
 
 const ETHTOOL_FEATURES_GET: u8 = 11;
+const ETHTOOL_FEATURES_SET: u8 = 12;
+const ETHTOOL_FEATURES_WANTED: u16 = 3;
+const ETHTOOL_BITSET_BIT: u16 = 1;
 const ETHTOOL_FEATURES_HEADER: u16 = 1;
 const ETHTOOL_HEADER_INDEX: u16 = 1;
 const ETHTOOL_FEATURES_ACTIVE: u16 = 4;
@@ -141,4 +144,21 @@ pub(crate) async fn active_offloads(index: u32) -> Result<Vec<String>, NetlinkEr
     });
     answer.await?;
     Ok(names)
+}
+
+/// Turns an offload of a device off, by the kernel's name for it.
+pub(crate) async fn turn_off(index: u32, offload: &str) -> Result<(), NetlinkError> {
+    let mut socket = RequestSocket::open(NETLINK_GENERIC)?;
+    let ethtool = family(&mut socket, "ethtool").await?;
+    // A bit without a value is to be cleared.
+    let asked = request(ethtool.id, ETHTOOL_FEATURES_SET)
+        .nested(ETHTOOL_FEATURES_HEADER, |header| {
+            header.attribute(ETHTOOL_HEADER_INDEX, &index.to_ne_bytes())
+        })
+        .nested(ETHTOOL_FEATURES_WANTED, |wanted| {
+            wanted.nested(ETHTOOL_BITSET_BITS, |bits| {
+                bits.nested(ETHTOOL_BITSET_BIT, |bit| bit.string(ETHTOOL_BIT_NAME, offload))
+            })
+        });
+    socket.call(asked, |_| {}).await
 }

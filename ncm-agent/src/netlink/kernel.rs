@@ -58,6 +58,19 @@ impl Kernel {
         Ok(generic::active_offloads(index).await?.iter().any(|name| name == "tx-tcp-segmentation"))
     }
 
+    /// Has the device leave VLAN tags in its frames, where XDP programs see them: a tag that it takes off is lost to
+    /// them, and a frame of another VLAN looks like one of ours. Says whether it does.
+    ///
+    /// # Errors
+    /// Fails if the interface has gone or the kernel refuses.
+    pub async fn keep_vlan_tags(&mut self, index: u32) -> Result<bool, NetlinkError> {
+        const OFFLOAD: &str = "rx-vlan-hw-parse";
+        if generic::active_offloads(index).await?.iter().any(|name| name == OFFLOAD) {
+            generic::turn_off(index, OFFLOAD).await?;
+        }
+        Ok(!generic::active_offloads(index).await?.iter().any(|name| name == OFFLOAD))
+    }
+
     pub(crate) async fn call(
         &mut self,
         request: Request,

@@ -18,6 +18,10 @@ const IFLA_VXLAN_UDP_CSUM: u16 = 18;
 const IFLA_VXLAN_UDP_ZERO_CSUM6_TX: u16 = 19;
 const IFLA_VXLAN_UDP_ZERO_CSUM6_RX: u16 = 20;
 const IFLA_VXLAN_COLLECT_METADATA: u16 = 25;
+const IFLA_VXLAN_RESERVED_BITS: u16 = 33;
+/// No bit of VXLAN's header: of those that the kernel does not know, it is to refuse none, as they are ignored on receipt
+/// (RFC 7348, section 5). Kernels before Linux 6.14 do not know the setting and refuse such frames.
+const NO_BITS: [u8; 8] = [0; 8];
 
 /// The relay device as it is.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -140,6 +144,7 @@ fn create_request(name: &str, port: u16) -> Request {
                     .attribute(IFLA_VXLAN_UDP_CSUM, &[0])
                     .attribute(IFLA_VXLAN_UDP_ZERO_CSUM6_TX, &[1])
                     .attribute(IFLA_VXLAN_UDP_ZERO_CSUM6_RX, &[1])
+                    .attribute(IFLA_VXLAN_RESERVED_BITS, &NO_BITS)
             })
         })
 }
