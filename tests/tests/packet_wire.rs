@@ -191,6 +191,25 @@ fn readdressing_keeps_the_outer_checksum_right() {
     }
 }
 
+#[test]
+fn on_the_tunnels_own_port_the_relay_device_takes_frames_as_they_are() {
+    let world = World::new();
+    let nodes = &world.tables().node;
+    let mut node = nodes.get(&0).unwrap().unwrap();
+    node.relay_port = node.tunnel_port;
+    nodes.put(&0, &node).unwrap();
+    let inner = tcp((RA.ip, 1), (A1.ip, 2), b"data", false).frame(A1.mac, RA.mac);
+    for hook in HOOKS {
+        for checksum in [false, true] {
+            let outer = Outer { checksum, ..Outer::new(HOST_1, HERE, 100) };
+            let seen = world.from_wire(hook, tunnel(&outer, &inner));
+            assert_eq!(seen.verdict, Verdict::Passed, "the kernel decapsulates\n{seen}");
+            seen.assert_counted(PathCounter::Relayed);
+            assert!(seen.frame == seen.before && seen.drops.is_empty(), "untouched\n{seen}");
+        }
+    }
+}
+
 fn assert_readdressed(name: &str, seen: &Seen) {
     assert_eq!(seen.verdict, Verdict::Passed, "{name}: the kernel decapsulates\n{seen}");
     seen.assert_counted(PathCounter::Relayed);

@@ -124,10 +124,6 @@ fn underlay(mut section: Section<'_, '_>) -> Underlay {
     let admission = section.word("admission", &[("known", Admission::Known), ("strict", Admission::Strict)]);
     let tunnel_port = port(&mut section, "port", VXLAN_PORT);
     let relay_port = port(&mut section, "relay_port", RELAY_PORT);
-    if tunnel_port == relay_port {
-        section
-            .fault("relay_port", format!("expected a port other than underlay.port, both are {relay_port}"));
-    }
     section.finish();
     Underlay {
         endpoint_v4,

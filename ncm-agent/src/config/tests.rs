@@ -64,7 +64,6 @@ fn faults_name_the_key_the_line_and_what_was_expected() {
         ("[underlay]\nmode = 1", "underlay.mode", 2, "found the integer 1"),
         ("\n\n[underlay]\nport = 0", "underlay.port", 4, "from 1 to 65535, found the integer 0"),
         ("[underlay]\nport = \"4789\"", "underlay.port", 2, "from 1 to 65535, found \"4789\""),
-        ("[underlay]\nport = 5\nrelay_port = 5", "underlay.relay_port", 3, "other than underlay.port"),
         (
             "[underlay]\nendpoint_v4 = \"224.0.0.1\"\ninterfaces = [\"a\"]",
             "underlay.endpoint_v4",

@@ -136,7 +136,10 @@ fn relay<C: Context>(packet: C, claimed: &Claimed) -> Step<Arrival> {
         return Err(DropReason::NoDevice);
     }
     let bytes = packet.length();
-    packet.readdress(claimed.node.tunnel_port, claimed.node.relay_port, claimed.outer.checksum)?;
+    // On the tunnel's own port the kernel gathers frames (GRO) before this, and takes them as they are.
+    if claimed.node.relay_port != claimed.node.tunnel_port {
+        packet.readdress(claimed.node.tunnel_port, claimed.node.relay_port, claimed.outer.checksum)?;
+    }
     count(PathCounter::Relayed, bytes);
     Ok(Arrival::Taken(C::PASS))
 }
