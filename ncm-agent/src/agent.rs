@@ -75,7 +75,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     .await
 }
 
-/// Removes everything of the instance from the kernel.
+/// Removes everything of the instance from the kernel. Guests' interfaces are set down: without a program, the settings
+/// that close an interface still let datagrams from 0.0.0.0 to all hosts into the host's own stack.
 ///
 /// # Errors
 ///
@@ -84,16 +85,31 @@ pub fn teardown(config: &Config) -> anyhow::Result<()> {
     log::start(&config.log);
     let _lock = InstanceLock::take(&config.paths.run, &config.instance)?;
     let name = relay::device_name(&config.instance);
+    let guests = guests(config);
     // The relay goes before its program does: without one, its frames would reach the host's own stack.
     runtime()?
         .block_on(async {
-            relay::remove(&mut Kernel::open()?, &name).await?;
+            let mut kernel = Kernel::open()?;
+            relay::remove(&mut kernel, &name).await?;
+            for index in guests {
+                kernel.set_down(index).await?;
+            }
             underlay::release_neighbours().await
         })
-        .with_context(|| format!("cannot remove the relay device {name}"))?;
+        .with_context(|| {
+            format!("cannot remove the relay device {name} and set the guests' interfaces down")
+        })?;
     ncm_dataplane::teardown(&config.paths.bpffs, &config.instance)?;
     tracing::info!(instance = config.instance, "everything of the instance is removed");
     Ok(())
+}
+
+/// The guests' interfaces that have a program; none where nothing is pinned.
+fn guests(config: &Config) -> Vec<u32> {
+    let reader = ncm_dataplane::Reader::open(&config.paths.bpffs, &config.instance);
+    let attachments = reader.and_then(|reader| reader.attachments()).unwrap_or_default();
+    let of_guests = attachments.iter().filter(|attachment| attachment.hook == ncm_dataplane::Hook::GuestTc);
+    of_guests.map(|attachment| attachment.ifindex).filter(|index| *index != 0).collect()
 }
 
 /// Tells the service supervisor how far we are (sd_notify(3)); nothing happens where there is none.

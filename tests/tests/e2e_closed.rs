@@ -40,6 +40,21 @@ impl<'a> Attack<'a> {
         self.attempt().with_context(|| format!("at the moment: {moment}"))
     }
 
+    /// Expects that not even datagrams of a sender without an address, to all hosts, are heard: those the kernel takes in
+    /// without asking where their sender is, so that only a program (or an interface that is down) keeps them out.
+    fn expect_silence_to_all(&self, moment: &str) -> Result<()> {
+        let wire = self.guest.packets()?;
+        let host = self.host.ns.mac(&self.guest.spec().interface)?;
+        for to in [Ipv4Addr::BROADCAST, Ipv4Addr::new(224, 0, 0, 1)] {
+            let packet = ipv4(Ipv4Addr::UNSPECIFIED, to, 64, 17, &udp(9, 2202, b"hello, all"));
+            for mac in [[0xff; 6], host] {
+                wire.send(&ethernet(mac, self.guest.mac(), 0x0800, &packet))?;
+            }
+        }
+        ensure!(self.udp.recv_from(&mut [0; 64]).is_err(), "a datagram to all reached the host: {moment}");
+        Ok(())
+    }
+
     fn attempt(&self) -> Result<()> {
         let (host, guest) = (self.host, self.guest);
         let mac = host.ns.mac(&guest.spec().interface)?;
@@ -100,10 +115,12 @@ fn closed_at_every_moment(lab: &Lab, tap: bool) -> Result<()> {
     let statuses = host.agent().push(&port)?;
     statuses.expect("a", OperationStatus::Pending).context("a port of an unknown subnet")?;
     attack.expect_silence("the port is pending")?;
+    attack.expect_silence_to_all("the port is pending")?;
 
     net.push(&cloud)?;
     a.expect_ping(b.ip())?;
     attack.expect_silence("the port works")?;
+    attack.expect_silence_to_all("the port works")?;
     let gateway = Ipv4Addr::new(10, 1, 0, 1);
     let through_gateway = ipv4(a.ip(), host.address, 64, 17, &udp(9, 2202, b"hello, host"));
     a.packets()?.send(&ethernet(gateway_mac(gateway), a.mac(), 0x0800, &through_gateway))?;
@@ -111,6 +128,7 @@ fn closed_at_every_moment(lab: &Lab, tap: bool) -> Result<()> {
 
     host.stop()?;
     attack.expect_silence("the agent is stopped")?;
+    attack.expect_silence_to_all("the agent is stopped")?;
     host.start()?;
     net.push(&cloud)?;
     a.expect_ping(b.ip())?;
@@ -120,11 +138,13 @@ fn closed_at_every_moment(lab: &Lab, tap: bool) -> Result<()> {
     host.agent().push(&port)?.expect_success()?;
     a.expect_no_ping(b.ip())?;
     attack.expect_silence("the port is deleted")?;
+    attack.expect_silence_to_all("the port is deleted")?;
 
     host.stop()?;
     let program = ncm_tests::testbed::binary("ncm-agent")?;
     host.ns.run(&format!("{} --config /run/{}.toml --teardown", program.display(), host.name()))?;
-    attack.expect_silence("the dataplane is torn down")
+    attack.expect_silence("the dataplane is torn down")?;
+    attack.expect_silence_to_all("the dataplane is torn down")
 }
 
 #[test]

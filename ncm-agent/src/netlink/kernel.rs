@@ -49,6 +49,17 @@ impl Kernel {
         self.call(link::set_up_request(index), |_| {}).await
     }
 
+    /// Sets the interface down. One that has gone is no error.
+    ///
+    /// # Errors
+    /// Fails if the kernel refuses.
+    pub async fn set_down(&mut self, index: u32) -> Result<(), NetlinkError> {
+        match self.call(link::set_down_request(index), |_| {}).await {
+            Err(error) if error.errno() == Some(libc::ENODEV) => Ok(()),
+            done => done,
+        }
+    }
+
     /// Whether TCP frames larger than the MTU are sent through the device unsegmented (`tx-tcp-segmentation`). On a
     /// veth this means that its peer receives such frames, with checksums that are not computed.
     ///

@@ -160,6 +160,11 @@ pub(crate) fn set_up_request(index: u32) -> Request {
     change_request(RTM_NEWLINK, 0, index, IFF_UP, IFF_UP)
 }
 
+/// A request that sets the interface down.
+pub(crate) fn set_down_request(index: u32) -> Request {
+    change_request(RTM_NEWLINK, 0, index, 0, IFF_UP)
+}
+
 /// The interfaces that there are, and what changes about them.
 #[derive(Default, Debug)]
 pub(crate) struct LinkTable {
