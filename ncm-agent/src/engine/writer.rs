@@ -4,6 +4,7 @@
 //! deletions of the same step go before what did not fit. What the kernel refuses is told to the model, which answers for it.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Weak};
@@ -108,11 +109,14 @@ fn report(shared: &Shared, refused: Refused, logged: &mut Logged) {
     logged.retain(|_, when| when.elapsed() < LOGGED_EVERY);
     for (cause, entries) in texts {
         own::ENTRIES_FAILED.add(entries);
-        if logged.contains_key(&cause) {
-            tracing::debug!(entries, "table entries were refused again: {cause}");
-        } else {
-            tracing::error!(entries, "table entries were refused: {cause}");
-            logged.insert(cause, Instant::now());
+        match logged.entry(cause) {
+            Entry::Occupied(known) => {
+                tracing::debug!(entries, "table entries were refused again: {}", known.key());
+            }
+            Entry::Vacant(new) => {
+                tracing::error!(entries, "table entries were refused: {}", new.key());
+                new.insert(Instant::now());
+            }
         }
     }
 }
