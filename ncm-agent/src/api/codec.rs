@@ -24,6 +24,10 @@ const PREFIX: usize = 5;
 /// Bytes that have to arrive in each stall interval, unless the message needs fewer to be complete.
 const PROGRESS: usize = 64 << 10;
 
+/// Bytes a second that a sender has to reach over a whole message, beyond the stall interval: whoever has reserved much of
+/// the budget may not keep it by sending little.
+const LEAST_RATE: f64 = (1 << 20) as f64;
+
 /// What bounds the messages of one stream.
 #[derive(Clone, Debug)]
 pub struct Bounds {
@@ -136,7 +140,9 @@ impl Messages {
         whole: usize,
     ) -> Result<(), Status> {
         let (mut missing, mut arrived) = (part.len(), 0);
-        let mut deadline = Instant::now() + self.bounds.stall;
+        let stall = self.bounds.stall;
+        let last = Instant::now() + stall + Duration::from_secs_f64(whole as f64 / LEAST_RATE);
+        let mut deadline = last.min(Instant::now() + stall);
         loop {
             let here = self.pending.len().min(missing);
             target.put(self.pending.split_to(here));
@@ -147,7 +153,7 @@ impl Messages {
             arrived += here;
             if arrived >= PROGRESS {
                 arrived = 0;
-                deadline = Instant::now() + self.bounds.stall;
+                deadline = last.min(Instant::now() + stall);
             }
             self.pending = self.frame(Some(deadline)).await?.ok_or_else(|| {
                 Status::invalid_argument(format!(
@@ -165,9 +171,11 @@ impl Messages {
                 None => self.body.frame().await,
                 Some(deadline) => timeout_at(deadline, self.body.frame()).await.map_err(|_| {
                     Status::deadline_exceeded(format!(
-                        "message {}: fewer than {PROGRESS} bytes in {} s; api.stall_seconds sets the limit",
+                        "message {}: too slow: fewer than {PROGRESS} bytes in {} s, or over the whole message fewer \
+                         than {} bytes a second; api.stall_seconds sets the limit",
                         self.number,
-                        self.bounds.stall.as_secs()
+                        self.bounds.stall.as_secs(),
+                        LEAST_RATE
                     ))
                 })?,
             };
@@ -302,6 +310,26 @@ mod tests {
         let bounds = Bounds { budget: Budget::new(100), max_message: 100, stall: Duration::from_millis(100) };
         let status = Messages::new(body, bounds.clone()).next().await.expect_err("must be cut");
         assert_eq!(status.code(), tonic::Code::DeadlineExceeded, "{status}");
+        assert_eq!(bounds.budget.used(), 0, "what it had reserved is free again");
+    }
+
+    #[tokio::test]
+    async fn a_sender_that_goes_on_too_slowly_loses_what_it_reserved() {
+        const CHUNK: [u8; PROGRESS] = [0; PROGRESS];
+        let begin =
+            futures::stream::iter([Ok::<_, Status>(Frame::data(Bytes::from_static(b"\0\0\x08\0\0")))]);
+        let rest = futures::stream::unfold((), |()| async {
+            tokio::time::sleep(Duration::from_millis(150)).await;
+            Some((Ok(Frame::data(Bytes::from_static(&CHUNK))), ()))
+        });
+        let body = Body::new(StreamBody::new(futures::StreamExt::chain(begin, Box::pin(rest))));
+        let stall = Duration::from_millis(300);
+        let bounds = Bounds { budget: Budget::new(1 << 20), max_message: 1 << 20, stall };
+        let begun = Instant::now();
+        let status = Messages::new(body, bounds.clone()).next().await.expect_err("must be cut");
+        assert_eq!(status.code(), tonic::Code::DeadlineExceeded, "{status}");
+        // At that rate the whole of it would take 1.2 s.
+        assert!(begun.elapsed() < Duration::from_millis(1150), "{:?}", begun.elapsed());
         assert_eq!(bounds.budget.used(), 0, "what it had reserved is free again");
     }
 }

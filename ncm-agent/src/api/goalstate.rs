@@ -11,6 +11,7 @@ use http::{Request, Response};
 use ncm_model::Origin;
 use ncm_model::wire::{NodeSubscribeInfo, OperationStatus, SubscribeOperation, SubscribeOperationReply};
 use prost::Message as _;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::body::Body;
 use tonic::server::NamedService;
 use tonic::{Code, Status};
@@ -30,6 +31,14 @@ pub struct Provisioner {
     origin: Origin,
     bounds: Bounds,
     topics: Arc<Topics>,
+    calls: Arc<Semaphore>,
+}
+
+/// A call that is open: one of a bounded number.
+struct Call {
+    provisioner: Provisioner,
+    messages: Messages,
+    _permit: OwnedSemaphorePermit,
 }
 
 /// Message-queue topics that the controller told this node to follow, with their keys.
@@ -37,10 +46,26 @@ pub struct Provisioner {
 pub struct Topics(Mutex<BTreeSet<(String, String)>>);
 
 impl Provisioner {
-    /// Services that apply what they get to `engine`, as coming from `origin`.
+    /// Services that apply what they get to `engine`, as coming from `origin`, in as many calls at a time as `calls` has.
     #[must_use]
-    pub fn new(engine: Engine, origin: Origin, bounds: Bounds, topics: Arc<Topics>) -> Self {
-        Self { engine, origin, bounds, topics }
+    pub fn new(
+        engine: Engine,
+        origin: Origin,
+        bounds: Bounds,
+        topics: Arc<Topics>,
+        calls: Semaphore,
+    ) -> Self {
+        Self { engine, origin, bounds, topics, calls: Arc::new(calls) }
+    }
+
+    /// Begins a call, and gives what `answer` makes of it.
+    fn open(self, body: Body, answer: impl FnOnce(Call) -> Response<Body>) -> Response<Body> {
+        let Ok(permit) = Arc::clone(&self.calls).try_acquire_owned() else {
+            own::MESSAGES_REFUSED.increment();
+            return Status::resource_exhausted("too many calls are open at a time").into_http();
+        };
+        let messages = Messages::new(body, self.bounds.clone());
+        answer(Call { provisioner: self, messages, _permit: permit })
     }
 
     /// Applies one message and encodes the reply.
@@ -78,51 +103,50 @@ impl Provisioner {
     }
 
     fn unary(self, body: Body, kind: Kind) -> Response<Body> {
-        codec::response(futures::stream::once(async move {
-            let mut messages = Messages::new(body, self.bounds.clone());
-            let received = Self::only(&mut messages).await?;
-            self.push(received, kind, 1).await
-        }))
+        self.open(body, |mut call| {
+            codec::response(futures::stream::once(async move {
+                let received = Self::only(&mut call.messages).await?;
+                call.provisioner.push(received, kind, 1).await
+            }))
+        })
     }
 
     /// One reply for each message, in order. The stream is its own state: while it waits for the next message there is
     /// nothing but that.
     fn stream(self, body: Body) -> Response<Body> {
-        struct Stream {
-            provisioner: Provisioner,
-            messages: Messages,
-            _held: own::Held,
-        }
-        let messages = Messages::new(body, self.bounds.clone());
-        let stream = Stream { provisioner: self, messages, _held: own::STREAMS.hold() };
-        codec::response(futures::stream::unfold(Some(stream), |stream| async move {
-            let mut stream = stream?;
-            let received = match stream.messages.next().await {
-                Ok(Some(received)) => received,
-                Ok(None) => return None,
-                Err(status) => {
-                    own::MESSAGES_REFUSED.increment();
-                    return Some((Err(status), None));
+        self.open(body, |call| {
+            let stream = (call, own::STREAMS.hold());
+            codec::response(futures::stream::unfold(Some(stream), |stream| async move {
+                let (mut call, held) = stream?;
+                let received = match call.messages.next().await {
+                    Ok(Some(received)) => received,
+                    Ok(None) => return None,
+                    Err(status) => {
+                        own::MESSAGES_REFUSED.increment();
+                        return Some((Err(status), None));
+                    }
+                };
+                let number = call.messages.number();
+                match call.provisioner.push(received, Kind::V2, number).await {
+                    Ok(reply) => Some((Ok(reply), Some((call, held)))),
+                    Err(status) => Some((Err(status), None)),
                 }
-            };
-            let number = stream.messages.number();
-            match stream.provisioner.push(received, Kind::V2, number).await {
-                Ok(reply) => Some((Ok(reply), Some(stream))),
-                Err(status) => Some((Err(status), None)),
-            }
-        }))
+            }))
+        })
     }
 
     fn subscribe(self, body: Body) -> Response<Body> {
-        codec::response(futures::stream::once(async move {
-            let mut messages = Messages::new(body, self.bounds.clone());
-            let received = Self::only(&mut messages).await?;
-            let info = NodeSubscribeInfo::decode(received.bytes).map_err(|error| {
-                Status::invalid_argument(format!("message 1: not a NodeSubscribeInfo: {error}"))
-            })?;
-            let reply = SubscribeOperationReply { operation_status: self.topics.change(info).into() };
-            Ok(codec::framed(&reply.encode_to_vec()))
-        }))
+        self.open(body, |mut call| {
+            codec::response(futures::stream::once(async move {
+                let received = Self::only(&mut call.messages).await?;
+                let info = NodeSubscribeInfo::decode(received.bytes).map_err(|error| {
+                    Status::invalid_argument(format!("message 1: not a NodeSubscribeInfo: {error}"))
+                })?;
+                let status = call.provisioner.topics.change(info);
+                let reply = SubscribeOperationReply { operation_status: status.into() };
+                Ok(codec::framed(&reply.encode_to_vec()))
+            }))
+        })
     }
 }
 

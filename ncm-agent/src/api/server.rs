@@ -26,13 +26,18 @@ use crate::config::{Api, Listener};
 use crate::engine::Engine;
 use crate::telemetry::own;
 
-/// Connections over all listeners; more wait in the kernel's queue.
-const CONNECTIONS: usize = 4096;
+/// Connections over all listeners; more wait in the kernel's queue. Each may fill its window, outside the budget.
+const CONNECTIONS: usize = 512;
+
+/// Calls that are open at a time, idle streams among them: over all listeners, and apart from that for the tool.
+const CALLS: usize = 16_384;
+/// The same for one connection: a sender sees this limit, and waits.
+const CALLS_OF_CONNECTION: u32 = 8192;
 
 /// Bytes that a stream may send ahead of being read: a message waits for the budget outside our memory.
-const STREAM_WINDOW: u32 = 256 << 10;
-/// The same for all streams of a connection together: so many that streams which wait do not hold up one which is being read.
-const CONNECTION_WINDOW: u32 = 64 << 20;
+const STREAM_WINDOW: u32 = 128 << 10;
+/// The same for all streams of a connection together: room for a hundred that wait, beside one which is being read.
+const CONNECTION_WINDOW: u32 = 16 << 20;
 
 /// A peer that is gone without a word is noticed after this and [`KEEPALIVE_TIMEOUT`].
 const KEEPALIVE: Duration = Duration::from_secs(30);
@@ -126,7 +131,9 @@ pub async fn serve(bound: Bound, engine: Engine, stop: impl Future<Output = ()>)
     };
     let topics = Arc::new(Topics::default());
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
-    let provisioner = |origin| Provisioner::new(engine.clone(), origin, bounds.clone(), Arc::clone(&topics));
+    let provisioner = |origin| {
+        Provisioner::new(engine.clone(), origin, bounds.clone(), Arc::clone(&topics), Semaphore::new(CALLS))
+    };
     let controller = provisioner(ncm_model::Origin::Controller);
 
     let mut servers = tokio::task::JoinSet::new();
@@ -171,7 +178,7 @@ fn builder() -> Server {
     Server::builder()
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_concurrent_streams(None)
+        .max_concurrent_streams(CALLS_OF_CONNECTION)
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .tcp_nodelay(true)
