@@ -342,6 +342,7 @@ fn what_an_agent_before_had_kept_is_released_if_nobody_needs_it() {
 fn refused_writes_are_tried_again_until_all_is_as_it_should_be() {
     for refuse in 1..12 {
         let (mut state, mut tables) = start();
+        state.flush(&mut tables);
         tables.refuse = refuse;
         state.change_hosts(&[add(1, 1), add(2, 2)]);
         let flushed = state.flush(&mut tables);
