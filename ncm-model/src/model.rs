@@ -9,7 +9,7 @@ use ncm_common::tables::{Ipv4Key, MacKey, RouteKey, name_kinds};
 
 use crate::apply::{Fixed, Outcome, Request};
 use crate::compile::flush::Tables;
-use crate::compile::{Changes, Handle, HandleKind, HostChange};
+use crate::compile::{Changes, Handle, HandleKind, HostChange, Room};
 use crate::goalstate::Message;
 use crate::goalstate::filter::Scope;
 use crate::goalstate::neighbour_view::{self, split_state};
@@ -64,6 +64,8 @@ pub struct Model {
     /// Subnets and ports that have no place in their tables.
     pub(crate) waiting_subnets: BTreeSet<u32>,
     pub(crate) waiting_ports: BTreeSet<u32>,
+    /// What routers take up of the tables that grow with products.
+    pub(crate) room: Room,
 
     /// What the kernel refused, and why.
     pub(crate) failed: BTreeMap<Handle, Sym>,

@@ -108,6 +108,8 @@ pub(crate) struct RouterSlot {
     pub(crate) vnis: BTreeMap<u32, u32>,
     /// Members that have programmed addresses on a remote host, by host.
     pub(crate) hosts: HashMap<u32, u32>,
+    /// Those of `hosts` that are not admitted into the router's VNIs: the table has no room.
+    pub(crate) barred: BTreeSet<u32>,
     /// MACs of next hops that came as neighbours to GET, beside a router.
     pub(crate) learned: BTreeMap<Ipv4Addr, [u8; 6]>,
 }

@@ -31,7 +31,8 @@ impl Default for Limits {
     }
 }
 
-/// Slots of the tables whose indices the model gives out; the first slot is never used.
+/// Room in the tables whose indices the model gives out (the first slot is never used), and in those of which a small
+/// message can ask for more than any table holds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Slots {
     /// Of `PORTS`.
@@ -40,11 +41,15 @@ pub struct Slots {
     pub subnets: u32,
     /// Of `HOSTS`.
     pub hosts: u32,
+    /// Of `ROUTES`: a router of n subnets has n² connected routes.
+    pub routes: u32,
+    /// Of `VTEPS`: a router admits all its hosts into all its VNIs.
+    pub vteps: u32,
 }
 
 impl Default for Slots {
     fn default() -> Self {
-        Self { ports: u32::MAX, subnets: u32::MAX, hosts: u32::MAX }
+        Self { ports: u32::MAX, subnets: u32::MAX, hosts: u32::MAX, routes: u32::MAX, vteps: u32::MAX }
     }
 }
 
@@ -59,7 +64,7 @@ pub struct Settings {
     pub missing_group: MissingGroup,
     /// Bounds.
     pub limits: Limits,
-    /// Room in the tables that are arrays.
+    /// Room in tables.
     pub slots: Slots,
 }
 

@@ -208,6 +208,8 @@ fn settings(config: &Config, tables: &Tables) -> Settings {
             ports: tables.ports.capacity(),
             subnets: tables.subnets.capacity(),
             hosts: tables.hosts.capacity(),
+            routes: tables.routes.capacity(),
+            vteps: tables.vteps.capacity(),
         },
     }
 }

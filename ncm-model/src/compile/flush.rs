@@ -81,6 +81,7 @@ fn decide<K: Copy + Ord>(
 impl Model {
     /// Ends a step: everything marked is decided and its differences are added to `changes`.
     pub(crate) fn flush(&mut self, changes: &mut Changes) {
+        self.use_freed_room();
         while let Some(port) = self.dirty_ports.pop_first() {
             self.update_port(port);
         }

@@ -177,9 +177,20 @@ impl Model {
         let count = self.routers[router].hosts.entry(host).or_default();
         *count += 1;
         if *count == 1 {
-            for vni in self.vnis_of(router) {
-                self.hold_vtep(vni, host);
+            if self.has_room_for_host(router) {
+                self.admit_host(router, host);
+            } else {
+                self.bar_host(router, host);
             }
+        }
+    }
+
+    /// Admits a host of a router into all its VNIs.
+    pub(crate) fn admit_host(&mut self, router: u32, host: u32) {
+        let vnis = self.vnis_of(router);
+        self.room.more_vteps(vnis.len());
+        for vni in vnis {
+            self.hold_vtep(vni, host);
         }
     }
 
@@ -188,7 +199,12 @@ impl Model {
         *count -= 1;
         if *count == 0 {
             self.routers[router].hosts.remove(&host);
-            for vni in self.vnis_of(router) {
+            if self.routers[router].barred.remove(&host) {
+                return;
+            }
+            let vnis = self.vnis_of(router);
+            self.room.fewer_vteps(vnis.len());
+            for vni in vnis {
                 self.release_vtep(vni, host);
             }
         }
@@ -198,12 +214,18 @@ impl Model {
         self.routers[router].vnis.keys().copied().collect()
     }
 
+    fn admitted_of(&self, router: u32) -> Vec<u32> {
+        let state = &self.routers[router];
+        state.hosts.keys().copied().filter(|host| !state.barred.contains(host)).collect()
+    }
+
     /// A subnet's VNI and hosts become part of its router's.
     pub(crate) fn join_admission(&mut self, router: u32, slot: u32, live: Live) {
         let count = self.routers[router].vnis.entry(live.vni).or_default();
         *count += 1;
         if *count == 1 {
-            let hosts: Vec<u32> = self.routers[router].hosts.keys().copied().collect();
+            let hosts = self.admitted_of(router);
+            self.room.more_vteps(hosts.len());
             for host in hosts {
                 self.hold_vtep(live.vni, host);
             }
@@ -222,7 +244,8 @@ impl Model {
         *count -= 1;
         if *count == 0 {
             self.routers[router].vnis.remove(&live.vni);
-            let hosts: Vec<u32> = self.routers[router].hosts.keys().copied().collect();
+            let hosts = self.admitted_of(router);
+            self.room.fewer_vteps(hosts.len());
             for host in hosts {
                 self.release_vtep(live.vni, host);
             }

@@ -6,8 +6,10 @@ pub(crate) mod flush;
 pub(crate) mod hosts;
 mod mirror;
 mod ports;
+mod room;
 mod routes;
 mod subnets;
 
 pub(crate) use changes::HandleKind;
 pub use changes::{Changes, Delta, Handle, HostChange, InterfaceChanges, Put};
+pub(crate) use room::{Room, Scarce};

@@ -14,6 +14,11 @@ fn route_key(subnet: u32, net: Ipv4Net) -> RouteKey {
 }
 
 impl RouterSlot {
+    /// How many of its hosts are admitted into its VNIs.
+    pub(crate) fn admitted(&self) -> usize {
+        self.hosts.len() - self.barred.len()
+    }
+
     /// The member that an address is in: the one with the longest prefix.
     pub(crate) fn member_of(&self, address: Ipv4Addr) -> Option<u32> {
         (0..=32).rev().find_map(|length| {
@@ -32,23 +37,29 @@ impl RouterSlot {
 }
 
 impl Model {
-    /// A live subnet becomes a member of its router.
-    pub(crate) fn join_router(&mut self, router: u32, slot: u32, live: Live) {
+    /// A live subnet becomes a member of its router. Routes change only if it `moves`: they do not tell VNIs.
+    pub(crate) fn join_router(&mut self, router: u32, slot: u32, live: Live, moves: bool) {
+        self.room.more_routes(self.routers[router].members.len());
         self.routers[router].members.insert(slot);
         if let Some(net) = live.net {
             let id = self.subnets[slot].id.clone();
             self.routers[router].prefixes.entry(net).or_default().insert(id, slot);
         }
         self.join_admission(router, slot, live);
-        self.disturb_routes(router, slot, live);
+        if moves {
+            self.disturb_routes(router, slot, live);
+        }
     }
 
     /// The reverse of [`Model::join_router`].
-    pub(crate) fn leave_router(&mut self, router: u32, slot: u32, live: Live) {
-        self.disturb_routes(router, slot, live);
+    pub(crate) fn leave_router(&mut self, router: u32, slot: u32, live: Live, moves: bool) {
+        if moves {
+            self.disturb_routes(router, slot, live);
+        }
         self.leave_admission(router, slot, live);
         let state = &mut self.routers[router];
         state.members.remove(&slot);
+        self.room.fewer_routes(state.members.len());
         if let Some(net) = live.net
             && let Some(members) = state.prefixes.get_mut(&net)
         {

@@ -7,6 +7,9 @@ use crate::model::Model;
 use crate::resources::{Live, SubnetSlot};
 use crate::store::NONE;
 
+/// So many marked routes are not left to the end of the step, where a message changes the same ones over and over.
+const MANY_ROUTES: usize = 1 << 20;
+
 /// Key of the table of subnets by prefix.
 pub(crate) fn prefix_key(vni: u32, net: ipnet::Ipv4Net) -> SubnetPrefixKey {
     SubnetPrefixKey { prefix_len: 32 + u32::from(net.prefix_len()), vni, ip: net.network().octets() }
@@ -57,24 +60,28 @@ impl Model {
         let subnet = &self.subnets[slot];
         let before = subnet.live;
         self.waiting_subnets.remove(&slot);
-        let mut wanted = subnet.held.as_ref().filter(|_| vni != 0).map(|held| Live {
-            vni,
-            net: held.net,
-            router: subnet.routers.values().next().copied(),
-        });
+        self.room.wait_no_more(slot);
+        let mut wanted =
+            subnet.held.as_ref().filter(|_| vni != 0).map(|held| Live { vni, net: held.net, router: None });
+        if let Some(wanted) = &mut wanted {
+            wanted.router = self.router_with_room(slot, vni, before);
+        }
         if before != wanted {
+            let place = |live: Option<Live>| live.map(|live| (live.net, live.router));
+            let moves = place(before) != place(wanted);
             if let Some(live) = before {
-                self.retract(slot, live);
+                self.retract(slot, live, moves);
             }
             if before.is_none() && wanted.is_some() && !self.number_subnet(slot) {
                 self.waiting_subnets.insert(slot);
+                self.room.wait_no_more(slot);
                 wanted = None;
             } else if before.is_some() && wanted.is_none() {
                 self.unnumber_subnet(slot);
             }
             self.subnets[slot].live = wanted;
             if let Some(live) = wanted {
-                self.assert(slot, live);
+                self.assert(slot, live, moves);
             }
             let settles = |live: Option<Live>| live.map(|live| (live.vni, live.router.is_some()));
             if settles(before) != settles(wanted) {
@@ -82,6 +89,9 @@ impl Model {
             }
         }
         self.write_subnet(slot);
+        if self.dirty_routes.len() > MANY_ROUTES {
+            self.write_routes();
+        }
         if before.is_some()
             && wanted.is_none()
             && let Some(next) = self.waiting_subnets.pop_first()
@@ -113,7 +123,7 @@ impl Model {
         self.tables.subnets.unset(index);
     }
 
-    fn retract(&mut self, slot: u32, live: Live) {
+    fn retract(&mut self, slot: u32, live: Live, moves: bool) {
         if let Some(net) = live.net {
             let id = self.subnets[slot].id.clone();
             if let Some(claims) = self.prefix_claims.get_mut(&(live.vni, net)) {
@@ -129,11 +139,11 @@ impl Model {
             self.release_vtep(live.vni, host);
         }
         if let Some(router) = live.router {
-            self.leave_router(router, slot, live);
+            self.leave_router(router, slot, live, moves);
         }
     }
 
-    fn assert(&mut self, slot: u32, live: Live) {
+    fn assert(&mut self, slot: u32, live: Live, moves: bool) {
         if let Some(net) = live.net {
             let id = self.subnets[slot].id.clone();
             self.prefix_claims.entry((live.vni, net)).or_default().insert(id, slot);
@@ -144,7 +154,7 @@ impl Model {
             self.hold_vtep(live.vni, host);
         }
         if let Some(router) = live.router {
-            self.join_router(router, slot, live);
+            self.join_router(router, slot, live, moves);
         }
     }
 

@@ -101,9 +101,11 @@ impl Model {
         Some(Row { id, resource_type: resource, operation, status, cause })
     }
 
-    /// Rows of states that are not noted, but whose entries the kernel has refused.
+    /// Rows of states that are not noted, but whose entries the kernel has refused or has no room for.
     fn failed_rows<'a>(&'a self, run: &'a Run) -> Vec<(usize, Row<'a>)> {
-        if (self.failed.is_empty() && self.hosts.waiting.is_empty()) || run.is_for_others() {
+        if (self.failed.is_empty() && self.hosts.waiting.is_empty() && !self.room.any_barred())
+            || run.is_for_others()
+        {
             return Vec::new();
         }
         let mut rows = Vec::new();

@@ -2,11 +2,11 @@
 
 use std::borrow::Cow;
 
-use crate::compile::{Handle, HandleKind};
+use crate::compile::{Handle, HandleKind, Scarce};
 use crate::goalstate::message::Entry;
 use crate::goalstate::neighbour_view::{self, split_state};
 use crate::model::Model;
-use crate::resources::{Address, PortSlot, address_flags, neighbour_flags};
+use crate::resources::{Address, Neighbour, PortSlot, address_flags, neighbour_flags};
 use crate::settings::MissingGroup;
 use crate::wire::{OperationStatus, ResourceType};
 
@@ -27,6 +27,16 @@ impl Model {
     fn failure_of(&self, handle: Handle) -> Option<Standing> {
         let sym = self.failed.get(&handle)?;
         Some(failure(self.strings.text(*sym).into_owned()))
+    }
+
+    /// Why a subnet is not in its router.
+    fn not_routed(&self, slot: u32, scarce: Scarce) -> String {
+        let slots = &self.settings.slots;
+        let full = match scarce {
+            Scarce::Routes => Self::no_room("routes", slots.routes),
+            Scarce::Vteps => Self::no_room("vteps", slots.vteps),
+        };
+        format!("subnet {} is not routed: with it, {full}", self.subnets[slot].id)
     }
 
     fn no_room(table: &str, slots: u32) -> String {
@@ -70,6 +80,11 @@ impl Model {
         for subnet in router.tables.keys() {
             if self.subnets[*subnet].live.is_none() {
                 return pending(self.subnet_missing(*subnet));
+            }
+            if self.subnets[*subnet].routers.values().next() == Some(&slot)
+                && let Some(scarce) = self.room.lacks(*subnet)
+            {
+                return failure(self.not_routed(*subnet, scarce));
             }
         }
         for rule in router.tables.values().flatten() {
@@ -163,15 +178,32 @@ impl Model {
         {
             return failure(Self::no_room("hosts", self.hosts.indices.slots()));
         }
+        if self.is_barred(neighbour) {
+            let full = Self::no_room("vteps", self.settings.slots.vteps);
+            return failure(format!("its host is not admitted into the router's other subnets: {full}"));
+        }
         let Some(address) = self.first_parked(neighbour.first) else { return SUCCESS };
         let subnet = &self.subnets[address.subnet];
         if subnet.live.is_none() {
             return pending(self.subnet_missing(address.subnet));
         }
+        if let Some(scarce) = self.room.lacks(address.subnet) {
+            return pending(self.not_routed(address.subnet, scarce));
+        }
         pending(format!(
             "no router holds subnet {} yet: the L3 neighbour completes when a router with it is pushed",
             subnet.id
         ))
+    }
+
+    /// The neighbour's host is kept out of a router's VNIs for want of room.
+    fn is_barred(&self, neighbour: &Neighbour) -> bool {
+        self.room.any_barred()
+            && self.addresses_from(neighbour.first).any(|(_, address)| {
+                let router = self.subnets[address.subnet].live.and_then(|live| live.router);
+                address.has(address_flags::ACTIVE)
+                    && router.is_some_and(|router| self.routers[router].barred.contains(&neighbour.host))
+            })
     }
 
     /// How the resource stands that an applied state named; success if it has gone since.

@@ -6,6 +6,7 @@ mod decoding;
 mod kernel;
 mod merging;
 mod properties;
+mod room;
 mod scratch;
 mod states;
 mod statuses;

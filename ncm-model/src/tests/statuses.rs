@@ -459,7 +459,7 @@ fn a_neighbour_on_this_host_is_local_and_nothing_is_programmed() {
 
 /// A node with room for two ports, two subnets and two remote hosts: the first slot of each table is never used.
 fn small_node() -> Node {
-    let slots = Slots { ports: 3, subnets: 3, hosts: 3 };
+    let slots = Slots { ports: 3, subnets: 3, hosts: 3, ..Slots::default() };
     let mut node = Node::with(Settings { slots, ..Settings::default() });
     node.push(&base());
     node
