@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use prost::Message as _;
 
-use super::message::{Entry, Message};
+use super::message::{Entry, Message, read_resources};
 use super::neighbour_view::{self, split_state};
 use super::parse;
 use crate::wire::{PortState, ResourceType, RouterState, SubnetState};
@@ -34,20 +34,16 @@ impl Scope {
         let Some(hosts) = message.hosts() else { return Self::All };
         let mut ours = hosts
             .iter()
+            .map(|place| message.host(place))
             .filter(|(host, _)| parse::ip(host).is_some_and(|host| addresses.contains(&host)))
             .peekable();
         if ours.peek().is_none() {
             return Self::None;
         }
         let mut listed = Listed::default();
-        for resource in ours.flat_map(|(_, resources)| &resources.resources) {
-            let ids = listed.ids.entry(resource.r#type).or_default();
-            if let Some((host, id)) = resource.id.split_once('/')
-                && parse::ip(host).is_some()
-            {
-                ids.insert(id.to_owned());
-            }
-            ids.insert(resource.id.clone());
+        for (_, resources) in ours {
+            // The structure was checked when the message came.
+            let _checked = read_resources(&resources, |resource_type, id| listed.list(resource_type, id));
         }
         listed.follow(message);
         Self::Listed(listed)
@@ -64,6 +60,16 @@ impl Scope {
 }
 
 impl Listed {
+    fn list(&mut self, resource_type: i32, id: &str) {
+        let ids = self.ids.entry(resource_type).or_default();
+        let bare = id.split_once('/').filter(|(host, _)| parse::ip(host).is_some()).map(|(_, id)| id);
+        for id in bare.into_iter().chain([id]) {
+            if !ids.contains(id) {
+                ids.insert(id.to_owned());
+            }
+        }
+    }
+
     fn lists(&self, resource: ResourceType, key: &str, id: &str) -> bool {
         self.ids.get(&(resource as i32)).is_some_and(|ids| ids.contains(id) || ids.contains(key))
     }

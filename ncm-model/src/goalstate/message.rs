@@ -7,14 +7,18 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 use bytes::Bytes;
-use prost::Message as _;
 
 use super::neighbour_view::{self, Part, merge, split_state};
 use super::reader::{Fault, Reader, Wire};
 use crate::wire::{
-    DhcpState, GatewayState, HostResources, PortState, ResourceType, RouterState, SecurityGroupState,
-    SubnetState, VpcState,
+    DhcpState, GatewayState, PortState, ResourceType, RouterState, SecurityGroupState, SubnetState, VpcState,
 };
+
+/// Longest single state, in bytes: one is decoded as a whole, and may take many times its length then.
+const LONGEST_STATE: usize = 16 << 20;
+
+/// States other than neighbours, and entries of `host_resources`, in one message: where each is gets noted.
+const MOST_NOTED: usize = 1 << 22;
 
 /// Which of the contract's messages it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -78,8 +82,8 @@ pub struct Message {
     sections: [Vec<Range<usize>>; 8],
     neighbours: Range<usize>,
     neighbour_count: usize,
-    /// `host_resources` by host; `None` where the message has none.
-    hosts: Option<Vec<(String, HostResources)>>,
+    /// Where the entries of `host_resources` are.
+    hosts: Vec<Range<usize>>,
 }
 
 /// One state of a message: the key under which it came (V2), and its bytes.
@@ -127,7 +131,7 @@ impl Message {
             sections: Default::default(),
             neighbours: 0..0,
             neighbour_count: 0,
-            hosts: None,
+            hosts: Vec::new(),
         };
         let base = bytes.as_ptr() as usize;
         message.scan(&bytes).map_err(|fault| {
@@ -149,6 +153,22 @@ impl Message {
 
     fn scan(&mut self, bytes: &[u8]) -> Result<(), Fault> {
         let base = bytes.as_ptr() as usize;
+        let place = |entry: &[u8]| {
+            let start = entry.as_ptr() as usize - base;
+            start..start + entry.len()
+        };
+        let mut noted = 0;
+        let mut note = |list: &mut Vec<Range<usize>>, entry: &[u8]| {
+            noted += 1;
+            if noted > MOST_NOTED {
+                return Err(Fault::new(
+                    entry,
+                    format!("more than {MOST_NOTED} states other than neighbours"),
+                ));
+            }
+            list.push(place(entry));
+            Ok(())
+        };
         let mut reader = Reader::new(bytes);
         loop {
             let field_start = bytes.len() - reader.left();
@@ -159,21 +179,20 @@ impl Message {
             } else if let Some((resource, name)) = self.kind.field(number) {
                 let entry = reader.bytes(wire).map_err(|fault| fault.within(name))?;
                 check_entry(self.kind, resource, entry).map_err(|fault| fault.within(name))?;
-                let start = entry.as_ptr() as usize - base;
-                let place = start..start + entry.len();
                 if resource == ResourceType::Neighbor {
                     if self.neighbour_count == 0 {
                         self.neighbours.start = field_start;
                     }
-                    self.neighbours.end = place.end;
+                    self.neighbours.end = place(entry).end;
                     self.neighbour_count += 1;
                 } else {
-                    self.sections[resource as usize].push(place);
+                    note(&mut self.sections[resource as usize], entry).map_err(|fault| fault.within(name))?;
                 }
             } else if self.kind == Kind::V2 && number == 2 {
                 let entry = reader.bytes(wire).map_err(|fault| fault.within("host_resources"))?;
-                let host = read_host_resources(entry).map_err(|fault| fault.within("host_resources"))?;
-                self.hosts.get_or_insert_default().push(host);
+                check_host(entry)
+                    .and_then(|()| note(&mut self.hosts, entry))
+                    .map_err(|fault| fault.within("host_resources"))?;
             } else if self.kind == Kind::Rules && number == 2 {
                 reader.text(wire).map_err(|fault| fault.within("request_id"))?;
             } else {
@@ -219,8 +238,16 @@ impl Message {
         self.neighbour_count + self.sections.iter().map(Vec::len).sum::<usize>()
     }
 
-    pub(crate) fn hosts(&self) -> Option<&[(String, HostResources)]> {
-        self.hosts.as_deref().filter(|hosts| !hosts.is_empty())
+    /// Where the entries of `host_resources` are, if there are any.
+    pub(crate) fn hosts(&self) -> Option<&[Range<usize>]> {
+        Some(self.hosts.as_slice()).filter(|hosts| !hosts.is_empty())
+    }
+
+    /// An entry of `host_resources`: the host, and what [`read_resources`] reads.
+    pub(crate) fn host(&self, place: &Range<usize>) -> (&str, Cow<'_, [u8]>) {
+        // The structure was checked when the message came.
+        let (host, resources) = split_map_entry(&self.bytes[place.clone()]).unwrap_or_default();
+        (host, resources.unwrap_or_default())
     }
 
     /// How many states of a type (other than neighbours) the message holds.
@@ -288,6 +315,10 @@ fn split_map_entry(entry: &[u8]) -> Result<(&str, Part<'_>), Fault> {
 }
 
 fn check_entry(kind: Kind, resource: ResourceType, entry: &[u8]) -> Result<(), Fault> {
+    if entry.len() > LONGEST_STATE {
+        let problem = format!("a state of {} bytes, where {LONGEST_STATE} is the most", entry.len());
+        return Err(Fault::new(entry, problem));
+    }
     if kind == Kind::V2 {
         let (_, value) = split_map_entry(entry)?;
         return check_state(resource, value.as_deref().unwrap_or_default());
@@ -316,9 +347,30 @@ fn check_state(resource: ResourceType, state: &[u8]) -> Result<(), Fault> {
     }
 }
 
-fn read_host_resources(entry: &[u8]) -> Result<(String, HostResources), Fault> {
-    let (key, value) = split_map_entry(entry)?;
-    let resources = HostResources::decode(value.as_deref().unwrap_or_default())
-        .map_err(|error| Fault::new(entry, error.to_string()))?;
-    Ok((key.to_owned(), resources))
+fn check_host(entry: &[u8]) -> Result<(), Fault> {
+    let (_, resources) = split_map_entry(entry)?;
+    read_resources(resources.as_deref().unwrap_or_default(), |_, _| {})
+        .map_err(|fault| fault.within("resources").within("value"))
+}
+
+/// Reads an encoded `HostResources`, and hands on type and id of each.
+pub(crate) fn read_resources(bytes: &[u8], mut take: impl FnMut(i32, &str)) -> Result<(), Fault> {
+    let mut reader = Reader::new(bytes);
+    while let Some((number, wire)) = reader.field()? {
+        if number != 1 {
+            reader.skip(number, wire)?;
+            continue;
+        }
+        let (mut resource_type, mut id) = (0, "");
+        let mut resource = Reader::new(reader.bytes(wire)?);
+        while let Some((number, wire)) = resource.field()? {
+            match number {
+                1 => resource_type = resource.number(wire).map_err(|fault| fault.within("type"))? as i32,
+                2 => id = resource.text(wire).map_err(|fault| fault.within("id"))?,
+                _ => resource.skip(number, wire)?,
+            }
+        }
+        take(resource_type, id);
+    }
+    Ok(())
 }

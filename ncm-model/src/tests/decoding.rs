@@ -211,3 +211,35 @@ fn neighbours_between_other_states_are_all_found() {
     let ids: Vec<_> = model.rows(&run).map(|row| row.id.into_owned()).collect();
     assert_eq!(ids, ["", "", "a", "b", "c"]);
 }
+
+#[test]
+fn what_would_multiply_when_decoded_is_refused_with_its_place() {
+    // A port state of 17 MiB of empty addresses, each of which would take dozens of bytes decoded.
+    let mut configuration = Vec::new();
+    while configuration.len() < 17 << 20 {
+        configuration.extend_from_slice(&[0x4a, 0]);
+    }
+    let field = |number: u8, content: &[u8]| {
+        let mut field = vec![number << 3 | 2];
+        prost::encoding::encode_varint(content.len() as u64, &mut field);
+        field.extend_from_slice(content);
+        field
+    };
+    let state = field(2, &configuration);
+    let error = Message::decode_v1(field(4, &state).into()).unwrap_err();
+    assert_eq!(error.path, "port_states", "{error}");
+    assert!(error.problem.contains("16777216"), "{error}");
+    // The same as a neighbour, and in a map.
+    let error = Message::decode_v2(field(7, &field(2, &state)).into()).unwrap_err();
+    assert_eq!(error.path, "neighbor_states", "{error}");
+    // More entries than are noted, each of two bytes.
+    for number in [2_u8, 3] {
+        let entries = [number << 3 | 2, 0].repeat((1 << 22) + 1);
+        let error = Message::decode_v2(entries.into()).unwrap_err();
+        assert_eq!(error.path, ["host_resources", "vpc_states"][usize::from(number) - 2], "{error}");
+        assert!(error.problem.contains("4194304"), "{error}");
+    }
+    let broken = field(2, &field(2, &field(1, &[0x12, 1, 0xff])));
+    let error = Message::decode_v2(broken.into()).unwrap_err();
+    assert_eq!(error.path, "host_resources.value.resources.id", "{error}");
+}
