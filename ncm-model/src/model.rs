@@ -32,6 +32,7 @@ pub struct Model {
     pub(crate) vpcs: BTreeMap<String, Vpc>,
     pub(crate) subnets: Slab<SubnetSlot>,
     pub(crate) subnet_by_id: HashMap<String, u32>,
+    pub(crate) held_subnets: usize,
     pub(crate) ports: Slab<PortSlot>,
     pub(crate) port_by_id: HashMap<String, u32>,
     pub(crate) routers: Slab<RouterSlot>,
@@ -42,6 +43,7 @@ pub struct Model {
     pub(crate) v6: Slab<[u8; 16]>,
     /// Resources kept without being supported, by type and identity.
     pub(crate) kept: BTreeMap<(u8, String), Kept>,
+    pub(crate) kept_counts: BTreeMap<u8, usize>,
     pub(crate) interfaces: HashMap<String, Interface>,
     pub(crate) hosts: Hosts,
 
@@ -49,12 +51,13 @@ pub struct Model {
     pub(crate) vpc_subnets: HashMap<String, BTreeSet<u32>>,
     /// How often each VPC uses a VNI.
     pub(crate) vni_owners: HashMap<u32, HashMap<String, u32>>,
-    pub(crate) vni_counts: HashMap<u32, u32>,
+    /// Live subnets by VNI.
+    pub(crate) vni_subnets: HashMap<u32, BTreeSet<u32>>,
     /// Live subnets by VNI and prefix, and then by id.
     pub(crate) prefix_claims: HashMap<(u32, Ipv4Net), BTreeMap<String, u32>>,
     pub(crate) subnet_by_index: HashMap<u32, u32>,
     /// Why a host is admitted into a VNI: a count of reasons.
-    pub(crate) vteps: HashMap<(u32, u32), u32>,
+    pub(crate) vteps: BTreeMap<(u32, u32), u32>,
     /// Ports by the interface index that leads to them.
     pub(crate) bound: HashMap<u32, u32>,
     pub(crate) claims_ip: Claims,
@@ -70,6 +73,8 @@ pub struct Model {
     /// What the kernel refused, and why.
     pub(crate) failed: BTreeMap<Handle, Sym>,
     pub(crate) retried: Option<Handle>,
+    /// Whose entries are written again when the step ends.
+    pub(crate) resend: BTreeSet<Handle>,
     /// Addresses that wait.
     pub(crate) parked: usize,
     /// Subnets with addresses to look at again.
@@ -345,15 +350,8 @@ impl Model {
             );
         }
         self.retried = handles.last().copied();
-        let mut tabled = BTreeSet::new();
         for handle in &handles {
-            if handle.kind() != Some(HandleKind::Neighbour) {
-                tabled.insert(*handle);
-            }
-            self.touch_owner(*handle);
-        }
-        if !tabled.is_empty() {
-            self.tables.resend(|cause| tabled.contains(&cause));
+            self.retry_one(*handle);
         }
         self.flush(changes);
         handles.len()
@@ -382,7 +380,7 @@ impl Model {
         }
         self.touch_owner(handle);
         if handle.kind() != Some(HandleKind::Neighbour) {
-            self.tables.resend(|cause| cause == handle);
+            self.resend.insert(handle);
         }
     }
 

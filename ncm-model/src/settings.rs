@@ -23,11 +23,21 @@ pub struct Limits {
     pub tombstone_age_s: u64,
     /// How many addresses of ports and neighbours may wait for something that is not known yet.
     pub parked: usize,
+    /// How many neighbours are held, and how many addresses of ports and neighbours.
+    pub neighbours: usize,
+    /// How many resources are held of each other type.
+    pub resources: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { tombstones: 65_536, tombstone_age_s: 3_600, parked: 4_194_304 }
+        Self {
+            tombstones: 65_536,
+            tombstone_age_s: 3_600,
+            parked: 4_194_304,
+            neighbours: 4_194_304,
+            resources: 65_536,
+        }
     }
 }
 

@@ -225,6 +225,10 @@ pub struct Limits {
     pub tombstone_age_s: u64,
     /// Resources kept while what they refer to is missing.
     pub parked: u64,
+    /// Neighbours held, and addresses of ports and neighbours.
+    pub neighbours: u64,
+    /// Resources held of each other type.
+    pub resources: u64,
 }
 
 /// What the command line overrides.

@@ -303,6 +303,8 @@ fn limits(mut section: Section<'_, '_>) -> Limits {
         tombstones: section.integer("tombstones", 0, 1 << 24, 262_144),
         tombstone_age_s: section.integer("tombstone_age_s", 0, 31_536_000, 86_400),
         parked: section.integer("parked", 0, 1 << 26, 4_194_304),
+        neighbours: section.integer("neighbours", 1, 1 << 26, 4_194_304),
+        resources: section.integer("resources", 1, 1 << 24, 65_536),
     };
     section.finish();
     limits

@@ -203,6 +203,8 @@ fn settings(config: &Config, tables: &Tables) -> Settings {
             tombstones: limit(config.limits.tombstones),
             tombstone_age_s: config.limits.tombstone_age_s,
             parked: limit(config.limits.parked),
+            neighbours: limit(config.limits.neighbours),
+            resources: limit(config.limits.resources),
         },
         slots: Slots {
             ports: tables.ports.capacity(),

@@ -71,6 +71,15 @@ pub(crate) fn kind_name(resource: ResourceType) -> &'static str {
     }
 }
 
+/// What several of them are called.
+fn kinds_name(resource: ResourceType) -> &'static str {
+    match resource {
+        ResourceType::Securitygroup => "security groups",
+        ResourceType::Dhcp => "DHCP bindings",
+        _ => "gateways",
+    }
+}
+
 /// Why such a resource is a failure.
 pub(crate) fn unsupported(resource: ResourceType) -> &'static str {
     match resource {
@@ -115,8 +124,16 @@ impl Model {
                 }
                 return Ok(self.delete_unheld(resource, &state.id, kind_name(resource)));
             };
+            if let Some(count) = self.kept_counts.get_mut(&kind) {
+                *count -= 1;
+            }
             self.bury(kind, &state.id, held.meta.revision, state.revision, request);
             return Ok(Outcome::Success);
+        }
+        let count = self.kept_counts.get(&kind).copied().unwrap_or_default();
+        self.check_held(count, held.is_some(), kinds_name(resource))?;
+        if held.is_none() {
+            self.kept_counts.insert(kind, count + 1);
         }
         let held = self.kept.remove(&key);
         let changed = held.as_ref().is_none_or(|held| held.state != bytes);

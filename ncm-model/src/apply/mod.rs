@@ -118,6 +118,17 @@ impl Model {
         ))
     }
 
+    /// Refuses one more resource of a type of which so many are `held`, unless it `is_held` itself.
+    pub(crate) fn check_held(&self, held: usize, is_held: bool, what: &str) -> Result<(), Refusal> {
+        let most = self.settings.limits.resources;
+        if is_held || held < most {
+            return Ok(());
+        }
+        Err(Outcome::failure(format!(
+            "limits.resources reached: {held} {what} are held already: delete some, or raise it"
+        )))
+    }
+
     /// The revision that a resource has from now on.
     pub(crate) fn merged_revision(held: Option<u32>, sent: u32) -> u32 {
         if sent == 0 { held.unwrap_or_default() } else { sent }

@@ -1,5 +1,6 @@
 //! Neighbours: a million in one message, so what is common is kept short.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 
 use super::fixed_ips::{ByIp, Fixed, fixed_at, parse_fixed};
@@ -190,12 +191,48 @@ impl Model {
                 )));
             }
         }
+        self.check_neighbour_room(view, fixed, held)?;
         if !any_held {
             let named =
                 fixed.iter().filter(|fixed| fixed.tunnel == 0).map(|fixed| fixed_at(view, fixed.position));
             self.check_parking(named.map(|fixed| fixed.subnet_id))?;
         }
         Ok(Common { mac, host, full })
+    }
+
+    /// Refuses neighbours and addresses beyond the limit.
+    fn check_neighbour_room(
+        &self,
+        view: &NeighbourView<'_>,
+        fixed: &[Fixed],
+        held: &[Option<u32>; 2],
+    ) -> Result<(), Refusal> {
+        let most = self.settings.limits.neighbours;
+        let new = TYPES
+            .iter()
+            .filter(|l3| held[usize::from(**l3)].is_none() && fixed.iter().any(|fixed| fixed.l3 == **l3));
+        if self.neighbours.len() + new.count() > most {
+            return Err(Outcome::failure(format!(
+                "limits.neighbours reached: {most} are held already: delete some, or raise it"
+            )));
+        }
+        if self.addresses.len() + fixed.len() <= most {
+            return Ok(());
+        }
+        // Nearly full: what is held already counts once.
+        let mut known = HashSet::new();
+        for (slot, l3) in held.iter().zip(TYPES) {
+            let first = slot.map_or(NONE, |slot| self.neighbours[slot].first);
+            known.extend(self.addresses_from(first).map(|(_, address)| (self.ip_of(address), l3)));
+        }
+        let new = fixed.iter().filter(|fixed| !known.contains(&(fixed.ip, fixed.l3))).count();
+        if new == 0 || self.addresses.len() + new <= most {
+            return Ok(());
+        }
+        Err(Outcome::failure(format!(
+            "limits.neighbours reached: neighbour {} has {new} addresses more than what {most} leaves room for",
+            view.id
+        )))
     }
 
     /// Refuses what would have to wait where too much waits already.

@@ -153,8 +153,17 @@ impl Model {
     ) -> Result<(PortConfiguration, bool), Refusal> {
         check_update_type(config.update_type)?;
         let held = self.port_by_id.get(&config.id).map(|slot| &self.ports[*slot].config);
+        self.check_held(self.port_by_id.len(), held.is_some(), "ports")?;
         let config = merge::port(held, config);
         parse_port(&config)?;
+        let count = |config: &PortConfiguration| config.fixed_ips.len() + config.allow_address_pairs.len();
+        let new = count(&config).saturating_sub(held.map_or(0, count));
+        let most = self.settings.limits.neighbours;
+        if new > 0 && self.addresses.len() + new > most {
+            return Err(Outcome::failure(format!(
+                "limits.neighbours reached: the port has {new} addresses more than what {most} leaves room for"
+            )));
+        }
         let changed = held.is_none_or(|held| {
             let plain = |config: &PortConfiguration| PortConfiguration {
                 revision_number: 0,

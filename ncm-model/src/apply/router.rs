@@ -138,6 +138,7 @@ impl Model {
     ) -> Result<(RouterConfiguration, bool), Refusal> {
         check_update_type(config.update_type)?;
         let held = self.router_by_id.get(&config.id).map(|slot| &self.routers[*slot].config);
+        self.check_held(self.router_by_id.len(), held.is_some(), "routers")?;
         let config = merge::router(held, config);
         parse_router(&config)?;
         let changed = held.is_none_or(|held| {

@@ -42,8 +42,9 @@ impl Model {
         });
         let slot = self.subnet_slot(&id);
         let held = self.subnets[slot].held.take();
-        if let Some(held) = &held {
-            self.disown_subnet(slot, held);
+        match &held {
+            Some(held) => self.disown_subnet(slot, held),
+            None => self.held_subnets += 1,
         }
         let (revision, request_id) = (config.revision_number, config.request_id.clone());
         let meta = self.meta(held.as_ref().map(|held| &held.meta), changed, revision, &request_id, request);
@@ -67,6 +68,7 @@ impl Model {
     ) -> Result<(SubnetConfiguration, bool), Refusal> {
         check_update_type(config.update_type)?;
         let held = self.held_subnet(&config.id).map(|subnet| &subnet.config);
+        self.check_held(self.held_subnets, held.is_some(), "subnets")?;
         let config = merge::subnet(held, config);
         let most = match NetworkType::try_from(config.network_type) {
             Ok(NetworkType::Vxlan) => MAX_VNI,
@@ -138,6 +140,7 @@ impl Model {
             config.revision_number,
             request,
         );
+        self.held_subnets -= 1;
         self.disown_subnet(slot, &held);
         self.update_subnet(slot);
         self.forget_failure(Handle::new(HandleKind::Subnet, slot));

@@ -53,6 +53,7 @@ impl Model {
     pub(crate) fn merged_vpc(&self, config: VpcConfiguration) -> Result<(VpcConfiguration, bool), Refusal> {
         check_update_type(config.update_type)?;
         let held = self.vpcs.get(&config.id).map(|vpc| &vpc.config);
+        self.check_held(self.vpcs.len(), held.is_some(), "VPCs")?;
         let config = merge::vpc(held, config);
         if config.tunnel_id == 0 || config.tunnel_id > MAX_VNI {
             return Err(Outcome::invalid(format!(

@@ -93,6 +93,10 @@ impl Model {
         let mut dirty = std::mem::take(&mut self.dirty_mac);
         decide(&mut dirty, &mut changes.endpoints_mac, |key, claimant| self.endpoint_by_mac(key, claimant));
         self.dirty_mac = dirty;
+        let again = std::mem::take(&mut self.resend);
+        if !again.is_empty() {
+            self.tables.resend(|cause| again.contains(&cause));
+        }
         self.tables.flush(changes);
         self.announce_interfaces(&mut changes.interfaces);
     }

@@ -61,10 +61,9 @@ impl Model {
         if admitted.is_empty() {
             return;
         }
-        for (vni, slot) in self.vteps.keys().filter(|(_, slot)| admitted.contains(slot)) {
-            let host = &self.hosts.slots[*slot];
-            let value = Reference { index: host.index, generation: host.generation };
-            self.tables.vteps.set(vtep_key(*vni, host.address), value, Handle::new(HandleKind::Host, *slot));
+        let held: Vec<_> = self.vteps.keys().filter(|(_, slot)| admitted.contains(slot)).copied().collect();
+        for (vni, slot) in held {
+            self.write_vtep(vni, slot);
         }
         for neighbour in 0..self.neighbours.bound() {
             let Some(first) = self
@@ -124,11 +123,35 @@ impl Model {
         let count = self.vteps.entry((vni, host)).or_default();
         *count += 1;
         if *count == 1 {
-            let host_slot = host;
-            let host = &self.hosts.slots[host];
-            let value = Reference { index: host.index, generation: host.generation };
-            let cause = Handle::new(HandleKind::Host, host_slot);
-            self.tables.vteps.set(vtep_key(vni, host.address), value, cause);
+            self.write_vtep(vni, host);
+        }
+    }
+
+    /// Writes a host's admission into a VNI, if a subnet has it: to frames of other VNIs this node lays no claim.
+    fn write_vtep(&mut self, vni: u32, slot: u32) {
+        if !self.vni_subnets.contains_key(&vni) {
+            return;
+        }
+        let host = &self.hosts.slots[slot];
+        let value = Reference { index: host.index, generation: host.generation };
+        self.tables.vteps.set(vtep_key(vni, host.address), value, Handle::new(HandleKind::Host, slot));
+    }
+
+    fn hosts_in(&self, vni: u32) -> Vec<u32> {
+        self.vteps.range((vni, 0)..=(vni, u32::MAX)).map(|((_, host), _)| *host).collect()
+    }
+
+    /// A VNI has its first subnet: who has a reason to send into it may.
+    pub(crate) fn admit_into(&mut self, vni: u32) {
+        for host in self.hosts_in(vni) {
+            self.write_vtep(vni, host);
+        }
+    }
+
+    /// A VNI has no subnet any more: nobody sends into it, whatever neighbours say.
+    pub(crate) fn refuse_into(&mut self, vni: u32) {
+        for host in self.hosts_in(vni) {
+            self.tables.vteps.unset(vtep_key(vni, self.hosts.slots[host].address));
         }
     }
 

@@ -134,7 +134,7 @@ impl Model {
             }
             self.write_prefix(live.vni, net);
         }
-        self.count_vni(live.vni, slot, -1);
+        self.leave_vni(live.vni, slot);
         for host in self.hosts_of(slot) {
             self.release_vtep(live.vni, host);
         }
@@ -149,7 +149,7 @@ impl Model {
             self.prefix_claims.entry((live.vni, net)).or_default().insert(id, slot);
             self.write_prefix(live.vni, net);
         }
-        self.count_vni(live.vni, slot, 1);
+        self.join_vni(live.vni, slot);
         for host in self.hosts_of(slot) {
             self.hold_vtep(live.vni, host);
         }
@@ -173,17 +173,32 @@ impl Model {
         self.tables.subnet_prefixes.assign(prefix_key(vni, net), value);
     }
 
-    fn count_vni(&mut self, vni: u32, slot: u32, step: i32) {
-        let count = self.vni_counts.entry(vni).or_default();
-        *count = count.saturating_add_signed(step);
-        if *count == 0 {
-            self.vni_counts.remove(&vni);
-            self.tables.vnis.unset(vni);
-        } else {
-            let value = Vni { subnets: *count, reserved: 0 };
-            // The entry stays with whom it came from first, so that a count alone is not a change of cause.
-            self.tables.vnis.set(vni, value, Handle::new(HandleKind::Subnet, slot));
+    fn join_vni(&mut self, vni: u32, slot: u32) {
+        let subnets = self.vni_subnets.entry(vni).or_default();
+        subnets.insert(slot);
+        if subnets.len() == 1 {
+            self.admit_into(vni);
         }
+        self.write_vni(vni);
+    }
+
+    fn leave_vni(&mut self, vni: u32, slot: u32) {
+        let Some(subnets) = self.vni_subnets.get_mut(&vni) else { return };
+        subnets.remove(&slot);
+        if subnets.is_empty() {
+            self.vni_subnets.remove(&vni);
+            self.refuse_into(vni);
+        }
+        self.write_vni(vni);
+    }
+
+    fn write_vni(&mut self, vni: u32) {
+        let value = self.vni_subnets.get(&vni).and_then(|subnets| {
+            // Of a subnet that is still there, so that somebody answers for a refusal.
+            let cause = Handle::new(HandleKind::Subnet, *subnets.first()?);
+            Some((Vni { subnets: subnets.len() as u32, reserved: 0 }, cause))
+        });
+        self.tables.vnis.assign(vni, value);
     }
 
     /// Writes the entry in the table of subnets.

@@ -47,6 +47,11 @@ impl<T: Default> Slab<T> {
         value
     }
 
+    /// How many slots are in use.
+    pub(crate) fn len(&self) -> usize {
+        self.used
+    }
+
     /// One more than the highest slot ever used (since the slab was last empty).
     pub(crate) fn bound(&self) -> u32 {
         self.pages.last().map_or(0, |page| (((self.pages.len() - 1) << PAGE_BITS) + page.len()) as u32)

@@ -325,7 +325,7 @@ proptest! {
         prop_assert_eq!(model.hosts.slots.bound(), 0);
         prop_assert_eq!(model.v6.bound(), 0);
         prop_assert_eq!(model.parked, 0);
-        prop_assert!(model.vteps.is_empty() && model.vni_owners.is_empty() && model.vni_counts.is_empty());
+        prop_assert!(model.vteps.is_empty() && model.vni_owners.is_empty() && model.vni_subnets.is_empty());
         prop_assert!(model.prefix_claims.is_empty() && model.bound.is_empty() && model.interfaces.is_empty());
     }
 }

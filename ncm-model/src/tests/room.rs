@@ -4,9 +4,9 @@ use std::time::Instant;
 
 use super::kernel::Node;
 use super::states::*;
-use crate::settings::{Settings, Slots};
+use crate::settings::{Limits, Settings, Slots};
 use crate::wire::OperationStatus::{Failure, Pending, Success};
-use crate::wire::{GoalState, RouterConfiguration};
+use crate::wire::{GoalState, RouterConfiguration, SecurityGroupConfiguration, SecurityGroupState};
 
 fn node(slots: Slots) -> Node {
     Node::with(Settings { slots, ..Settings::default() })
@@ -141,4 +141,120 @@ fn a_host_beyond_the_room_for_admission_is_a_failure_until_there_is_some() {
     assert_eq!(node.one(&empty().neighbour(DELETE, on(6))).status, Success);
     assert_eq!(node.one(&empty().router(DELETE, router_of("r", 0..0))).status, Success);
     node.check();
+}
+
+#[test]
+fn what_is_held_is_bounded_by_type() {
+    let limits = Limits { neighbours: 3, resources: 2, ..Limits::default() };
+    let mut node = Node::with(Settings { limits, ..Settings::default() });
+    let net = |number: u8| format!("10.0.{number}.0/24");
+    let group = |number: u8| SecurityGroupState {
+        operation_type: CREATE as i32,
+        configuration: Some(SecurityGroupConfiguration { id: format!("g{number}"), ..Default::default() }),
+    };
+    let all = |number: u8| {
+        let (tunnel, name) = (u32::from(number) + 10, format!("x{number}"));
+        let mut state = empty()
+            .vpc(CREATE, vpc(&name, tunnel))
+            .subnet(CREATE, subnet(&name, &name, &net(number), 0))
+            .router(CREATE, router(&name, &[]));
+        state.security_group_states.push(group(number));
+        state
+    };
+    for number in [1, 2, 2] {
+        let answers = node.push(&all(number));
+        assert!(answers.iter().all(|answer| !answer.cause.contains("limits.")), "{answers:?}");
+    }
+    let held = node.list().len();
+    let answers = node.push(&all(3));
+    assert_eq!(answers.len(), 4);
+    for answer in &answers {
+        assert_eq!(answer.status, Failure, "{answer:?}");
+        assert!(answer.cause.contains("limits.resources reached"), "{answer:?}");
+    }
+    assert_eq!(node.list().len(), held);
+    let mut delete = all(1);
+    delete.vpc_states[0].operation_type = DELETE as i32;
+    delete.subnet_states[0].operation_type = DELETE as i32;
+    delete.router_states[0].operation_type = DELETE as i32;
+    delete.security_group_states[0].operation_type = DELETE as i32;
+    assert!(node.push(&delete).iter().all(|answer| answer.status == Success));
+    let answers = node.push(&all(3));
+    assert!(answers.iter().all(|answer| !answer.cause.contains("limits.")), "{answers:?}");
+
+    let with = |id: &str, ips: &[&str]| {
+        let fixed: Vec<_> = ips.iter().map(|ip| (0, "x2", *ip)).collect();
+        empty().neighbour(CREATE, neighbour(id, &mac(9), "192.168.0.2", &fixed))
+    };
+    assert_eq!(node.one(&with("a", &["10.0.2.1", "10.0.2.2"])).status, Success);
+    let answer = node.one(&with("b", &["10.0.2.3", "10.0.2.4"]));
+    assert_eq!(answer.status, Failure);
+    assert!(answer.cause.contains("limits.neighbours reached"), "{}", answer.cause);
+    assert_eq!(node.one(&with("b", &["10.0.2.3"])).status, Success);
+    assert_eq!(node.one(&with("a", &["10.0.2.1", "10.0.2.2"])).status, Success, "it is held already");
+    assert_eq!(node.one(&with("a", &["10.0.2.5"])).status, Failure);
+    let answer = node.one(&empty().port(CREATE, port("p", &mac(1), &[("x2", "10.0.2.9")])));
+    assert_eq!(answer.status, Failure);
+    assert!(answer.cause.contains("limits.neighbours reached"), "{}", answer.cause);
+    for number in 1..=2 {
+        node.push(&empty().neighbour(DELETE, neighbour(["a", "b"][number - 1], "", "", &[])));
+        let id = format!("p{number}");
+        let ip = format!("10.0.2.{number}");
+        let made = node.one(&empty().port(CREATE, port(&id, &mac(1), &[("x2", &ip)])));
+        assert_eq!(made.status, Pending, "its interface is not there: {}", made.cause);
+    }
+    let answer = node.one(&empty().port(CREATE, port("p3", &mac(1), &[("x2", "10.0.2.9")])));
+    assert!(answer.cause.contains("limits.resources reached"), "{}", answer.cause);
+    node.check();
+}
+
+fn changes_of(node: &mut Node, state: &GoalState) -> crate::Changes {
+    let message = crate::Message::decode_v1(prost::Message::encode_to_vec(state).into()).unwrap();
+    let mut changes = crate::Changes::default();
+    node.model.step(&mut crate::Run::new(message, crate::Origin::Controller, 1), 100_000, &mut changes);
+    changes
+}
+
+#[test]
+fn a_subnet_that_stays_answers_for_its_vni() {
+    let mut node = Node::new();
+    node.push(&subnets(2));
+    let changes = changes_of(&mut node, &empty().subnet(DELETE, subnet("s0", "", "", 0)));
+    node.model.write_failed(changes.vnis.put[0].cause, "VNIS", "no memory");
+    assert_eq!(node.standing("s1").0, Failure);
+}
+
+#[test]
+fn a_vni_that_only_neighbours_name_is_not_ours() {
+    let mut node = Node::new();
+    let mut far = neighbour("n", &mac(2), "192.168.0.2", &[(0, "s", "10.0.0.6")]);
+    far.fixed_ips[0].tunnel_id = 77;
+    node.push(&base());
+    assert_eq!(node.one(&empty().neighbour(CREATE, far)).status, Success);
+    let vnis = |node: &Node| node.kernel.vteps.keys().map(|key| key.vni).collect::<Vec<_>>();
+    assert_eq!(vnis(&node), [10]);
+    node.check();
+    node.push(&empty().subnet(CREATE, subnet("t", "", "10.1.0.0/24", 77)));
+    assert_eq!(vnis(&node), [10, 77]);
+    node.check();
+    node.push(&empty().subnet(DELETE, subnet("t", "", "", 0)));
+    assert_eq!(vnis(&node), [10]);
+    node.check();
+}
+
+#[test]
+fn many_failed_resources_are_pushed_again_in_linear_time() {
+    const COUNT: u32 = 20_000;
+    let mut node = Node::new();
+    let state = subnets(COUNT);
+    let changes = changes_of(&mut node, &state);
+    for put in &changes.subnet_prefixes.put {
+        node.model.write_failed(put.cause, "SUBNET_PREFIXES", "full");
+    }
+    assert_eq!(node.model.failed(), COUNT as usize);
+    let start = Instant::now();
+    let again = changes_of(&mut node, &state);
+    assert_eq!(again.subnet_prefixes.put.len(), COUNT as usize);
+    assert_eq!(node.model.failed(), 0);
+    assert!(start.elapsed().as_secs() < 5, "{:?}", start.elapsed());
 }

@@ -400,6 +400,9 @@ impl World<'_> {
             self.name(name_kinds::HOST, &address.to_string(), *reference);
         }
         for (address, vni) in programmed {
+            if !self.kernel.vnis.contains_key(&vni) {
+                continue;
+            }
             let ip = match address {
                 IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
                 IpAddr::V6(address) => address.octets(),
