@@ -2,6 +2,7 @@
 
 mod agent_common;
 
+use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::Duration;
 
@@ -92,4 +93,33 @@ fn the_socket_of_the_tool_is_closed_to_others() {
     let metadata = std::fs::metadata(agent.scratch.0.join("tool.sock")).expect("is there");
     let mode = std::os::unix::fs::PermissionsExt::mode(&metadata.permissions());
     assert_eq!(mode & 0o777, 0o660);
+}
+
+#[test]
+fn the_socket_of_the_tool_answers_root_and_the_group_whatever_its_mode() {
+    const NOBODY: u32 = 65534;
+    for (more, may_use) in [("", false), ("group = \"nogroup\"\n", true)] {
+        let mut agent = Agent::start(more);
+        let socket = agent.scratch.0.join("tool.sock");
+        // A copy, as others may not get at where it was built.
+        let tool = agent.scratch.0.join("ncmctl");
+        std::fs::copy(env!("CARGO_BIN_EXE_ncmctl"), &tool).expect("can be copied");
+        let status = |user: u32| {
+            let mut tool = Command::new(&tool);
+            tool.arg("status").env("NCM_SOCKET", &socket).current_dir("/").uid(user).gid(user);
+            tool.output().expect("can be run")
+        };
+        assert!(status(0).status.success(), "{:?}", status(0));
+        let output = status(NOBODY);
+        assert_eq!(output.status.success(), may_use, "{output:?}");
+        // A path that was opened by hand lets nobody else in either: the agent looks who it is.
+        let everybody = std::os::unix::fs::PermissionsExt::from_mode(0o666);
+        std::fs::set_permissions(&socket, everybody).expect("is ours");
+        let output = status(NOBODY);
+        assert_eq!(output.status.success(), may_use, "{output:?}");
+        if !may_use {
+            agent.wait_for_log("user 65534 is neither root nor of api.group");
+        }
+        assert!(status(0).status.success(), "root is served on");
+    }
 }

@@ -5,11 +5,12 @@ use std::time::UNIX_EPOCH;
 
 use ncm_common::tables::LAYOUT_VERSION;
 use ncm_model::wire::{OperationStatus, ResourceType};
-use ncm_model::{ChangeKind, Cursor, Filter, Kind, Message, Origin, StateView};
+use ncm_model::{ChangeKind, Cursor, DecodeError, Filter, Kind, Message, Origin, StateView};
 use tokio::sync::mpsc::{self, Sender};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
+use super::budget::{Budget, Reserved};
 use crate::engine::{ApplyError, Engine, Role};
 use crate::inspect::read::{ReadError, TableReader, table_message};
 use crate::inspect::{KeyError, descriptions};
@@ -38,22 +39,23 @@ const EXTENSIONS: &[&str] =
 #[derive(Clone, Debug)]
 pub struct Inspection {
     engine: Engine,
+    budget: Budget,
 }
 
 /// The inspection service.
 #[must_use]
-pub fn service(engine: Engine) -> InspectServer<Inspection> {
+pub fn service(engine: Engine, budget: Budget) -> InspectServer<Inspection> {
     let largest = largest_message(&engine);
-    InspectServer::new(Inspection { engine })
+    InspectServer::new(Inspection { engine, budget })
         .max_decoding_message_size(largest)
         .max_encoding_message_size(usize::MAX)
 }
 
 /// The service that applies goal states for the operator.
 #[must_use]
-pub fn operate(engine: Engine) -> OperateServer<Inspection> {
+pub fn operate(engine: Engine, budget: Budget) -> OperateServer<Inspection> {
     let largest = largest_message(&engine);
-    OperateServer::new(Inspection { engine })
+    OperateServer::new(Inspection { engine, budget })
         .max_decoding_message_size(largest)
         .max_encoding_message_size(usize::MAX)
 }
@@ -79,6 +81,16 @@ fn streamed<T: Send + 'static>(
 }
 
 impl Inspection {
+    /// Waits for room for what a goal state of that many bytes takes while it is worked on.
+    async fn reserve(&self, goal_state: &[u8]) -> Result<Reserved, Status> {
+        let refused = || {
+            let length = goal_state.len();
+            Status::resource_exhausted(format!("{length} bytes are more than api.max_buffered_bytes allows"))
+        };
+        let length = u32::try_from(goal_state.len()).map_err(|_| refused())?;
+        self.budget.reserve(length).await.ok_or_else(refused)
+    }
+
     fn tables(&self) -> TableReader {
         TableReader::new(self.engine.dataplane().tables().clone())
     }
@@ -109,7 +121,7 @@ impl Inspection {
         let interfaces = self.interfaces();
         ncm_v1::GetStatusReply {
             info: Some(self.info()),
-            resources: engine.with_model(ncm_model::Model::counts).into_iter().map(resource_count).collect(),
+            resources: engine.resource_counts().into_iter().map(resource_count).collect(),
             tables: self.fill(),
             alarms: engine.alarms(),
             heartbeat_age_ms: engine.heartbeat_age_ms().unwrap_or_default(),
@@ -318,11 +330,18 @@ impl Inspect for Inspection {
         &self,
         request: Request<ncm_v1::PreviewStatesRequest>,
     ) -> Result<Response<ncm_v1::PreviewStatesReply>, Status> {
-        let message = Message::decode_v2(request.into_inner().goal_state.into())
-            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let goal_state = request.into_inner().goal_state;
+        // Held to the end of the work, also if the asker has gone meanwhile.
+        let reserved = self.reserve(&goal_state).await?;
         let this = self.clone();
-        let preview = move || this.engine.with_model(|model| model.preview(&message, MOST_DIFFERENCES));
-        let differences = blocking(preview).await?.into_iter().map(difference).collect();
+        let preview = move || {
+            let _reserved = reserved;
+            let message = Message::decode_v2(goal_state.into())?;
+            let differences = this.engine.with_model(|model| model.preview(&message, MOST_DIFFERENCES));
+            Ok(differences.into_iter().map(difference).collect())
+        };
+        let differences: Result<_, DecodeError> = blocking(preview).await?;
+        let differences = differences.map_err(|error| Status::invalid_argument(error.to_string()))?;
         Ok(Response::new(ncm_v1::PreviewStatesReply { differences }))
     }
 
@@ -402,8 +421,11 @@ impl Operate for Inspection {
         &self,
         request: Request<ncm_v1::ApplyStatesRequest>,
     ) -> Result<Response<Self::ApplyStatesStream>, Status> {
-        let bytes = request.into_inner().goal_state.into();
-        let results = self.engine.apply(bytes, Kind::V2, Origin::Tool, |applied| {
+        let goal_state = request.into_inner().goal_state;
+        let reserved = self.reserve(&goal_state).await?;
+        let results = self.engine.apply(goal_state.into(), Kind::V2, Origin::Tool, move |applied| {
+            // Held to the end of the work, also if the asker has gone meanwhile.
+            let _reserved = reserved;
             let results = applied.rows().map(|row| ncm_v1::StateResult {
                 r#type: row.resource_type as i32,
                 id: row.id.into_owned(),

@@ -152,8 +152,8 @@ pub async fn serve(bound: Bound, engine: Engine, stop: impl Future<Output = ()>)
     let router = builder()
         .add_service(GoalStates(tool.clone()))
         .add_service(Subscriptions(tool))
-        .add_service(super::inspect::service(engine.clone()))
-        .add_service(super::inspect::operate(engine.clone()));
+        .add_service(super::inspect::service(engine.clone(), bounds.budget.clone()))
+        .add_service(super::inspect::operate(engine.clone(), bounds.budget.clone()));
     // The operator's way in has its own slots: controllers cannot take them.
     let incoming = incoming(Source::Unix(bound.tool), bound.tool_group, Arc::new(Semaphore::new(64)));
     servers.spawn(router.serve_with_incoming(incoming));

@@ -4,6 +4,7 @@
 //! yield into the kernel, in the order in which the model yielded it. Both work at the same time, a few steps apart.
 
 mod apply;
+mod fault;
 mod guests;
 mod hosts;
 mod lock;
@@ -59,6 +60,7 @@ pub(crate) struct Shared {
     interfaces: tokio::sync::Mutex<Interfaces>,
     status: Mutex<BTreeMap<String, InterfaceStatus>>,
     fill: Mutex<status::FillCache>,
+    counts: Mutex<status::CountCache>,
     slots: Arc<Semaphore>,
     turns: Arc<Semaphore>,
     trim: Arc<Notify>,
@@ -130,6 +132,7 @@ impl Engine {
             interfaces: tokio::sync::Mutex::new(interfaces),
             status: Mutex::default(),
             fill: Mutex::default(),
+            counts: Mutex::default(),
             slots: Arc::new(Semaphore::new(STEPS_AHEAD)),
             turns: Arc::new(Semaphore::new(MESSAGES_AT_ONCE)),
             trim: Arc::default(),

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use ncm_common::tables::TableSpec;
 use ncm_dataplane::{Dataplane, Hook};
-use ncm_model::Model;
+use ncm_model::{Model, StateCount};
 use nix::time::{ClockId, clock_gettime};
 
 use super::{Engine, Shared};
@@ -66,8 +66,18 @@ pub(super) struct FillCache {
     until: Option<Instant>,
 }
 
+/// The same for held resources. Goal states wait while they are counted.
+#[derive(Debug, Default)]
+pub(super) struct CountCache {
+    counts: Vec<StateCount>,
+    until: Option<Instant>,
+}
+
 /// Counting takes at most this part of the time.
 const COUNTING_SHARE: u32 = 50;
+
+/// A count that took less than this holds nobody up: the next asker gets a new one.
+const CHEAP: Duration = Duration::from_millis(2);
 
 impl Shared {
     pub(super) fn status(&self) -> MutexGuard<'_, BTreeMap<String, InterfaceStatus>> {
@@ -131,6 +141,23 @@ impl Engine {
         cache.fill.clone()
     }
 
+    /// Held resources by type and status; where there are many, a count that is not older than some seconds. Not for
+    /// threads that serve the network.
+    #[must_use]
+    pub fn resource_counts(&self) -> Vec<StateCount> {
+        let mut cache = self.shared.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        if cache.until.is_none_or(|until| until <= Instant::now()) {
+            let (counts, took) = self.with_model(|model| {
+                let begun = Instant::now();
+                (model.counts(), begun.elapsed())
+            });
+            cache.counts = counts;
+            let good_for = (took * COUNTING_SHARE).max(Duration::from_secs(1));
+            cache.until = (took >= CHEAP).then(|| Instant::now() + good_for);
+        }
+        cache.counts.clone()
+    }
+
     /// Everything that is counted and measured.
     #[must_use]
     pub fn families(&self) -> Vec<Family> {
@@ -146,7 +173,7 @@ impl Engine {
 
     fn resource_families(&self) -> Vec<Family> {
         let gauge = |name, help, samples| Family { name, help, kind: "gauge", samples };
-        let resources = self.with_model(Model::counts);
+        let resources = self.resource_counts();
         let resources = resources.into_iter().map(|row| {
             let kind = row.resource_type.as_str_name().to_ascii_lowercase();
             let status = row.status.as_str_name().to_ascii_lowercase();

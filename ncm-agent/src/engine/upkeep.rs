@@ -14,7 +14,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::status::monotonic_ns;
 use super::writer::Job;
-use super::{Engine, Shared};
+use super::{Engine, Shared, fault};
 use crate::netlink::Links;
 use crate::telemetry::own;
 
@@ -38,9 +38,9 @@ const TRIM_AFTER: Duration = Duration::from_secs(1);
 
 /// Starts the tasks; each ends when the engine is gone.
 pub(super) fn start(shared: &Arc<Shared>, links: Links) {
-    tokio::spawn(follow(Arc::downgrade(shared), links));
-    tokio::spawn(heartbeat(Arc::downgrade(shared)));
-    tokio::spawn(retry(Arc::downgrade(shared)));
+    fault::supervise("following the interfaces", follow(Arc::downgrade(shared), links));
+    fault::supervise("the heartbeat", heartbeat(Arc::downgrade(shared)));
+    fault::supervise("the retry of refused entries", retry(Arc::downgrade(shared)));
     tokio::spawn(trim(Arc::clone(&shared.trim), Arc::downgrade(shared)));
     if let Some(log) = shared.dataplane.take_log() {
         let shared = Arc::downgrade(shared);
@@ -83,7 +83,11 @@ async fn retry(shared: Weak<Shared>) {
         let begun = Instant::now();
         let retried = tokio::task::spawn_blocking(move || shared.retry_entries()).await;
         if let Err(error) = retried {
-            tracing::error!(%error, "a retry of refused entries failed");
+            if error.is_panic() {
+                fault::end("the retry of refused entries");
+            }
+            // The runtime is going.
+            return;
         }
         took = begun.elapsed();
     }

@@ -17,9 +17,9 @@ use ncm_dataplane::{Table, Tables};
 use ncm_model::{Changes, Delta, Handle, Put};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use super::Shared;
 use super::hosts::RemoteHosts;
 use super::times::Times;
+use super::{Shared, fault};
 use crate::netlink::underlay::Underlay;
 use crate::telemetry::own;
 
@@ -57,17 +57,13 @@ const LOGGED_EVERY: Duration = Duration::from_secs(60);
 /// When which refusal was logged.
 type Logged = HashMap<Arc<str>, Instant>;
 
-/// The exit code of a process that a fault of its own ends (`EX_SOFTWARE` of sysexits.h).
-const EXIT_FAULT: i32 = 70;
-
 /// Starts the writer; it ends when the engine does. A fault in it ends the process: without a writer no message would
 /// ever be answered again, while the next process goes on from the tables.
 pub(super) fn start(jobs: Receiver<Job>, shared: &Arc<Shared>) -> std::io::Result<()> {
     let (tables, shared) = (shared.dataplane.tables().clone(), Arc::downgrade(shared));
     thread::Builder::new().name("ncm-writer".to_owned()).spawn(move || {
         if catch_unwind(AssertUnwindSafe(|| run(&jobs, &tables, &shared))).is_err() {
-            tracing::error!("the writer of table entries has failed: the agent ends, to be started again");
-            std::process::exit(EXIT_FAULT);
+            fault::end("the writer of table entries");
         }
     })?;
     Ok(())
