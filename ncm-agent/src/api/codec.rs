@@ -315,7 +315,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_sender_that_goes_on_too_slowly_loses_what_it_reserved() {
-        const CHUNK: [u8; PROGRESS] = [0; PROGRESS];
+        static CHUNK: [u8; PROGRESS] = [0; PROGRESS];
         let begin =
             futures::stream::iter([Ok::<_, Status>(Frame::data(Bytes::from_static(b"\0\0\x08\0\0")))]);
         let rest = futures::stream::unfold((), |()| async {
