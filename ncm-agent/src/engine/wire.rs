@@ -54,6 +54,16 @@ pub(super) fn relay_status(relay: &Relay) -> InterfaceStatus {
 /// Makes the relay device work again: somebody has deleted it or set it down, and TCP goes through it.
 pub(super) async fn renew_relay(shared: &Shared, interfaces: &mut Interfaces) {
     let Shared { config, dataplane, .. } = shared;
+    let name = relay::device_name(&config.instance);
+    let known =
+        shared.status().get(&name).filter(|status| status.hook.is_some()).map(|status| status.ifindex);
+    // An event may be older than the device's present state, as all those of its making are.
+    if let Ok(Some(link)) = interfaces.kernel.link(&name).await
+        && link.up
+        && known == Some(link.index)
+    {
+        return;
+    }
     let made = match relay(config, &mut interfaces.kernel, dataplane).await {
         Ok(Some(relay)) => node(config, Some(&relay), dataplane).map(|()| relay_status(&relay)),
         Ok(None) => return,
@@ -67,7 +77,7 @@ pub(super) async fn renew_relay(shared: &Shared, interfaces: &mut Interfaces) {
         Err(error) => {
             own::ATTACH_FAILURES.increment();
             tracing::error!("what only the kernel decapsulates is lost: {error:#}");
-            if let Some(status) = shared.status().get_mut(&relay::device_name(&config.instance)) {
+            if let Some(status) = shared.status().get_mut(&name) {
                 status.hook = None;
                 status.reason = format!("{error:#}");
             }
