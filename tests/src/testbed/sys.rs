@@ -6,8 +6,11 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
+
+use super::lab::eventually;
 
 /// Makes `command` start in the given mount and network namespaces, and die with the thread that starts it: when a
 /// test is killed, nothing that it started lives on.
@@ -69,15 +72,23 @@ pub(super) fn open_tap(name: &str) -> Result<File> {
     request.name[..name.len()].copy_from_slice(name.as_bytes());
     request.flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
     let offloads = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
-    // SAFETY: TUNSETIFF reads and writes one `ifreq`, for which `request` has the size and layout; TUNSETOFFLOAD
-    // takes its flags by value.
-    let failed = unsafe {
-        libc::ioctl(device.as_raw_fd(), libc::TUNSETIFF, &raw mut request) < 0
-            || libc::ioctl(device.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(offloads)) < 0
-    };
-    if failed {
-        return Err(io::Error::last_os_error()).with_context(|| format!("create the tap {name}"));
-    }
+    eventually(&format!("the name {name} is free for a tap"), Duration::from_secs(5), || {
+        // SAFETY: TUNSETIFF reads and writes one `ifreq`, for which `request` has the size and layout; TUNSETOFFLOAD
+        // takes its flags by value.
+        let failed = unsafe {
+            libc::ioctl(device.as_raw_fd(), libc::TUNSETIFF, &raw mut request) < 0
+                || libc::ioctl(device.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(offloads)) < 0
+        };
+        if !failed {
+            return Ok(true);
+        }
+        let error = io::Error::last_os_error();
+        // A namesake that has just been closed keeps the name until the kernel has taken it apart.
+        if error.raw_os_error() == Some(libc::EBUSY) {
+            return Ok(false);
+        }
+        Err(error).with_context(|| format!("create the tap {name}"))
+    })?;
     Ok(device)
 }
 
