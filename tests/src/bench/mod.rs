@@ -41,17 +41,14 @@ impl Plan {
 /// Measures everything in the plan; each row is handed to `done` as soon as it is known.
 ///
 /// # Errors
-/// If something cannot be set up; rows measured before have been handed over.
-pub fn run(plan: &Plan, mut done: impl FnMut(&Row)) -> Result<Vec<Row>> {
-    let mut rows = Vec::new();
+/// If something cannot be set up: the first such fault. What does not need it has been measured and handed over.
+pub fn run(plan: &Plan, mut done: impl FnMut(Row)) -> Result<()> {
     let groups = [programs::measure, states::measure, streams::measure, packets::measure];
+    let mut outcome = Ok(());
     for group in groups {
-        group(plan, &mut |row: Row| {
-            done(&row);
-            rows.push(row);
-        })?;
+        outcome = outcome.and(group(plan, &mut done));
     }
-    Ok(rows)
+    outcome
 }
 
 /// The median of some measurements.

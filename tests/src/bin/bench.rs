@@ -54,7 +54,7 @@ fn arguments() -> Result<(Plan, Option<PathBuf>)> {
 
 fn measure(plan: &Plan, json: Option<PathBuf>) -> Result<bool> {
     let mut rows: Vec<Row> = Vec::new();
-    let outcome = run(plan, |row| {
+    let outcome = run(plan, |row: Row| {
         eprintln!(
             "{}: {:.3} {} (reference {:.3})",
             row.name,
@@ -62,7 +62,7 @@ fn measure(plan: &Plan, json: Option<PathBuf>) -> Result<bool> {
             row.unit,
             row.reference_value.unwrap_or(0.0)
         );
-        rows.push(row.clone());
+        rows.push(row);
     });
     println!("{}", table(&rows));
     if let Some(file) = json {
