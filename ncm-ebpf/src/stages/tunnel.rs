@@ -35,39 +35,32 @@ use crate::{
     tables::{NODE, ROUTES, SUBNET_PREFIXES, VNIS, VTEPS},
 };
 
-/// What becomes of a frame on the wire.
-enum Arrival {
-    /// It is not ours.
-    Foreign,
-    /// It went to a guest, or to the relay device; the program ends with this action.
-    Taken(i32),
-}
-
 /// A frame on an underlay interface, at its XDP hook.
 #[inline(always)]
 pub fn wire_xdp(packet: Xdp) -> i32 {
     let bytes = packet.length();
     let mut to = 0;
-    let arrival = claim(&packet).and_then(|claimed| match claimed {
-        Some(claimed) => take(packet, &claimed, &mut to),
-        None => Ok(Arrival::Foreign),
-    });
-    finish(packet, arrival, to, bytes)
+    let action = match claim(&packet) {
+        Ok(Some(claimed)) => take(packet, &claimed, &mut to),
+        Ok(None) => Ok(foreign::<Xdp>(bytes)),
+        Err(reason) => Err(reason),
+    };
+    finish(packet, action, to, bytes)
 }
 
 /// A frame on an underlay interface, at its tc hook: the kernel decapsulates it.
 #[inline(always)]
 pub fn wire_tc(packet: Tc) -> i32 {
     let bytes = packet.length();
-    let arrival = if packet.is_tagged() {
-        Ok(Arrival::Foreign)
-    } else {
-        claim(&packet).and_then(|claimed| match claimed {
-            Some(claimed) => relay(packet, &claimed),
-            None => Ok(Arrival::Foreign),
-        })
+    if packet.is_tagged() {
+        return foreign::<Tc>(bytes);
+    }
+    let action = match claim(&packet) {
+        Ok(Some(claimed)) => relay(packet, &claimed),
+        Ok(None) => Ok(foreign::<Tc>(bytes)),
+        Err(reason) => Err(reason),
     };
-    finish(packet, arrival, 0, bytes)
+    finish(packet, action, 0, bytes)
 }
 
 /// A frame that the kernel has decapsulated, on the relay device. It fails closed.
@@ -75,23 +68,21 @@ pub fn wire_tc(packet: Tc) -> i32 {
 pub fn relay_tc(packet: Tc) -> i32 {
     let bytes = packet.length();
     let mut to = 0;
-    match decapsulated(packet, &mut to) {
-        Ok(action) => action,
-        Err(reason) => {
-            drop(packet, to, reason, bytes);
-            Tc::DROP
-        }
-    }
+    let action = decapsulated(packet, &mut to);
+    finish(packet, action, to, bytes)
+}
+
+/// Leaves a frame that is not ours to the host.
+#[inline(always)]
+fn foreign<C: Context>(bytes: u32) -> i32 {
+    count(PathCounter::WirePassed, bytes);
+    C::PASS
 }
 
 #[inline(always)]
-fn finish<C: Context>(packet: C, arrival: Step<Arrival>, to: u32, bytes: u32) -> i32 {
-    match arrival {
-        Ok(Arrival::Taken(action)) => action,
-        Ok(Arrival::Foreign) => {
-            count(PathCounter::WirePassed, bytes);
-            C::PASS
-        }
+fn finish<C: Context>(packet: C, action: Step<i32>, to: u32, bytes: u32) -> i32 {
+    match action {
+        Ok(action) => action,
         Err(reason) => {
             drop(packet, to, reason, bytes);
             C::DROP
@@ -131,7 +122,7 @@ fn vtep(vni: u32, ip: Ipv4Address) -> VtepKey {
 
 /// Leaves the frame to the kernel to decapsulate, by sending it to the relay device's port.
 #[inline(always)]
-fn relay<C: Context>(packet: C, claimed: &Claimed) -> Step<Arrival> {
+fn relay<C: Context>(packet: C, claimed: &Claimed) -> Step<i32> {
     if claimed.node.relay_ifindex == 0 {
         return Err(DropReason::NoDevice);
     }
@@ -141,12 +132,12 @@ fn relay<C: Context>(packet: C, claimed: &Claimed) -> Step<Arrival> {
         packet.readdress(claimed.node.tunnel_port, claimed.node.relay_port, claimed.outer.checksum)?;
     }
     count(PathCounter::Relayed, bytes);
-    Ok(Arrival::Taken(C::PASS))
+    Ok(C::PASS)
 }
 
 /// Decapsulates the frame and hands it to its guest, or leaves that to the kernel where XDP cannot.
 #[inline(always)]
-fn take(packet: Xdp, claimed: &Claimed, to: &mut u32) -> Step<Arrival> {
+fn take(packet: Xdp, claimed: &Claimed, to: &mut u32) -> Step<i32> {
     const INNER: usize = vxlan::LEN;
     let inner = match inner::<Xdp, INNER>(&packet) {
         // The headers may be in another buffer of a large frame, where only the kernel gets at them.
@@ -176,7 +167,7 @@ fn take(packet: Xdp, claimed: &Claimed, to: &mut u32) -> Step<Arrival> {
     received(*to, bytes);
     count(PathCounter::DecapsulatedXdp, bytes);
     trace!(packet, "vni {} to port {}: {} bytes", claimed.outer.vni, *to, bytes);
-    Ok(Arrival::Taken(action))
+    Ok(action)
 }
 
 /// Hands a frame that the kernel has decapsulated to its guest.
