@@ -50,6 +50,26 @@ counters! {
     /// A guest's frame went past XDP for the tc program to take: its checksum is only partial, it is in several buffers,
     /// what it is owed needs another packet, or its way out takes no XDP frames.
     PassedToTc = 11, "passed_to_tc";
+    /// A flow was begun: the packet matched none, and policy allows it.
+    FlowCreated = 12, "flow_created";
+    /// A flow was answered and is established now.
+    FlowEstablished = 13, "flow_established";
+    /// A flow was decided anew, as policy, a route, an endpoint or its port had changed.
+    FlowRedecided = 14, "flow_redecided";
+    /// An answered flow found no room in the table of flows and stays with its port's unanswered ones.
+    FlowTableFull = 15, "flow_table_full";
+    /// An answered flow is beyond its port's share of the table of flows and stays with its port's unanswered ones.
+    FlowShareFull = 16, "flow_share_full";
+    /// A neighbour solicitation was answered.
+    NdAnswered = 17, "nd_answered";
+    /// An ICMP fragmentation needed or ICMPv6 packet too big was sent to a guest.
+    PacketTooBigSent = 18, "packet_too_big_sent";
+    /// A guest's packet was handed up to the agent.
+    HandedUp = 19, "handed_up";
+    /// A packet from the agent was handed to a guest.
+    HandedDown = 20, "handed_down";
+    /// An ICMP error was let through as it is about a flow.
+    ErrorRelated = 21, "error_related";
 }
 
 /// The capacity of the table of counters.

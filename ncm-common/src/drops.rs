@@ -101,6 +101,28 @@ reasons! {
     TunnelEthertype = 33, "tunnel_ethertype";
     /// A packet for DHCP was sent by a guest, and nothing here answers it yet.
     DhcpUnanswered = 34, "dhcp_unanswered";
+    /// No rule of the sending port's security groups allows the packet.
+    PolicyEgress = 40, "policy_egress";
+    /// No rule of the receiving port's security groups allows the packet.
+    PolicyIngress = 41, "policy_ingress";
+    /// A fragment came without the first one of its packet having been let through.
+    FragmentUnknown = 42, "fragment_unknown";
+    /// A first fragment does not hold the whole transport header, or a later one would overlap it.
+    FragmentTiny = 43, "fragment_tiny";
+    /// A guest's neighbour discovery message claims an address or a MAC that is not its port's.
+    SpoofedNd = 44, "spoofed_nd";
+    /// A guest asked by neighbour solicitation for an address that is no gateway and no known endpoint of its subnet, or is its own.
+    NdUnknown = 45, "nd_unknown";
+    /// A guest sent a neighbour advertisement, or another message of neighbour discovery that nobody here awaits.
+    NdIgnored = 46, "nd_ignored";
+    /// A packet for the agent to answer is more than its port's share.
+    HandUpLimited = 47, "hand_up_limited";
+    /// A packet for the agent to answer came while there was no way up to it.
+    HandUpUnavailable = 48, "hand_up_unavailable";
+    /// An IPv6 packet's extension headers are too many, out of order or of a kind that is not forwarded.
+    ExtensionHeader = 49, "extension_header";
+    /// An IPv6 packet between guests has a link-local address that is not the one of its sender's MAC.
+    LinkLocal = 50, "link_local";
 }
 
 /// One more than the largest reason's number: the capacity of tables indexed by reason.

@@ -24,6 +24,9 @@ pub const RELAY_PORT: u16 = 47890;
 /// Ethernet header 14, which the outer MTU has to carry too.
 pub const OVERHEAD_V4: u16 = 20 + 8 + 8 + 14;
 
+/// Bytes that the tunnel adds in front of a guest's frame over IPv6, likewise with an IPv6 header of 40.
+pub const OVERHEAD_V6: u16 = 40 + 8 + 8 + 14;
+
 /// The largest VXLAN network identifier: 24 bits (RFC 7348, section 5).
 pub const MAX_VNI: u32 = (1 << 24) - 1;
 
@@ -42,4 +45,28 @@ pub mod programs {
     pub const GUEST_TC: &str = "guest_tc";
     /// Native XDP on a guest's interface, on the operator's request.
     pub const GUEST_XDP: &str = "guest_xdp";
+    /// tcx ingress on the interface that hands packets up: ends them, once the agent's packet socket has read them.
+    pub const HAND_UP_TC: &str = "hand_up_tc";
+    /// tcx egress on that interface: hands what the agent sends to the guest that its mark names.
+    pub const HAND_DOWN_TC: &str = "hand_down_tc";
+}
+
+/// The mark (`skb->mark`) of packets on the way to the agent and back: the port's index, and why.
+pub mod marks {
+    /// Bits of the mark for the port's index.
+    pub const PORT_BITS: u32 = 24;
+    /// To the agent: a DHCP client's message.
+    pub const DHCP: u32 = 1;
+    /// To the agent: a DHCPv6 client's message.
+    pub const DHCPV6: u32 = 2;
+    /// To the agent: a router solicitation.
+    pub const ROUTER_SOLICITATION: u32 = 3;
+    /// From the agent: a frame for the port's guest, as it is.
+    pub const DELIVER: u32 = 4;
+
+    /// The mark for a port.
+    #[must_use]
+    pub const fn mark(why: u32, port: u32) -> u32 {
+        why << PORT_BITS | port
+    }
 }

@@ -1,5 +1,8 @@
 //! The tables: keys, values, and what each table is.
 //!
+//! **Addresses** of guests and their networks are 16 bytes: IPv6, or IPv4 as an IPv4-mapped IPv6 address (RFC 4291, section
+//! 2.5.5.2), so that every table and every stage serves both. The length of an IPv4 prefix is 96 more than in its usual form.
+//!
 //! All types are `repr(C)` without implicit padding; reserved bytes are zero and are there so that a new field seldom
 //! needs a new layout. [`LAYOUT_VERSION`] changes with every change of a key or a value.
 //!
@@ -10,7 +13,7 @@
 use crate::Plain;
 
 /// Version of all layouts in this module together; part of the pin path.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// Declares a table type: `repr(C)`, comparable, and proven free of padding by the sum of its fields' sizes.
 macro_rules! layout {
@@ -35,27 +38,27 @@ layout! {
     /// A key of a longest-prefix table, as `BPF_MAP_TYPE_LPM_TRIE` wants it: the number of significant bits of what
     /// follows, then the data. For [`SubnetPrefixKey`] that is 32 bits of VNI plus the prefix, and so on.
     pub struct SubnetPrefixKey {
-        /// Significant bits: 32 + the length of the subnet's prefix (0 to 32).
+        /// Significant bits: 32 + the length of the subnet's prefix (0 to 128).
         pub prefix_len: u32,
         /// VNI.
         pub vni: u32,
         /// Network address.
-        pub ip: [u8; 4],
+        pub ip: [u8; 16],
     }
 
     /// Key of the routes of one subnet.
     pub struct RouteKey {
-        /// Significant bits: 32 + the length of the route's prefix (0 to 32).
+        /// Significant bits: 32 + the length of the route's prefix (0 to 128).
         pub prefix_len: u32,
         /// Index of the subnet that the packet comes from.
         pub subnet: u32,
         /// Destination.
-        pub ip: [u8; 4],
+        pub ip: [u8; 16],
     }
 
     /// Key of the prefixes that a port may send from beyond single addresses.
     pub struct SourcePrefixKey {
-        /// Significant bits: 96 + the length of the allowed prefix (0 to 32).
+        /// Significant bits: 96 + the length of the allowed prefix (0 to 128).
         pub prefix_len: u32,
         /// Port index.
         pub port: u32,
@@ -64,7 +67,7 @@ layout! {
         /// Zero.
         pub reserved: [u8; 2],
         /// Source address.
-        pub ip: [u8; 4],
+        pub ip: [u8; 16],
     }
 
     /// Key of the single addresses that a port may send from beyond its first.
@@ -76,7 +79,7 @@ layout! {
         /// Zero.
         pub reserved: [u8; 2],
         /// Source address.
-        pub ip: [u8; 4],
+        pub ip: [u8; 16],
     }
 
     /// What a port may send from: the subnet that the address counts as.
@@ -107,18 +110,22 @@ layout! {
         pub flags: u32,
         /// VNI of the port's first fixed address.
         pub vni: u32,
-        /// Subnet index of the port's first fixed IPv4 address; 0 if it has none.
+        /// Subnet index of the port's first fixed address; 0 if it has none.
         pub subnet: u32,
         /// That subnet's generation.
         pub subnet_generation: u32,
-        /// The port's first fixed IPv4 address; 0.0.0.0 if it has none.
-        pub ip: [u8; 4],
+        /// Number of the port's policy set, which stands for its security groups; 0 if it has none and is open.
+        pub set: u32,
+        /// The port's first fixed address, an IPv4 one where it has any; `::` if it has none.
+        pub ip: [u8; 16],
         /// The port's own MAC.
         pub mac: [u8; 6],
         /// The interface's MTU in bytes.
         pub mtu: u16,
+        /// How many established flows the port may have.
+        pub max_flows: u32,
         /// Zero.
-        pub reserved: [u32; 6],
+        pub reserved: [u32; 5],
     }
 
     /// A subnet. In an array, by subnet index; an unused slot is all zero.
@@ -129,12 +136,12 @@ layout! {
         pub vni: u32,
         /// `subnet_flags`.
         pub flags: u32,
-        /// Gateway address; 0.0.0.0 if the subnet has no gateway.
-        pub gateway_ip: [u8; 4],
-        /// Network address.
-        pub network: [u8; 4],
-        /// Length of the prefix in bits, 0 to 32.
+        /// Length of the prefix in bits, 0 to 128 (an IPv4 one's is 96 more than in its usual form).
         pub prefix_len: u32,
+        /// Gateway address; `::` if the subnet has no gateway.
+        pub gateway_ip: [u8; 16],
+        /// Network address.
+        pub network: [u8; 16],
         /// Gateway MAC; all zero if the subnet has no gateway.
         pub gateway_mac: [u8; 6],
         /// Source MAC of routed frames that leave this host, from the subnet's router; all zero without a router.
@@ -151,8 +158,8 @@ layout! {
         pub subnet_generation: u32,
         /// `route_flags`.
         pub flags: u32,
-        /// Next hop; 0.0.0.0 for a connected route.
-        pub next_hop_ip: [u8; 4],
+        /// Next hop; `::` for a connected route.
+        pub next_hop_ip: [u8; 16],
         /// MAC of the next hop where the controller gave it, else all zero.
         pub next_hop_mac: [u8; 6],
         /// Zero.
@@ -169,12 +176,12 @@ layout! {
         pub reserved: [u8; 2],
     }
 
-    /// Key of an endpoint by IPv4 address.
-    pub struct Ipv4Key {
+    /// Key of an endpoint by address.
+    pub struct IpKey {
         /// VNI.
         pub vni: u32,
         /// Address.
-        pub ip: [u8; 4],
+        pub ip: [u8; 16],
     }
 
     /// Where a guest is: behind a port of this host, or on a remote one. Value of both endpoint tables.
@@ -185,12 +192,139 @@ layout! {
         pub generation: u32,
         /// Index of the subnet the address is in; 0 in the table by MAC.
         pub subnet: u32,
+        /// Class of the security groups that the endpoint is a member of ([`RuleKey::class`]), with [`MEMBERS`] set; 0 if it is in
+        /// none, and in the table by MAC.
+        pub members: u32,
         /// `endpoint_flags`.
         pub flags: u16,
         /// The guest's MAC.
         pub mac: [u8; 6],
+    }
+
+    /// Key of the classes of remote addresses, for one policy set and direction.
+    pub struct ClassKey {
+        /// Significant bits: 32 + the length of the prefix (1 to 128).
+        pub prefix_len: u32,
+        /// [`set_direction`] of the policy set.
+        pub set: u32,
+        /// Network address.
+        pub ip: [u8; 16],
+    }
+
+    /// The classes of an address: one for each prefix of the set's rules that covers it, the longest first; 0 ends the list.
+    /// The class of rules for any address is 0 and not listed.
+    pub struct Classes {
+        /// Class numbers, unique within the set and direction, never 0 and without [`MEMBERS`].
+        pub classes: [u32; MAX_CLASSES],
+    }
+
+    /// Key of what rules allow. A packet is allowed if the longest match for one of its classes exists.
+    pub struct RuleKey {
+        /// Significant bits: 64, + 8 for the family, + 8 for the protocol, + 1 to 16 for a range of ports.
+        pub prefix_len: u32,
+        /// [`set_direction`] of the policy set.
+        pub set: u32,
+        /// 0 for any remote address; a class of [`Classes`]; or with [`MEMBERS`] set, that of [`Endpoint::members`].
+        pub class: u32,
+        /// 4 or 6.
+        pub family: u8,
+        /// Protocol of the IP header (the last of its extension headers).
+        pub protocol: u8,
+        /// Port of the receiver, network order; ICMP: type and code.
+        pub port: [u8; 2],
+    }
+
+    /// That there is such a rule.
+    pub struct Rule {
+        /// How many rules of the set's groups ask for exactly this entry.
+        pub rules: u32,
+    }
+
+    /// Key of a flow. Both directions have the same.
+    pub struct FlowKey {
+        /// Index of the port.
+        pub port: u32,
+        /// The guest's address.
+        pub local: [u8; 16],
+        /// The other side's address.
+        pub remote: [u8; 16],
+        /// The guest's transport port, network order. An ICMP echo's identifier if the guest asks, else 0.
+        pub local_port: [u8; 2],
+        /// The other side's transport port, network order. An ICMP echo's identifier if the other side asks, else 0.
+        pub remote_port: [u8; 2],
+        /// Protocol.
+        pub protocol: u8,
+        /// `flow_kinds`.
+        pub kind: u8,
+        /// Zero.
+        pub reserved: [u8; 2],
+    }
+
+    /// A flow: what is tracked of a connection, and what is decided about its packets. The words of the first group are changed in
+    /// place, each by itself; all else changes only by a new value in the entry's place.
+    pub struct Flow {
+        /// `flow_state`.
+        pub state: u32,
+        /// When a packet was last seen from the guest ([0]) and to it ([1]), in [`ticks`]; 0 for never.
+        pub seen: [u32; 2],
+        /// Ticks without a packet after which the flow is over.
+        pub timeout: u32,
+        /// When the flow began, in ticks.
+        pub created: u32,
+        /// The port's generation.
+        pub port_generation: u32,
+        /// The port's epoch that the decision is of.
+        pub port_epoch: u32,
+        /// [`epoch_slot`] of the other side.
+        pub remote_slot: u32,
+        /// That slot's epoch that the decision is of.
+        pub remote_epoch: u32,
+        /// `flow_flags`.
+        pub flags: u32,
+        /// Where packets from the guest go: port index if `flow_flags::LOCAL`, else host index.
+        pub target: u32,
+        /// Generation of the target.
+        pub target_generation: u32,
+        /// VNI in which they go.
+        pub vni: u32,
+        /// Source MAC of the guest's packets.
+        pub local_mac: [u8; 6],
+        /// Destination MAC of the guest's packets: the gateway's, or the other side's.
+        pub via_mac: [u8; 6],
+        /// Destination MAC with which they leave.
+        pub to_mac: [u8; 6],
+        /// Source MAC with which they leave.
+        pub from_mac: [u8; 6],
+        /// Source MAC with which packets to the guest arrive from the tunnel.
+        pub arriving_mac: [u8; 6],
+        /// Source MAC with which the guest gets them.
+        pub shown_mac: [u8; 6],
+        /// Outer source address that packets to the guest were last admitted from; `::` if none were.
+        pub peer: [u8; 16],
+    }
+
+    /// How many flows a port has.
+    pub struct PortFlows {
+        /// Entries in the table of flows.
+        pub established: u32,
         /// Zero.
         pub reserved: u32,
+    }
+
+    /// Key of the decisions by policy.
+    pub struct PolicyCountKey {
+        /// Port index.
+        pub port: u32,
+        /// [`set_direction`] of the policy set.
+        pub set: u32,
+    }
+
+    /// Decisions by policy: how many flows, and packets that begin none, were allowed and denied.
+    pub struct PolicyCount {
+        /// Allowed.
+        pub allowed: u64,
+        /// Denied.
+        pub denied: u64,
     }
 
     /// Key of the hosts that may send into a VNI.
@@ -280,6 +414,8 @@ layout! {
         pub relay_port: [u8; 2],
         /// The relay device's interface index; 0 if there is none.
         pub relay_ifindex: u32,
+        /// Interface that hands packets up to the agent; 0 if there is none.
+        pub hand_up_ifindex: u32,
         /// Interfaces that tunnel frames may leave by where the kernel gives the way; unused slots are 0. What a next-hop
         /// group lists counts beside them.
         pub uplinks: [u32; 8],
@@ -317,6 +453,14 @@ layout! {
         pub tokens: u64,
     }
 
+    /// What limits the packets that the packet path sends or hands up on behalf of one port.
+    pub struct PortLimits {
+        /// ICMP errors.
+        pub errors: Bucket,
+        /// Packets handed up to the agent.
+        pub hand_ups: Bucket,
+    }
+
     /// Key of the names of numbered things.
     pub struct NameKey {
         /// `name_kinds`.
@@ -334,6 +478,108 @@ layout! {
         /// The identity in UTF-8: a resource id, or a remote host's address in its usual text form.
         pub text: [u8; 120],
     }
+}
+
+/// Most prefixes of one policy set and direction that may cover one address.
+pub const MAX_CLASSES: usize = 8;
+
+/// Bit of a class that stands for the members of security groups.
+pub const MEMBERS: u32 = 1 << 31;
+
+/// Policy set and direction as they are in keys.
+#[must_use]
+pub const fn set_direction(set: u32, to_guest: bool) -> u32 {
+    set << 1 | to_guest as u32
+}
+
+/// Slots of the table of remote epochs; a power of two.
+pub const EPOCH_SLOTS: u32 = 65_536;
+
+/// The slot of the remote epochs that an address of a VNI has.
+#[inline(always)]
+#[must_use]
+pub const fn epoch_slot(vni: u32, ip: &[u8; 16]) -> u32 {
+    let mut hash = vni.wrapping_mul(0x9e37_79b1);
+    let mut at = 0;
+    while at < 16 {
+        let word = u32::from_ne_bytes([ip[at], ip[at + 1], ip[at + 2], ip[at + 3]]);
+        hash = (hash ^ word).wrapping_mul(0x85eb_ca6b);
+        hash ^= hash >> 15;
+        at += 4;
+    }
+    (hash ^ hash >> 16) & (EPOCH_SLOTS - 1)
+}
+
+/// Time in flows: `CLOCK_MONOTONIC` in units of 2^27 ns, about 0.134 s; never 0.
+#[inline(always)]
+#[must_use]
+pub const fn ticks(nanoseconds: u64) -> u32 {
+    (nanoseconds >> 27) as u32 | (nanoseconds >> 27 == 0) as u32
+}
+
+/// Values of [`FlowKey::kind`].
+pub mod flow_kinds {
+    /// A flow.
+    pub const FLOW: u8 = 0;
+    /// The first fragment of a packet from the guest: the ports of the key are the packet's identification, and its own are in the
+    /// first four bytes of `to_mac`.
+    pub const FRAGMENT_OUT: u8 = 1;
+    /// The first fragment of a packet to the guest, likewise.
+    pub const FRAGMENT_IN: u8 = 2;
+}
+
+/// Bits of [`Flow::state`].
+pub mod flow_state {
+    /// The other side began the flow; otherwise the guest did.
+    pub const REMOTE_BEGAN: u32 = 1;
+    /// There was a packet in the answering direction.
+    pub const ANSWERED: u32 = 1 << 1;
+    /// TCP: the guest sent FIN.
+    pub const FIN_OUT: u32 = 1 << 2;
+    /// TCP: the other side sent FIN.
+    pub const FIN_IN: u32 = 1 << 3;
+    /// TCP: somebody sent RST, and nothing but RST has come since.
+    pub const RESET: u32 = 1 << 4;
+    /// Policy does not allow the flow any more: its packets are dropped as long as they come.
+    pub const DENIED: u32 = 1 << 5;
+    /// The entry is in the table of flows and counts for its port.
+    pub const ESTABLISHED: u32 = 1 << 6;
+}
+
+/// Bits of [`Flow::flags`].
+pub mod flow_flags {
+    /// `target`, `vni` and the MACs of leaving packets are set.
+    pub const OUT: u32 = 1;
+    /// The target is a port of this host.
+    pub const LOCAL: u32 = 1 << 1;
+    /// Packets from the guest are routed: they lose a TTL, and get other MACs.
+    pub const ROUTED: u32 = 1 << 2;
+    /// `peer` and the MACs of arriving packets are set: such packets were admitted from the tunnel.
+    pub const IN: u32 = 1 << 3;
+}
+
+/// Keys of the table of timeouts.
+pub mod timeouts {
+    /// TCP: before the answer.
+    pub const TCP_NEW: u32 = 0;
+    /// TCP: established.
+    pub const TCP_ESTABLISHED: u32 = 1;
+    /// TCP: one side or both have sent FIN.
+    pub const TCP_CLOSING: u32 = 2;
+    /// TCP: after RST.
+    pub const TCP_RESET: u32 = 3;
+    /// UDP: before the answer.
+    pub const UDP_NEW: u32 = 4;
+    /// UDP: answered.
+    pub const UDP_STREAM: u32 = 5;
+    /// ICMP and ICMPv6 echo.
+    pub const ICMP: u32 = 6;
+    /// Other protocols.
+    pub const OTHER: u32 = 7;
+    /// First fragments.
+    pub const FRAGMENT: u32 = 8;
+    /// How many there are.
+    pub const COUNT: u32 = 9;
 }
 
 /// Bits of [`Port::flags`].
@@ -396,6 +642,8 @@ pub mod name_kinds {
     pub const HOST: u32 = 3;
     /// A next-hop group, by a text that lists its next hops.
     pub const GROUP: u32 = 4;
+    /// A policy set, by its security groups' ids in order, with commas between.
+    pub const SET: u32 = 5;
 }
 
 /// The kinds of BPF map that tables are.
@@ -413,6 +661,9 @@ pub enum TableKind {
     PerCpuArray,
     /// `BPF_MAP_TYPE_DEVMAP_HASH`.
     Devices,
+    /// `BPF_MAP_TYPE_ARRAY_OF_MAPS` by port index, of a `BPF_MAP_TYPE_LRU_HASH` for each port in use. Key and value are those of the
+    /// inner tables.
+    LruByPort,
 }
 
 /// What a table is: the one definition that programs, agent, tools and documents share.
@@ -485,14 +736,30 @@ tables! {
         "hosts that may send into a VNI", "agent", "wire programs";
     ENDPOINTS_MAC: Hash<MacKey, Endpoint>[1_048_576, Some("endpoints")],
         "guests by MAC", "agent", "all programs";
-    ENDPOINTS_IPV4: Hash<Ipv4Key, Endpoint>[1_048_576, Some("endpoints")],
-        "guests by IPv4 address", "agent", "all programs";
+    ENDPOINTS_IP: Hash<IpKey, Endpoint>[1_048_576, Some("endpoints")],
+        "guests by address", "agent", "all programs";
     ROUTES: LongestPrefix<RouteKey, Route>[65_536, Some("routes")],
         "routes of each subnet", "agent", "guest programs";
     SOURCES: Hash<SourceKey, Source>[65_536, Some("sources")],
         "single addresses that ports may send from, beyond their first", "agent", "guest programs";
     SOURCE_PREFIXES: LongestPrefix<SourcePrefixKey, Source>[16_384, Some("source_prefixes")],
         "prefixes that ports may send from", "agent", "guest programs";
+    CLASSES: LongestPrefix<ClassKey, Classes>[262_144, Some("classes")],
+        "classes of remote addresses, by policy set and direction", "agent", "all programs";
+    RULES: LongestPrefix<RuleKey, Rule>[524_288, Some("rules")],
+        "what policy sets allow", "agent", "all programs";
+    REMOTE_EPOCHS: Array<u32, u32>[EPOCH_SLOTS, None],
+        "rises with every change of an endpoint whose address has that slot", "agent", "all programs";
+    TIMEOUTS: Array<u32, u32>[timeouts::COUNT, None],
+        "after how many ticks without a packet flows are over", "agent", "all programs";
+    FLOWS: Hash<FlowKey, Flow>[1_048_576, Some("flows")],
+        "established flows", "all programs, agent (removes what is over)", "all programs";
+    HALF_OPEN: LruByPort<FlowKey, Flow>[4_096, Some("ports")],
+        "flows of each port that were not answered yet, and first fragments", "all programs", "all programs";
+    PORT_FLOWS: Array<u32, PortFlows>[4_096, Some("ports")],
+        "how many established flows each port has", "all programs, agent", "all programs";
+    POLICY_COUNTS: PerCpuHash<PolicyCountKey, PolicyCount>[16_384, Some("policy_counts")],
+        "decisions by policy, by port and set", "all programs", "agent, tools";
     DEVICES: Devices<u32, u32>[8_192, Some("ports")],
         "devices that take XDP redirects", "agent", "XDP programs";
     PORT_BY_INTERFACE: Hash<u32, Reference>[4_096, Some("ports")],
@@ -505,8 +772,8 @@ tables! {
         "traffic by port", "all programs", "agent, tools";
     COUNTERS: PerCpuArray<u32, Count>[crate::counters::COUNTER_SLOTS, None],
         "what else is counted", "all programs", "agent, tools";
-    LIMITS: Array<u32, Bucket>[4_096, Some("ports")],
-        "limits on ICMP errors by port", "guest programs", "guest programs";
+    LIMITS: Array<u32, PortLimits>[4_096, Some("ports")],
+        "limits by port on what is sent or handed up on its behalf", "guest programs", "guest programs";
 }
 
 /// The table of that name (upper or lower case), if there is one.
