@@ -748,9 +748,9 @@ tables! {
         "classes of remote addresses, by policy set and direction", "agent", "all programs";
     RULES: LongestPrefix<RuleKey, Rule>[524_288, Some("rules")],
         "what policy sets allow", "agent", "all programs";
-    REMOTE_EPOCHS: Array<u32, u32>[EPOCH_SLOTS, None],
+    REMOTE_EPOCHS: Array<u32, u32>[crate::tables::EPOCH_SLOTS, None],
         "rises with every change of an endpoint whose address has that slot", "agent", "all programs";
-    TIMEOUTS: Array<u32, u32>[timeouts::COUNT, None],
+    TIMEOUTS: Array<u32, u32>[crate::tables::timeouts::COUNT, None],
         "after how many ticks without a packet flows are over", "agent", "all programs";
     FLOWS: Hash<FlowKey, Flow>[1_048_576, Some("flows")],
         "established flows", "all programs, agent (removes what is over)", "all programs";
