@@ -510,6 +510,19 @@ pub const fn epoch_slot(vni: u32, ip: &[u8; 16]) -> u32 {
     (hash ^ hash >> 16) & (EPOCH_SLOTS - 1)
 }
 
+/// The slot of the remote epochs that a MAC of a VNI has: for what is switched by the table of endpoints by MAC alone.
+#[inline(always)]
+#[must_use]
+pub const fn mac_slot(vni: u32, mac: &[u8; 6]) -> u32 {
+    let mut ip = [0; 16];
+    let mut at = 0;
+    while at < 6 {
+        ip[10 + at] = mac[at];
+        at += 1;
+    }
+    epoch_slot(vni, &ip)
+}
+
 /// Time in flows: `CLOCK_MONOTONIC` in units of 2^27 ns, about 0.134 s; never 0.
 #[inline(always)]
 #[must_use]
@@ -644,6 +657,8 @@ pub mod name_kinds {
     pub const GROUP: u32 = 4;
     /// A policy set, by its security groups' ids in order, with commas between.
     pub const SET: u32 = 5;
+    /// A class of members of security groups (without [`MEMBERS`](super::MEMBERS)), by the groups' ids likewise.
+    pub const MEMBERS: u32 = 6;
 }
 
 /// The kinds of BPF map that tables are.
@@ -724,6 +739,10 @@ tables! {
         "ways out of this host", "agent", "guest programs";
     HOSTS: Array<u32, Host>[8_192, Some("hosts")],
         "tunnel templates of remote hosts", "agent", "guest programs, wire programs (strict admission)";
+    RULES: LongestPrefix<RuleKey, Rule>[524_288, Some("rules")],
+        "what policy sets allow", "agent", "all programs";
+    CLASSES: LongestPrefix<ClassKey, Classes>[262_144, Some("classes")],
+        "classes of remote addresses, by policy set and direction", "agent", "all programs";
     SUBNETS: Array<u32, Subnet>[8_192, Some("subnets")],
         "subnets with their gateways", "agent", "all programs";
     PORTS: Array<u32, Port>[4_096, Some("ports")],
@@ -744,10 +763,6 @@ tables! {
         "single addresses that ports may send from, beyond their first", "agent", "guest programs";
     SOURCE_PREFIXES: LongestPrefix<SourcePrefixKey, Source>[16_384, Some("source_prefixes")],
         "prefixes that ports may send from", "agent", "guest programs";
-    CLASSES: LongestPrefix<ClassKey, Classes>[262_144, Some("classes")],
-        "classes of remote addresses, by policy set and direction", "agent", "all programs";
-    RULES: LongestPrefix<RuleKey, Rule>[524_288, Some("rules")],
-        "what policy sets allow", "agent", "all programs";
     REMOTE_EPOCHS: Array<u32, u32>[crate::tables::EPOCH_SLOTS, None],
         "rises with every change of an endpoint whose address has that slot", "agent", "all programs";
     TIMEOUTS: Array<u32, u32>[crate::tables::timeouts::COUNT, None],
