@@ -64,8 +64,10 @@ layout! {
         pub port: u32,
         /// Source MAC.
         pub mac: [u8; 6],
+        /// 4 or 6: `::/0` allows no IPv4 address, although it covers the mapped ones.
+        pub family: u8,
         /// Zero.
-        pub reserved: [u8; 2],
+        pub reserved: u8,
         /// Source address.
         pub ip: [u8; 16],
     }
@@ -621,6 +623,8 @@ pub mod subnet_flags {
 pub mod route_flags {
     /// The destination itself is in the route's subnet; otherwise the next hop is.
     pub const CONNECTED: u32 = 1;
+    /// The route is for IPv6. A packet of the other version has no route: `::/0` covers the mapped addresses too.
+    pub const V6: u32 = 1 << 1;
 }
 
 /// Bits of [`Endpoint::flags`].
