@@ -93,7 +93,12 @@ impl Model {
                 continue;
             }
             match rule.next_hop {
-                None => return pending(format!("rule {} for {} names no IPv4 next hop", rule.id, rule.net)),
+                None => {
+                    return pending(format!(
+                        "rule {} for {} names no next hop of the same version of IP",
+                        rule.id, rule.net
+                    ));
+                }
                 Some(next_hop) if router.member_of(next_hop).is_none() => {
                     return pending(format!(
                         "rule {} for {}: next hop {next_hop} is in no subnet of the router: it completes when such a subnet joins",
@@ -124,10 +129,13 @@ impl Model {
         if let Some(address) = self.first_parked(port.first) {
             return pending(self.subnet_missing(self.missing_subnet(port, address)));
         }
-        if let Some(group) = Self::missing_group(port)
+        if let Some(group) = self.missing_group(slot)
             && self.settings.missing_group == MissingGroup::Closed
         {
             return pending(format!("security group {group} is not held: the port is closed until it is"));
+        }
+        if let Some(cause) = self.policy.refusal(port.set).filter(|_| port.set != 0) {
+            return failure(format!("the port is closed: {cause}"));
         }
         match interface {
             Some(interface) if self.owns_interface(slot) => {
