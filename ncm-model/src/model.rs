@@ -129,7 +129,7 @@ impl Model {
             };
             indices.seed(identity, key.index, name.generation);
         }
-        model.policy = Policy::new(sets + 1, MEMBERS | (members + 1), &slots);
+        model.policy = Policy::new(sets + 1, MEMBERS | (members + 1), &model.settings);
         let ports = seed.ports.iter().filter(|(_, port)| port.generation != 0);
         model.seeded_epochs = ports.map(|(index, port)| ((*index, port.generation), port.epoch)).collect();
         model.port_indices.seeded();

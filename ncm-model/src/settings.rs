@@ -27,6 +27,10 @@ pub struct Limits {
     pub neighbours: usize,
     /// How many resources are held of each other type.
     pub resources: usize,
+    /// How many entries of `CLASSES` and `RULES` one policy set may have.
+    pub set_entries: usize,
+    /// How many rules all security groups may have together.
+    pub rules: usize,
 }
 
 impl Default for Limits {
@@ -37,6 +41,8 @@ impl Default for Limits {
             parked: 4_194_304,
             neighbours: 4_194_304,
             resources: 65_536,
+            set_entries: 131_072,
+            rules: 1_048_576,
         }
     }
 }

@@ -110,7 +110,7 @@ impl Model {
             let slot = held[usize::from(l3)];
             if fixed.iter().any(|fixed| fixed.l3 == l3) || (fixed.is_empty() && slot.is_some()) {
                 let slot = self.upsert(view, l3, slot, fixed, &common, request);
-                parked |= self.neighbour_parked(slot);
+                parked |= self.neighbour_parked(slot) || self.lacks_class(slot);
             }
         }
         Ok(if parked { Outcome::Applied } else { Outcome::Success })

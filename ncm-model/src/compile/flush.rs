@@ -77,6 +77,8 @@ impl Model {
             self.tables.resend(|cause| again.contains(&cause));
         }
         self.tables.flush(changes);
+        // What covers more is written later, and goes sooner.
+        changes.classes.put.reverse();
         self.raise_epochs(raised, changes);
         self.announce_interfaces(&mut changes.interfaces);
     }

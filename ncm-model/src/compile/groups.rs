@@ -2,8 +2,10 @@
 
 use std::collections::BTreeSet;
 
+use crate::goalstate::neighbour_view;
 use crate::model::Model;
 use crate::settings::MissingGroup;
+use crate::store::{NONE, Sym};
 
 /// References to texts.
 pub(crate) fn refs(groups: &[String]) -> Vec<&str> {
@@ -36,6 +38,19 @@ impl Model {
             self.group_ports.entry(group.clone()).or_default().insert(slot);
         }
         self.ports[slot].groups = groups;
+    }
+
+    /// The neighbour is in groups, but there is no class left for the combination of them.
+    pub(crate) fn lacks_class(&self, neighbour: u32) -> bool {
+        let Some(neighbour) = self.neighbours.get(neighbour) else { return false };
+        let Some(provenance) = (neighbour.provenance != NONE).then(|| self.provenances.get(neighbour.provenance))
+        else {
+            return false;
+        };
+        provenance.members == 0 && provenance.extra != Sym::EMPTY && {
+            let extra = self.strings.bytes(provenance.extra);
+            neighbour_view::read(0, Some(&extra)).is_ok_and(|extra| extra.groups.iter().any(|group| !group.is_empty()))
+        }
     }
 
     /// Has the ports that name a group looked at again: it is held from now on, or not any more.

@@ -15,6 +15,10 @@ pub(crate) type Standing = (OperationStatus, Cow<'static, str>);
 
 pub(crate) const SUCCESS: Standing = (OperationStatus::Success, Cow::Borrowed(""));
 
+/// Why an endpoint is in no class of members.
+const NO_CLASS: &str =
+    "too many different combinations of security groups are in use: rules that name a remote group do not match it";
+
 fn pending(cause: String) -> Standing {
     (OperationStatus::Pending, Cow::Owned(cause))
 }
@@ -134,6 +138,9 @@ impl Model {
         {
             return pending(format!("security group {group} is not held: the port is closed until it is"));
         }
+        if port.members == 0 && !port.groups.is_empty() {
+            return failure(NO_CLASS.to_owned());
+        }
         if let Some(cause) = self.policy.refusal(port.set).filter(|_| port.set != 0) {
             return failure(format!("the port is closed: {cause}"));
         }
@@ -189,6 +196,9 @@ impl Model {
         if self.is_barred(neighbour) {
             let full = Self::no_room("vteps", self.settings.slots.vteps);
             return failure(format!("its host is not admitted into the router's other subnets: {full}"));
+        }
+        if self.lacks_class(slot) {
+            return failure(NO_CLASS.to_owned());
         }
         let Some(address) = self.first_parked(neighbour.first) else { return SUCCESS };
         let subnet = &self.subnets[address.subnet];

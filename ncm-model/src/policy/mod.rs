@@ -1,7 +1,7 @@
 //! Policy sets and classes of members.
 
 use crate::compile::flush::Tables;
-use crate::settings::Slots;
+use crate::settings::Settings;
 
 /// What security groups come to.
 #[derive(Debug, Default)]
@@ -9,7 +9,7 @@ pub(crate) struct Policy;
 
 #[allow(clippy::unused_self, reason = "no group is held yet")]
 impl Policy {
-    pub(crate) fn new(_first_set: u32, _first_members: u32, _slots: &Slots) -> Self {
+    pub(crate) fn new(_first_set: u32, _first_members: u32, _settings: &Settings) -> Self {
         Self
     }
 
