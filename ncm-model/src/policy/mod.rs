@@ -23,8 +23,8 @@ impl Policy {
 
     pub(crate) fn release_set(&mut self, _set: u32) {}
 
-    pub(crate) fn hold_members(&mut self, _groups: &[&str]) -> u32 {
-        0
+    pub(crate) fn hold_members(&mut self, groups: &[&str]) -> u32 {
+        if groups.is_empty() { 0 } else { ncm_common::tables::MEMBERS | 1 }
     }
 
     pub(crate) fn retain_members(&mut self, _class: u32) {}
