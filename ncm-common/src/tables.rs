@@ -494,6 +494,12 @@ pub const fn set_direction(set: u32, to_guest: bool) -> u32 {
     set << 1 | to_guest as u32
 }
 
+/// Entries of each port's own table in `HALF_OPEN`, unless `[capacity] half_open` of the configuration says otherwise.
+pub const HALF_OPEN_PER_PORT: u32 = 2_048;
+
+/// Key of `[capacity]` in the configuration that sets them.
+pub const HALF_OPEN_KEY: &str = "half_open";
+
 /// Slots of the table of remote epochs; a power of two.
 pub const EPOCH_SLOTS: u32 = 65_536;
 

@@ -36,11 +36,23 @@ pub enum Hook {
     GuestTc,
     /// Native XDP on a guest's interface.
     GuestXdp,
+    /// tcx ingress on the interface that hands packets up to the agent.
+    HandUpTc,
+    /// tcx egress on that interface: what the agent sends to guests.
+    HandDownTc,
 }
 
 impl Hook {
     /// Every hook.
-    pub const ALL: [Self; 5] = [Self::WireXdp, Self::WireTc, Self::RelayTc, Self::GuestTc, Self::GuestXdp];
+    pub const ALL: [Self; 7] = [
+        Self::WireXdp,
+        Self::WireTc,
+        Self::RelayTc,
+        Self::GuestTc,
+        Self::GuestXdp,
+        Self::HandUpTc,
+        Self::HandDownTc,
+    ];
 
     /// The name of the program that runs here.
     #[must_use]
@@ -51,6 +63,8 @@ impl Hook {
             Self::RelayTc => programs::RELAY_TC,
             Self::GuestTc => programs::GUEST_TC,
             Self::GuestXdp => programs::GUEST_XDP,
+            Self::HandUpTc => programs::HAND_UP_TC,
+            Self::HandDownTc => programs::HAND_DOWN_TC,
         }
     }
 
@@ -60,14 +74,18 @@ impl Hook {
         Self::ALL.into_iter().find(|hook| hook.program() == name)
     }
 
-    /// Whether the hook is XDP (else tcx ingress).
+    /// Whether the hook is XDP (else tcx).
     #[must_use]
     pub const fn is_xdp(self) -> bool {
         matches!(self, Self::WireXdp | Self::GuestXdp)
     }
 
     const fn attach_type(self) -> bpf_attach_type {
-        if self.is_xdp() { bpf_attach_type::BPF_XDP } else { bpf_attach_type::BPF_TCX_INGRESS }
+        match self {
+            Self::WireXdp | Self::GuestXdp => bpf_attach_type::BPF_XDP,
+            Self::WireTc | Self::RelayTc | Self::GuestTc | Self::HandUpTc => bpf_attach_type::BPF_TCX_INGRESS,
+            Self::HandDownTc => bpf_attach_type::BPF_TCX_EGRESS,
+        }
     }
 }
 

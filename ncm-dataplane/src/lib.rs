@@ -5,6 +5,7 @@
 //! [`Reader`] opens the tables for reading without any of this, [`teardown`] removes everything.
 
 mod attach;
+mod by_port;
 mod error;
 mod load;
 mod log;
@@ -25,6 +26,7 @@ use std::path::PathBuf;
 use ncm_common::tables::{TABLES, TableSpec};
 
 pub use attach::{Attachment, Foreign, Hook};
+pub use by_port::{OfPort, PortTables};
 pub use error::Error;
 pub use log::{LogLevel, ProgramLog};
 pub use memory::release_memory;

@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 
 use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfLoader};
-use ncm_common::tables::{TABLES, TableSpec};
+use ncm_common::tables::{TABLES, TableKind, TableSpec};
 
 use crate::log::{LogLevel, ProgramLog};
 use crate::pin::{PinPaths, path_error};
 use crate::programs::Programs;
+use crate::sys::{self, NewMap};
 use crate::tables::{Capacities, Tables};
-use crate::{Error, raw, sys};
+use crate::{Error, by_port, raw};
 
 /// Lines of the verifier's log that an error shows: the refusal stands at the end.
 const LOG_LINES: usize = 40;
@@ -50,7 +51,7 @@ pub(crate) fn load(
         }
     }
     let mut ebpf = loader.load(object).map_err(|error| Error::Object(Box::new(error)))?;
-    let tables = Tables::open(|spec| {
+    let mut tables = Tables::open(|spec| {
         let path = directory.as_ref().map_or_else(|| PathBuf::from(spec.name), |path| path.join(spec.name));
         let fd = match ebpf.map(spec.name) {
             Some(map) => map_fd(map).map_err(path_error("open", &path))?,
@@ -58,6 +59,10 @@ pub(crate) fn load(
         };
         Ok((fd, path))
     })?;
+    tables.half_open = tables.half_open.of_entries(capacities.half_open());
+    let mut ports = Vec::new();
+    tables.ports.for_each(|index, port| ports.extend((port.generation != 0).then_some(index)))?;
+    tables.half_open.settle(&ports)?;
     let programs = load_programs(&mut ebpf)?;
     let log = if log == LogLevel::Off { None } else { Some(ProgramLog::take(&mut ebpf)?) };
     let others = ebpf
@@ -86,13 +91,13 @@ fn create(spec: &'static TableSpec, capacity: u32, pin: Option<&Path>) -> Result
         return sys::get_pinned(path, false).map_err(path_error("open", path));
     }
     let table = |source| Error::Table { action: "create", table: spec.name.to_ascii_lowercase(), source };
-    let fd = sys::create_map(
-        raw::map_type(spec.kind),
-        spec.key_size,
-        spec.value_size,
-        capacity,
-        raw::map_flags(spec.kind),
-    )
+    let fd = if spec.kind == TableKind::LruByPort {
+        by_port::create_outer(spec, capacity)
+    } else {
+        let (key_size, value_size) = raw::sizes(spec);
+        let (kind, flags) = (raw::map_type(spec.kind), raw::map_flags(spec.kind));
+        sys::create_map(&NewMap { kind, key_size, value_size, max_entries: capacity, flags, inner: None })
+    }
     .map_err(table)?;
     if let Some(path) = pin {
         sys::pin(fd.as_fd(), path).map_err(path_error("pin a table at", path))?;
@@ -108,7 +113,8 @@ fn map_fd(map: &aya::maps::Map) -> std::io::Result<OwnedFd> {
         | Map::LpmTrie(data)
         | Map::PerCpuArray(data)
         | Map::PerCpuHashMap(data)
-        | Map::DevMapHash(data) => data,
+        | Map::DevMapHash(data)
+        | Map::ArrayOfMaps(data) => data,
         _ => return Err(std::io::Error::from_raw_os_error(libc::EINVAL)),
     };
     data.fd().as_fd().try_clone_to_owned()

@@ -135,7 +135,7 @@ mod tests {
     fn an_instance_name_is_part_of_a_path_and_nothing_more() {
         let bpffs = Path::new("/sys/fs/bpf");
         let paths = PinPaths::new(bpffs, "a-1").expect("a good name");
-        assert_eq!(paths.maps(), Path::new("/sys/fs/bpf/ncm/a-1/v1/maps"));
+        assert_eq!(paths.maps(), Path::new("/sys/fs/bpf/ncm/a-1/v2/maps"));
         for bad in ["", "..", "a/b", "a.b", "ä", &"x".repeat(33)] {
             assert!(matches!(PinPaths::new(bpffs, bad), Err(Error::Instance(_))), "{bad}");
         }

@@ -74,16 +74,21 @@ impl RawMap {
         cpus: usize,
     ) -> Result<Self, Error> {
         let capacity = check(&fd, spec, None, path)?;
+        Ok(Self::checked(fd, spec, capacity, cpus))
+    }
+
+    /// Takes an open map of known sizes that is the table itself, or one of a table of tables.
+    pub(crate) fn checked(fd: OwnedFd, spec: &'static TableSpec, capacity: u32, cpus: usize) -> Self {
         let per_cpu = matches!(spec.kind, TableKind::PerCpuArray | TableKind::PerCpuHash);
-        let value = value_size(spec) as usize;
-        Ok(Self {
+        let value = if spec.kind == TableKind::Devices { sizes(spec).1 } else { spec.value_size } as usize;
+        Self {
             fd,
             spec,
             capacity,
             values_per_key: if per_cpu { cpus } else { 1 },
             stride: if per_cpu { value.next_multiple_of(8) } else { value },
             batches: AtomicBool::new(true),
-        })
+        }
     }
 
     fn key_size(&self) -> usize {
@@ -260,12 +265,16 @@ impl RawMap {
 
     /// Bytes of kernel memory that the map takes, as the kernel accounts them.
     pub(crate) fn memory(&self) -> Result<u64, Error> {
-        use std::os::fd::AsRawFd;
-        let path = format!("/proc/self/fdinfo/{}", self.fd.as_raw_fd());
-        let text = std::fs::read_to_string(path).map_err(|error| self.error("measure", error))?;
-        let line = text.lines().find_map(|line| line.strip_prefix("memlock:"));
-        Ok(line.and_then(|bytes| bytes.trim().parse().ok()).unwrap_or(0))
+        memory(&self.fd).map_err(|error| self.error("measure", error))
     }
+}
+
+/// Bytes of kernel memory that a map takes.
+pub(crate) fn memory(map: &OwnedFd) -> io::Result<u64> {
+    use std::os::fd::AsRawFd;
+    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", map.as_raw_fd()))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("memlock:"));
+    Ok(line.and_then(|bytes| bytes.trim().parse().ok()).unwrap_or(0))
 }
 
 fn is_unsupported(error: &io::Error) -> bool {
@@ -299,12 +308,13 @@ pub(crate) fn check(
         source,
     })?;
     let wanted_flags = map_flags(spec.kind);
+    let (key_size, value_size) = sizes(spec);
     // A read-only descriptor's own flag is not the map's; others do not concern us.
     let flags = info.map_flags & NO_PREALLOC;
     let differences = [
         ("type", info.type_, map_type(spec.kind) as u32),
-        ("key size", info.key_size, spec.key_size),
-        ("value size", info.value_size, value_size(spec)),
+        ("key size", info.key_size, key_size),
+        ("value size", info.value_size, value_size),
         ("flags", flags, wanted_flags),
         ("capacity", info.max_entries, capacity.unwrap_or(info.max_entries)),
     ];
@@ -319,10 +329,14 @@ pub(crate) fn check(
 /// `BPF_F_NO_PREALLOC` of `linux/bpf.h`.
 const NO_PREALLOC: u32 = 1;
 
-/// Bytes of a value in the kernel. Those of a device map have a second word, for a program that we do not use: aya
-/// creates them so, and zero means none.
-pub(crate) fn value_size(spec: &TableSpec) -> u32 {
-    if spec.kind == TableKind::Devices { 8 } else { spec.value_size }
+/// Bytes of a key and a value of the map itself. Values of a device map have a second word, for a program that we do not
+/// use: aya creates them so, and zero means none. A table of tables has slots for other maps.
+pub(crate) fn sizes(spec: &TableSpec) -> (u32, u32) {
+    match spec.kind {
+        TableKind::Devices => (spec.key_size, 8),
+        TableKind::LruByPort => (4, 4),
+        _ => (spec.key_size, spec.value_size),
+    }
 }
 
 /// The kernel's number of a kind of table.
@@ -334,6 +348,7 @@ pub(crate) fn map_type(kind: TableKind) -> bpf_map_type {
         TableKind::Array => bpf_map_type::BPF_MAP_TYPE_ARRAY,
         TableKind::PerCpuArray => bpf_map_type::BPF_MAP_TYPE_PERCPU_ARRAY,
         TableKind::Devices => bpf_map_type::BPF_MAP_TYPE_DEVMAP_HASH,
+        TableKind::LruByPort => bpf_map_type::BPF_MAP_TYPE_ARRAY_OF_MAPS,
     }
 }
 
@@ -341,6 +356,6 @@ pub(crate) fn map_type(kind: TableKind) -> bpf_map_type {
 pub(crate) fn map_flags(kind: TableKind) -> u32 {
     match kind {
         TableKind::Hash | TableKind::PerCpuHash | TableKind::LongestPrefix => NO_PREALLOC,
-        TableKind::Array | TableKind::PerCpuArray | TableKind::Devices => 0,
+        TableKind::Array | TableKind::PerCpuArray | TableKind::Devices | TableKind::LruByPort => 0,
     }
 }

@@ -186,10 +186,11 @@ pub(crate) fn pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     bpf(bpf_cmd::BPF_OBJ_PIN, &mut attr).map(drop)
 }
 
+/// `BPF_F_RDONLY` of `linux/bpf.h`.
+const READ_ONLY: u32 = 1 << 3;
+
 /// BPF_OBJ_GET: opens what is pinned at `path`.
 pub(crate) fn get_pinned(path: &Path, read_only: bool) -> io::Result<OwnedFd> {
-    /// `BPF_F_RDONLY` of `linux/bpf.h`.
-    const READ_ONLY: u32 = 1 << 3;
     let path = c_path(path)?;
     let flags = if read_only { READ_ONLY } else { 0 };
     let mut attr = PathAttr { path: path.as_ptr() as u64, fd: 0, flags };
@@ -435,18 +436,45 @@ struct CreateAttr {
     value_size: u32,
     max_entries: u32,
     flags: u32,
+    inner_map: u32,
 }
 
-/// BPF_MAP_CREATE of a plain map.
-pub(crate) fn create_map(
-    kind: aya_obj::generated::bpf_map_type,
-    key_size: u32,
-    value_size: u32,
-    max_entries: u32,
-    flags: u32,
-) -> io::Result<OwnedFd> {
-    let mut attr = CreateAttr { kind: kind as u32, key_size, value_size, max_entries, flags };
+/// What a new map is to be.
+pub(crate) struct NewMap<'a> {
+    pub(crate) kind: aya_obj::generated::bpf_map_type,
+    pub(crate) key_size: u32,
+    pub(crate) value_size: u32,
+    pub(crate) max_entries: u32,
+    pub(crate) flags: u32,
+    /// For maps of maps: a map like those that it is to hold.
+    pub(crate) inner: Option<BorrowedFd<'a>>,
+}
+
+/// BPF_MAP_CREATE.
+pub(crate) fn create_map(new: &NewMap<'_>) -> io::Result<OwnedFd> {
+    let mut attr = CreateAttr {
+        kind: new.kind as u32,
+        key_size: new.key_size,
+        value_size: new.value_size,
+        max_entries: new.max_entries,
+        flags: new.flags,
+        inner_map: new.inner.map_or(0, raw),
+    };
     bpf_fd(bpf_cmd::BPF_MAP_CREATE, &mut attr)
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct ByIdAttr {
+    id: u32,
+    next_id: u32,
+    flags: u32,
+}
+
+/// BPF_MAP_GET_FD_BY_ID: opens the map that the kernel has under a number.
+pub(crate) fn map_by_id(id: u32, read_only: bool) -> io::Result<OwnedFd> {
+    let flags = if read_only { READ_ONLY } else { 0 };
+    bpf_fd(bpf_cmd::BPF_MAP_GET_FD_BY_ID, &mut ByIdAttr { id, flags, ..ByIdAttr::default() })
 }
 
 /// BPF_LINK_DETACH: takes a link's program from its hook at once, whoever else holds the link.

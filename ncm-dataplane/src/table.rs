@@ -1,10 +1,12 @@
 //! Typed handles of tables: what a table holds is in the type, how it is reached is in [`crate::raw`].
 
 use std::marker::PhantomData;
+use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::Arc;
 
 use ncm_common::Plain;
-use ncm_common::tables::{Count, PortTraffic, TableSpec};
+use ncm_common::tables::{Count, PolicyCount, PortTraffic, TableSpec};
 
 use crate::Error;
 use crate::raw::{BATCH, Outcome, RawMap};
@@ -29,6 +31,16 @@ impl<K, V> std::fmt::Debug for Table<K, V> {
 }
 
 impl<K: Plain, V: Plain> Table<K, V> {
+    /// Takes an open map after comparing it with the table's definition.
+    pub(crate) fn open(
+        fd: OwnedFd,
+        spec: &'static TableSpec,
+        path: &Path,
+        cpus: usize,
+    ) -> Result<Self, Error> {
+        Ok(Self::new(RawMap::new(fd, spec, path, cpus)?))
+    }
+
     /// Wraps a map whose sizes were compared with its definition.
     pub(crate) fn new(map: RawMap) -> Self {
         // The definition names the same types; if not, every table would be read wrongly.
@@ -193,6 +205,13 @@ impl Sum for Count {
     }
 }
 
+impl Sum for PolicyCount {
+    fn add(&mut self, other: &Self) {
+        self.allowed = self.allowed.wrapping_add(other.allowed);
+        self.denied = self.denied.wrapping_add(other.denied);
+    }
+}
+
 impl Sum for PortTraffic {
     fn add(&mut self, other: &Self) {
         self.received.add(&other.received);
@@ -219,11 +238,17 @@ impl<K, V> std::fmt::Debug for CounterTable<K, V> {
 }
 
 impl<K: Plain, V: Sum> CounterTable<K, V> {
-    /// Wraps a map whose sizes were compared with its definition.
-    pub(crate) fn new(map: RawMap) -> Self {
+    /// Takes an open map after comparing it with the table's definition.
+    pub(crate) fn open(
+        fd: OwnedFd,
+        spec: &'static TableSpec,
+        path: &Path,
+        cpus: usize,
+    ) -> Result<Self, Error> {
+        let map = RawMap::new(fd, spec, path, cpus)?;
         assert_eq!(map.spec.key_size as usize, size_of::<K>(), "{}: key", map.spec.name);
         assert_eq!(map.spec.value_size as usize, size_of::<V>(), "{}: value", map.spec.name);
-        Self { map: Arc::new(map), types: PhantomData }
+        Ok(Self { map: Arc::new(map), types: PhantomData })
     }
 
     /// The table's definition.

@@ -4,13 +4,14 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use ncm_common::tables::{
-    Bucket, Count, Endpoint, Host, Ipv4Key, MacKey, Name, NameKey, NextHopGroup, Node, Port, PortDropKey,
-    PortTraffic, Reference, Route, RouteKey, Source, SourceKey, SourcePrefixKey, Subnet, SubnetPrefixKey,
-    TABLES, TableSpec, Vni, VtepKey, table,
+    ClassKey, Classes, Count, Endpoint, Flow, FlowKey, HALF_OPEN_KEY, HALF_OPEN_PER_PORT, Host, IpKey,
+    MacKey, Name, NameKey, NextHopGroup, Node, PolicyCount, PolicyCountKey, Port, PortDropKey, PortFlows,
+    PortLimits, PortTraffic, Reference, Route, RouteKey, Rule, RuleKey, Source, SourceKey, SourcePrefixKey,
+    Subnet, SubnetPrefixKey, TABLES, TableSpec, Vni, VtepKey, table,
 };
 
 use crate::Error;
-use crate::raw::RawMap;
+use crate::by_port::PortTables;
 use crate::table::{CounterTable, Table};
 
 macro_rules! tables {
@@ -35,7 +36,7 @@ macro_rules! tables {
                         let spec = table($name)
                             .ok_or_else(|| Error::Missing { what: "table", name: $name.to_owned() })?;
                         let (fd, path) = open(spec)?;
-                        $kind::new(RawMap::new(fd, spec, &path, cpus)?)
+                        $kind::open(fd, spec, &path, cpus)?
                     },
                 )+})
             }
@@ -68,23 +69,31 @@ tables! {
     heartbeat = "HEARTBEAT": Table<u32, u64>;
     next_hop_groups = "NEXT_HOP_GROUPS": Table<u32, NextHopGroup>;
     hosts = "HOSTS": Table<u32, Host>;
+    rules = "RULES": Table<RuleKey, Rule>;
+    classes = "CLASSES": Table<ClassKey, Classes>;
     subnets = "SUBNETS": Table<u32, Subnet>;
     ports = "PORTS": Table<u32, Port>;
     vnis = "VNIS": Table<u32, Vni>;
     subnet_prefixes = "SUBNET_PREFIXES": Table<SubnetPrefixKey, Reference>;
     vteps = "VTEPS": Table<VtepKey, Reference>;
     endpoints_mac = "ENDPOINTS_MAC": Table<MacKey, Endpoint>;
-    endpoints_ipv4 = "ENDPOINTS_IPV4": Table<Ipv4Key, Endpoint>;
+    endpoints_ip = "ENDPOINTS_IP": Table<IpKey, Endpoint>;
     routes = "ROUTES": Table<RouteKey, Route>;
     sources = "SOURCES": Table<SourceKey, Source>;
     source_prefixes = "SOURCE_PREFIXES": Table<SourcePrefixKey, Source>;
+    remote_epochs = "REMOTE_EPOCHS": Table<u32, u32>;
+    timeouts = "TIMEOUTS": Table<u32, u32>;
+    flows = "FLOWS": Table<FlowKey, Flow>;
+    half_open = "HALF_OPEN": PortTables<FlowKey, Flow>;
+    port_flows = "PORT_FLOWS": Table<u32, PortFlows>;
+    policy_counts = "POLICY_COUNTS": CounterTable<PolicyCountKey, PolicyCount>;
     devices = "DEVICES": Table<u32, u32>;
     port_by_interface = "PORT_BY_INTERFACE": Table<u32, Reference>;
     drops = "DROPS": CounterTable<u32, Count>;
     port_drops = "PORT_DROPS": CounterTable<PortDropKey, Count>;
     port_traffic = "PORT_TRAFFIC": CounterTable<u32, PortTraffic>;
     counters = "COUNTERS": CounterTable<u32, Count>;
-    limits = "LIMITS": Table<u32, Bucket>;
+    limits = "LIMITS": Table<u32, PortLimits>;
 }
 
 /// The capacities of an instance's tables: what the configuration sets, else the defaults.
@@ -97,14 +106,20 @@ impl Capacities {
     /// Sets the number of entries under one of the configuration's keys (`endpoints`, `hosts`, …); `false` if there
     /// is no such key. Zero is taken as one.
     pub fn set(&mut self, key: &str, entries: u32) -> bool {
-        let known = TABLES.iter().any(|spec| spec.capacity_key == Some(key));
+        let known = key == HALF_OPEN_KEY || TABLES.iter().any(|spec| spec.capacity_key == Some(key));
         if known {
             self.set.insert(key.to_owned(), entries.max(1));
         }
         known
     }
 
-    /// The number of entries of a table.
+    /// The number of entries of each port's own table of half-open flows.
+    #[must_use]
+    pub fn half_open(&self) -> u32 {
+        self.set.get(HALF_OPEN_KEY).copied().unwrap_or(HALF_OPEN_PER_PORT)
+    }
+
+    /// The number of entries of a table (of those that ports have their own of: the number of ports).
     #[must_use]
     pub fn of(&self, spec: &TableSpec) -> u32 {
         spec.capacity_key.and_then(|key| self.set.get(key)).copied().unwrap_or(spec.default_capacity)
@@ -136,7 +151,7 @@ mod tests {
         assert!(capacities.set("endpoints", 7));
         assert!(!capacities.set("no such key", 7));
         let of = |name| capacities.of(table(name).expect("defined"));
-        assert_eq!((of("ENDPOINTS_MAC"), of("ENDPOINTS_IPV4"), of("NODE")), (7, 7, 1));
+        assert_eq!((of("ENDPOINTS_MAC"), of("ENDPOINTS_IP"), of("NODE")), (7, 7, 1));
         assert_eq!(of("VTEPS"), 65_536);
     }
 }

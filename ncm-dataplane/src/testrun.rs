@@ -156,7 +156,14 @@ impl TunnelKeyWrapper {
         const KEY: i16 = -48;
         const SET_TUNNEL_KEY: i32 = 21;
         const TAIL_CALL: i32 = 12;
-        let jump = sys::create_map(bpf_map_type::BPF_MAP_TYPE_PROG_ARRAY, 4, 4, 1, 0)?;
+        let jump = sys::create_map(&sys::NewMap {
+            kind: bpf_map_type::BPF_MAP_TYPE_PROG_ARRAY,
+            key_size: 4,
+            value_size: 4,
+            max_entries: 1,
+            flags: 0,
+            inner: None,
+        })?;
         sys::update(jump.as_fd(), &0u32.to_ne_bytes(), &target.as_raw_fd().to_ne_bytes())?;
         let offset = |position: usize| i16::try_from(position).unwrap_or(0);
         let mut code = vec![instruction(0xbf, 6, 1, 0, 0)]; // r6 = r1

@@ -64,7 +64,7 @@ fn a_first_start_that_fails_leaves_nothing_behind() {
 fn the_object_defines_every_table() {
     isolate();
     let dataplane = open();
-    let pinned = list(&Path::new(BPFFS).join("ncm/d-test/v1/maps"));
+    let pinned = list(&Path::new(BPFFS).join("ncm/d-test/v2/maps"));
     let mut defined: Vec<&str> = dataplane.specs().iter().map(|spec| spec.name).collect();
     defined.sort_unstable();
     assert_eq!(pinned, defined);
@@ -177,5 +177,5 @@ fn a_bpffs_is_mounted_where_there_is_none() {
     let options = Options { bpffs: "/mnt/bpf".into(), ..options() };
     let dataplane = Dataplane::open(&options).expect("mounted and loaded");
     assert!(dataplane.programs().expect("readable").iter().any(|program| program.verified_instructions > 0));
-    assert!(Path::new("/mnt/bpf/ncm/d-test/v1/maps/NODE").exists());
+    assert!(Path::new("/mnt/bpf/ncm/d-test/v2/maps/NODE").exists());
 }

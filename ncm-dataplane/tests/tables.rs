@@ -83,20 +83,23 @@ fn a_full_table_of_prefixes_says_so_too() {
 fn a_refused_entry_does_not_keep_the_others_out() {
     let dataplane = open();
     let table = &dataplane.tables().subnet_prefixes;
-    let key = |prefix_len, last| SubnetPrefixKey { prefix_len, vni: 5, ip: [10, 0, last, 0] };
+    let key = |prefix_len, last| {
+        let ip = std::net::Ipv4Addr::new(10, 0, last, 0).to_ipv6_mapped().octets();
+        SubnetPrefixKey { prefix_len, vni: 5, ip }
+    };
     let outcome = table.put_batch([
-        (key(56, 1), REFERENCE),
-        (key(65, 2), REFERENCE),
-        (key(56, 3), REFERENCE),
-        (key(99, 4), REFERENCE),
-        (key(48, 0), REFERENCE),
+        (key(152, 1), REFERENCE),
+        (key(161, 2), REFERENCE),
+        (key(152, 3), REFERENCE),
+        (key(199, 4), REFERENCE),
+        (key(144, 0), REFERENCE),
     ]);
     let positions: Vec<usize> = outcome.failed.iter().map(|(position, _)| *position).collect();
     assert_eq!((outcome.done, positions), (3, vec![1, 3]), "a prefix of more bits than the key has");
     assert_eq!(table.count().expect("readable"), 3);
-    let outcome = table.delete_batch([key(56, 1), key(56, 2), key(56, 3)]);
+    let outcome = table.delete_batch([key(152, 1), key(152, 2), key(152, 3)]);
     assert!(outcome.is_complete(), "{:?}", outcome.failed);
-    assert_eq!(table.entries().expect("readable"), [(key(48, 0), REFERENCE)]);
+    assert_eq!(table.entries().expect("readable"), [(key(144, 0), REFERENCE)]);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The maps. What each holds, who writes it and who reads it is declared once, in `ncm_common::tables`; kinds, sizes and
 //! capacities come from there, so that the object cannot disagree with the loader.
 
-use core::{cell::UnsafeCell, marker::PhantomData};
+use core::{cell::UnsafeCell, ffi::c_void, marker::PhantomData};
 
 use aya_ebpf::{
     bindings::{
@@ -12,14 +12,23 @@ use aya_ebpf::{
         },
         xdp_action,
     },
-    helpers::{bpf_map_lookup_elem, bpf_map_update_elem, bpf_redirect_map},
-    macros::map,
+    btf_maps::{ArrayOfMaps, LruHashMap},
+    helpers::{bpf_map_delete_elem, bpf_map_lookup_elem, bpf_map_update_elem, bpf_redirect_map},
+    macros::{btf_map, map},
 };
 use ncm_common::tables::{
-    Bucket, Count, Endpoint, Host, Ipv4Key, MacKey, Name, NameKey, NextHopGroup, Node, Port, PortDropKey,
-    PortTraffic, Reference, Route, RouteKey, Source, SourceKey, SourcePrefixKey, Subnet, SubnetPrefixKey,
-    TABLES, TableKind, Vni, VtepKey,
+    ClassKey, Classes, Count, Endpoint, Flow, FlowKey, Host, IpKey, MacKey, Name, NameKey, NextHopGroup, Node,
+    PolicyCount, PolicyCountKey, Port, PortDropKey, PortFlows, PortLimits, PortTraffic, Reference, Route,
+    RouteKey, Rule, RuleKey, Source, SourceKey, SourcePrefixKey, Subnet, SubnetPrefixKey, TABLES, TableKind,
+    Vni, VtepKey, capacity,
 };
+
+/// `BPF_ANY`
+const ANY: u64 = 0;
+/// `BPF_NOEXIST`
+const NO_EXIST: u64 = 1;
+/// `BPF_EXIST`
+const EXIST: u64 = 2;
 
 /// A map from `K` to `V`.
 #[repr(transparent)]
@@ -48,6 +57,7 @@ impl<K, V> Table<K, V> {
             TableKind::Array => (BPF_MAP_TYPE_ARRAY, 0),
             TableKind::PerCpuArray => (BPF_MAP_TYPE_PERCPU_ARRAY, 0),
             TableKind::Devices => (BPF_MAP_TYPE_DEVMAP_HASH, 0),
+            TableKind::LruByPort => panic!("a table of tables is defined by itself, below"),
         };
         Self {
             definition: UnsafeCell::new(bpf_map_def {
@@ -92,19 +102,28 @@ impl<K, V> Table<K, V> {
         }
     }
 
-    /// Adds an entry, unless there is one already or no room.
+    /// Adds an entry, unless there is one already or no room; tells whether.
     #[inline(always)]
-    pub fn add(&self, key: &K, value: &V) {
-        /// `BPF_NOEXIST`
-        const NO_EXIST: u64 = 1;
+    pub fn add(&self, key: &K, value: &V) -> bool {
+        self.update(key, value, NO_EXIST)
+    }
+
+    /// Puts a whole new value in the place of an entry, if there is one; tells whether.
+    #[inline(always)]
+    pub fn replace(&self, key: &K, value: &V) -> bool {
+        self.update(key, value, EXIST)
+    }
+
+    #[inline(always)]
+    fn update(&self, key: &K, value: &V, flags: u64) -> bool {
         // SAFETY: the definition is a map's, key and value are of the declared sizes.
         unsafe {
             bpf_map_update_elem(
                 self.definition.get().cast(),
                 core::ptr::from_ref(key).cast(),
                 core::ptr::from_ref(value).cast(),
-                NO_EXIST,
-            );
+                flags,
+            ) == 0
         }
     }
 }
@@ -149,7 +168,7 @@ macro_rules! maps {
             pub static $name: Table<$key, $value> = Table::named(stringify!($name));
         )+
 
-        const _: () = assert!([$(stringify!($name)),+].len() == TABLES.len(), "a table has no map");
+        const _: () = assert!([$(stringify!($name)),+].len() + 1 == TABLES.len(), "a table has no map");
     };
 }
 
@@ -159,21 +178,76 @@ maps! {
     HEARTBEAT: u32 => u64;
     NEXT_HOP_GROUPS: u32 => NextHopGroup;
     HOSTS: u32 => Host;
+    RULES: RuleKey => Rule;
+    CLASSES: ClassKey => Classes;
     SUBNETS: u32 => Subnet;
     PORTS: u32 => Port;
     VNIS: u32 => Vni;
     SUBNET_PREFIXES: SubnetPrefixKey => Reference;
     VTEPS: VtepKey => Reference;
     ENDPOINTS_MAC: MacKey => Endpoint;
-    ENDPOINTS_IPV4: Ipv4Key => Endpoint;
+    ENDPOINTS_IP: IpKey => Endpoint;
     ROUTES: RouteKey => Route;
     SOURCES: SourceKey => Source;
     SOURCE_PREFIXES: SourcePrefixKey => Source;
+    REMOTE_EPOCHS: u32 => u32;
+    TIMEOUTS: u32 => u32;
+    FLOWS: FlowKey => Flow;
+    PORT_FLOWS: u32 => PortFlows;
+    POLICY_COUNTS: PolicyCountKey => PolicyCount;
     DEVICES: u32 => u32;
     PORT_BY_INTERFACE: u32 => Reference;
     DROPS: u32 => Count;
     PORT_DROPS: PortDropKey => Count;
     PORT_TRAFFIC: u32 => PortTraffic;
     COUNTERS: u32 => Count;
-    LIMITS: u32 => Bucket;
+    LIMITS: u32 => PortLimits;
+}
+
+/// Entries of the inner table that the kernel learns the inner tables' type from; the agent gives each port's its size.
+const TEMPLATE_ENTRIES: usize = 64;
+
+/// The table `HALF_OPEN` of `ncm_common::tables`: for each port a table of its own, so that what one guest begins evicts
+/// nobody else's. Entries may be reused for another flow of the same port while they are read.
+#[btf_map]
+pub static HALF_OPEN: ArrayOfMaps<LruHashMap<FlowKey, Flow, TEMPLATE_ENTRIES>, { capacity::HALF_OPEN as usize }> =
+    ArrayOfMaps::new();
+
+/// A port's half-open flows.
+#[derive(Clone, Copy)]
+pub struct HalfOpen(*mut c_void);
+
+impl HalfOpen {
+    /// Those of the port with that index, once the agent has made them a table.
+    #[inline(always)]
+    #[must_use]
+    pub fn of(port: u32) -> Option<Self> {
+        HALF_OPEN.get(port).map(|inner| Self(core::ptr::from_ref(inner).cast_mut().cast()))
+    }
+
+    /// The entry of `key`.
+    #[inline(always)]
+    #[must_use]
+    pub fn get(self, key: &FlowKey) -> Option<&'static Flow> {
+        // SAFETY: the kernel gave the table, and gives a pointer to a value of the declared size.
+        unsafe { bpf_map_lookup_elem(self.0, core::ptr::from_ref(key).cast()).cast::<Flow>().as_ref() }
+    }
+
+    /// Puts a whole value for `key`; the table makes room if it is full.
+    #[inline(always)]
+    pub fn put(self, key: &FlowKey, value: &Flow) {
+        // SAFETY: the kernel gave the table; key and value are of the declared sizes.
+        unsafe {
+            bpf_map_update_elem(self.0, core::ptr::from_ref(key).cast(), core::ptr::from_ref(value).cast(), ANY);
+        }
+    }
+
+    /// Removes the entry of `key`, if there is one.
+    #[inline(always)]
+    pub fn remove(self, key: &FlowKey) {
+        // SAFETY: the kernel gave the table; the key is of the declared size.
+        unsafe {
+            bpf_map_delete_elem(self.0, core::ptr::from_ref(key).cast());
+        }
+    }
 }

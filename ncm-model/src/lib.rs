@@ -24,7 +24,7 @@
 //! ```
 //!
 //! Inside, `goalstate` reads and checks messages, `apply` brings states into the model under the revision rules, `compile`
-//! derives table entries from what has changed, `inspect` tells what is held, and `store` keeps a million neighbours in
+//! derives table entries from what has changed, `policy` what security groups come to, `inspect` tells what is held, and `store` keeps a million neighbours in
 //! about a hundred bytes each.
 #![forbid(unsafe_code)]
 
@@ -33,6 +33,7 @@ mod compile;
 mod goalstate;
 mod inspect;
 mod model;
+mod policy;
 mod resources;
 mod run;
 mod settings;

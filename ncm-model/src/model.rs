@@ -4,15 +4,17 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use hashbrown::HashMap;
-use ipnet::Ipv4Net;
-use ncm_common::tables::{Ipv4Key, MacKey, RouteKey, name_kinds};
+use ipnet::IpNet;
+use ncm_common::tables::{IpKey, MEMBERS, MacKey, RouteKey, name_kinds};
 
 use crate::apply::{Fixed, Outcome, Request};
+use crate::compile::endpoints::{Before, Mark};
 use crate::compile::flush::Tables;
 use crate::compile::{Changes, Handle, HandleKind, HostChange, Room};
 use crate::goalstate::Message;
 use crate::goalstate::filter::Scope;
 use crate::goalstate::neighbour_view::{self, split_state};
+use crate::policy::Policy;
 use crate::resources::{Address, Interface, Kept, Neighbour, PortSlot, RouterSlot, SubnetSlot, Vpc};
 use crate::run::{PHASES, Part, Run, head};
 use crate::settings::{Seed, Settings};
@@ -54,10 +56,17 @@ pub struct Model {
     /// Live subnets by VNI.
     pub(crate) vni_subnets: HashMap<u32, BTreeSet<u32>>,
     /// Live subnets by VNI and prefix, and then by id.
-    pub(crate) prefix_claims: HashMap<(u32, Ipv4Net), BTreeMap<String, u32>>,
+    pub(crate) prefix_claims: HashMap<(u32, IpNet), BTreeMap<String, u32>>,
     pub(crate) subnet_by_index: HashMap<u32, u32>,
     /// Why a host is admitted into a VNI: a count of reasons.
     pub(crate) vteps: BTreeMap<(u32, u32), u32>,
+    /// Ports by the security groups that they name.
+    pub(crate) group_ports: HashMap<String, BTreeSet<u32>>,
+    pub(crate) policy: Policy,
+    /// Epochs that an earlier run gave to ports, by their index and generation.
+    pub(crate) seeded_epochs: HashMap<(u32, u32), u32>,
+    /// Ports that got their index in this step.
+    pub(crate) fresh_ports: BTreeSet<u32>,
     /// Ports by the interface index that leads to them.
     pub(crate) bound: HashMap<u32, u32>,
     pub(crate) claims_ip: Claims,
@@ -81,9 +90,8 @@ pub struct Model {
     pub(crate) jobs: VecDeque<u32>,
 
     pub(crate) tables: Tables,
-    /// Keys to decide, with their claimant where it is the only one and new.
-    pub(crate) dirty_ip: Vec<(Ipv4Key, u32)>,
-    pub(crate) dirty_mac: Vec<(MacKey, u32)>,
+    pub(crate) dirty_ip: Vec<Mark<IpKey>>,
+    pub(crate) dirty_mac: Vec<Mark<MacKey>>,
     pub(crate) dirty_routes: Vec<RouteKey>,
     pub(crate) dirty_routers: BTreeSet<u32>,
     pub(crate) dirty_ports: BTreeSet<u32>,
@@ -104,7 +112,13 @@ impl Model {
         model.port_indices = Allocator::of(slots.ports);
         model.subnet_indices = Allocator::of(slots.subnets);
         model.hosts.indices = Allocator::of(slots.hosts);
+        let (mut sets, mut members) = (0, 0);
         for (key, name) in &seed.names {
+            match key.kind {
+                name_kinds::SET => sets = sets.max(key.index),
+                name_kinds::MEMBERS => members = members.max(key.index),
+                _ => {}
+            }
             let text = name.text.get(..name.len as usize).unwrap_or_default();
             let Ok(identity) = std::str::from_utf8(text) else { continue };
             let indices = match key.kind {
@@ -115,6 +129,9 @@ impl Model {
             };
             indices.seed(identity, key.index, name.generation);
         }
+        model.policy = Policy::new(sets + 1, MEMBERS | (members + 1), &model.settings);
+        let ports = seed.ports.iter().filter(|(_, port)| port.generation != 0);
+        model.seeded_epochs = ports.map(|(index, port)| ((*index, port.generation), port.epoch)).collect();
         model.port_indices.seeded();
         model.subnet_indices.seeded();
         model.hosts.indices.seeded();
@@ -320,6 +337,7 @@ impl Model {
             Some(HandleKind::Port) => self.ports.get(slot).is_some_and(|port| port.meta.is_some()),
             Some(HandleKind::Subnet) => self.subnets.get(slot).is_some_and(|subnet| subnet.held.is_some()),
             Some(HandleKind::Router) => self.routers.get(slot).is_some_and(|router| router.meta.is_some()),
+            Some(HandleKind::Group) => false,
             Some(HandleKind::Host) => self.hosts.slots.get(slot).is_some_and(|host| host.holders > 0),
             None => false,
         }
@@ -369,7 +387,7 @@ impl Model {
         };
         let slots: Vec<u32> = self.addresses_from(first).map(|(slot, _)| slot).collect();
         for slot in slots {
-            self.touch(slot);
+            self.touch(slot, Before::Unknown);
         }
     }
 

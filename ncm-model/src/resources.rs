@@ -1,10 +1,10 @@
 //! What the model holds of each resource.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use hashbrown::HashMap;
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 
 use crate::state::{InterfaceFacts, Origin};
 use crate::store::NONE;
@@ -31,17 +31,16 @@ pub(crate) struct Vpc {
 pub(crate) struct Subnet {
     pub(crate) config: SubnetConfiguration,
     pub(crate) meta: Meta,
-    /// Its IPv4 prefix; `None` for an IPv6 subnet.
-    pub(crate) net: Option<Ipv4Net>,
-    /// Its IPv4 gateway, if it has one with a MAC.
-    pub(crate) gateway: Option<(Ipv4Addr, [u8; 6])>,
+    pub(crate) net: IpNet,
+    /// Its gateway, if it has one with a MAC.
+    pub(crate) gateway: Option<(IpAddr, [u8; 6])>,
 }
 
 /// What a subnet presently contributes to the tables; while it does, it has an index.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Live {
     pub(crate) vni: u32,
-    pub(crate) net: Option<Ipv4Net>,
+    pub(crate) net: IpNet,
     /// Slot of the router that holds it.
     pub(crate) router: Option<u32>,
 }
@@ -83,13 +82,14 @@ impl Default for SubnetSlot {
     }
 }
 
-/// A routing rule over IPv4.
+/// A routing rule.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) struct Rule {
-    pub(crate) net: Ipv4Net,
+    pub(crate) net: IpNet,
     pub(crate) priority: u32,
     pub(crate) id: String,
-    pub(crate) next_hop: Option<Ipv4Addr>,
+    /// Of the same IP version as `net`.
+    pub(crate) next_hop: Option<IpAddr>,
     pub(crate) mac: [u8; 6],
 }
 
@@ -103,7 +103,7 @@ pub(crate) struct RouterSlot {
     /// Live subnets that this router holds.
     pub(crate) members: BTreeSet<u32>,
     /// Members by prefix, and where several have one, by id.
-    pub(crate) prefixes: BTreeMap<Ipv4Net, BTreeMap<String, u32>>,
+    pub(crate) prefixes: BTreeMap<IpNet, BTreeMap<String, u32>>,
     /// Members by VNI.
     pub(crate) vnis: BTreeMap<u32, u32>,
     /// Members that have programmed addresses on a remote host, by host.
@@ -111,7 +111,7 @@ pub(crate) struct RouterSlot {
     /// Those of `hosts` that are not admitted into the router's VNIs: the table has no room.
     pub(crate) barred: BTreeSet<u32>,
     /// MACs of next hops that came as neighbours to GET, beside a router.
-    pub(crate) learned: BTreeMap<Ipv4Addr, [u8; 6]>,
+    pub(crate) learned: BTreeMap<IpAddr, [u8; 6]>,
 }
 
 /// An allowed address pair.
@@ -129,6 +129,14 @@ pub(crate) struct PortSlot {
     pub(crate) pairs: Vec<Pair>,
     /// MACs of pairs, other than the port's own.
     pub(crate) pair_macs: Vec<[u8; 6]>,
+    /// Ids of its security groups, in order, each once.
+    pub(crate) groups: Vec<String>,
+    /// Class of their members that it is in; 0 without groups.
+    pub(crate) members: u32,
+    /// Policy set that it holds: 0 without groups, and while it is not programmed or one of them is not held.
+    pub(crate) set: u32,
+    /// Rises with whatever its flows were decided by.
+    pub(crate) epoch: u32,
     pub(crate) interface: String,
     /// It has an index and is programmed.
     pub(crate) live: bool,

@@ -145,7 +145,7 @@ impl Run {
             let Ok(view) = neighbour_view::read(operation, configuration.as_deref()) else { continue };
             let Some(mac) = parse::mac(view.mac) else { continue };
             for fixed in view.fixed_ips() {
-                if let Some(std::net::IpAddr::V4(ip)) = parse::ip(fixed.ip_address) {
+                if let Some(ip) = parse::ip(fixed.ip_address) {
                     read += 1;
                     if read > MAX_NEXT_HOPS {
                         return;

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use ncm_common::tables::{Name, NameKey};
+use ncm_common::tables::{Name, NameKey, Port};
 
 /// What a port is that names a security group which is not held.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -27,6 +27,10 @@ pub struct Limits {
     pub neighbours: usize,
     /// How many resources are held of each other type.
     pub resources: usize,
+    /// How many entries of `CLASSES` and `RULES` one policy set may have.
+    pub set_entries: usize,
+    /// How many rules all security groups may have together.
+    pub rules: usize,
 }
 
 impl Default for Limits {
@@ -37,6 +41,8 @@ impl Default for Limits {
             parked: 4_194_304,
             neighbours: 4_194_304,
             resources: 65_536,
+            set_entries: 131_072,
+            rules: 1_048_576,
         }
     }
 }
@@ -55,16 +61,31 @@ pub struct Slots {
     pub routes: u32,
     /// Of `VTEPS`: a router admits all its hosts into all its VNIs.
     pub vteps: u32,
+    /// Of `CLASSES`: the prefixes of rules, by policy set.
+    pub classes: u32,
+    /// Of `RULES`: ranges of ports, expanded, by policy set.
+    pub rules: u32,
 }
 
 impl Default for Slots {
     fn default() -> Self {
-        Self { ports: u32::MAX, subnets: u32::MAX, hosts: u32::MAX, routes: u32::MAX, vteps: u32::MAX }
+        Self {
+            ports: u32::MAX,
+            subnets: u32::MAX,
+            hosts: u32::MAX,
+            routes: u32::MAX,
+            vteps: u32::MAX,
+            classes: u32::MAX,
+            rules: u32::MAX,
+        }
     }
 }
 
+/// How many established flows a port may have, unless the configuration says otherwise.
+const PORT_FLOWS: u32 = 262_144;
+
 /// Whose node it is, and its policy.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Settings {
     /// Keys of `host_resources` that mean this node.
     pub addresses: Vec<IpAddr>,
@@ -72,15 +93,32 @@ pub struct Settings {
     pub endpoints: Vec<IpAddr>,
     /// What a port is that names a security group which is not held.
     pub missing_group: MissingGroup,
+    /// How many established flows each port may have.
+    pub port_flows: u32,
     /// Bounds.
     pub limits: Limits,
     /// Room in tables.
     pub slots: Slots,
 }
 
-/// Indices that an earlier run gave out, as read back from the table `NAMES`.
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            addresses: Vec::new(),
+            endpoints: Vec::new(),
+            missing_group: MissingGroup::default(),
+            port_flows: PORT_FLOWS,
+            limits: Limits::default(),
+            slots: Slots::default(),
+        }
+    }
+}
+
+/// What an earlier run gave out, as read back from the tables `NAMES` and `PORTS`.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Seed {
     /// Entries of `NAMES`.
     pub names: Vec<(NameKey, Name)>,
+    /// Entries of `PORTS` in use, by index: their flows have epochs up to theirs.
+    pub ports: Vec<(u32, Port)>,
 }

@@ -203,7 +203,7 @@ fn hook_word(hook: ncm_dataplane::Hook) -> &'static str {
     use ncm_dataplane::Hook;
     match hook {
         Hook::WireXdp | Hook::GuestXdp => "xdp",
-        Hook::WireTc | Hook::RelayTc | Hook::GuestTc => "tc",
+        Hook::WireTc | Hook::RelayTc | Hook::GuestTc | Hook::HandUpTc | Hook::HandDownTc => "tc",
     }
 }
 

@@ -40,6 +40,8 @@ pub struct Config {
     pub missing_group: MissingGroup,
     /// Entries of tables, by the key in `[capacity]`; without one a table has the capacity of its definition.
     pub capacity: BTreeMap<&'static str, u32>,
+    /// How long flows last, and how many a port may have.
+    pub flows: Flows,
     /// Logging.
     pub log: Log,
     /// Bounds of what is kept in memory for resources that are not held.
@@ -183,6 +185,31 @@ pub enum MissingGroup {
     Open,
 }
 
+/// `[flows]`: seconds without a packet after which a flow is over, and a port's share.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Flows {
+    /// TCP before the answer.
+    pub tcp_new: u32,
+    /// TCP, established.
+    pub tcp_established: u32,
+    /// TCP, after a FIN of either side.
+    pub tcp_closing: u32,
+    /// TCP, after a RST.
+    pub tcp_reset: u32,
+    /// UDP before the answer.
+    pub udp_new: u32,
+    /// UDP, answered.
+    pub udp_stream: u32,
+    /// Echo of ICMP and ICMPv6.
+    pub icmp: u32,
+    /// Other protocols.
+    pub other: u32,
+    /// Fragments that follow a first one.
+    pub fragment: u32,
+    /// How many established flows each port may have.
+    pub max_flows_per_port: u32,
+}
+
 /// `[log]`
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Log {
@@ -229,6 +256,10 @@ pub struct Limits {
     pub neighbours: u64,
     /// Resources held of each other type.
     pub resources: u64,
+    /// Entries of the tables of classes and rules that the security groups of one port may take.
+    pub set_entries: u64,
+    /// Rules of all security groups together.
+    pub rules: u64,
 }
 
 /// What the command line overrides.

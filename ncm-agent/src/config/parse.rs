@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use ncm_common::tables::TABLES;
+use ncm_common::tables::{HALF_OPEN_KEY, TABLES};
 use ncm_common::{RELAY_PORT, VXLAN_PORT};
 use toml::de::DeTable;
 
 use super::reader::Section;
 use super::{
-    Admission, Api, Config, DataplaneLog, Fault, Guest, GuestMode, Limits, Listener, Log, LogFormat,
+    Admission, Api, Config, DataplaneLog, Fault, Flows, Guest, GuestMode, Limits, Listener, Log, LogFormat,
     MissingGroup, Node, Overrides, Paths, Underlay, WireMode,
 };
 
@@ -50,6 +50,7 @@ pub(super) fn parse(text: &str, overrides: &Overrides) -> Result<Config, Vec<Fau
         missing_group
     };
     let capacity = capacity(root.section("capacity"));
+    let flows = flows(root.section("flows"));
     let mut log = log(root.section("log"));
     if let Some(level) = &overrides.log_level {
         if valid_filter(level) {
@@ -72,6 +73,7 @@ pub(super) fn parse(text: &str, overrides: &Overrides) -> Result<Config, Vec<Fau
             guest,
             missing_group,
             capacity,
+            flows,
             log,
             limits,
         })
@@ -252,7 +254,8 @@ fn guest(mut section: Section<'_, '_>) -> Guest {
 fn capacity(mut section: Section<'_, '_>) -> BTreeMap<&'static str, u32> {
     let mut capacity = BTreeMap::new();
     // Several tables share a key.
-    let keys: BTreeSet<_> = TABLES.iter().filter_map(|table| table.capacity_key).collect();
+    let keys = TABLES.iter().filter_map(|table| table.capacity_key).chain([HALF_OPEN_KEY]);
+    let keys: BTreeSet<_> = keys.collect();
     for key in keys {
         let written = section.has(key);
         let entries = section.integer(key, MIN_ENTRIES, MAX_ENTRIES, MIN_ENTRIES);
@@ -262,6 +265,30 @@ fn capacity(mut section: Section<'_, '_>) -> BTreeMap<&'static str, u32> {
     }
     section.finish();
     capacity
+}
+
+/// Defaults are those of the kernel's own connection tracking (nf_conntrack) where it has the same thing.
+fn flows(mut section: Section<'_, '_>) -> Flows {
+    const YEAR: u64 = 31_536_000;
+    let mut seconds =
+        |key, default: u32| u32::try_from(section.integer(key, 1, YEAR, default.into())).unwrap_or(default);
+    let flows = Flows {
+        tcp_new: seconds("tcp_new", 120),
+        tcp_established: seconds("tcp_established", 432_000),
+        tcp_closing: seconds("tcp_closing", 120),
+        tcp_reset: seconds("tcp_reset", 10),
+        udp_new: seconds("udp_new", 30),
+        udp_stream: seconds("udp_stream", 120),
+        icmp: seconds("icmp", 30),
+        other: seconds("other", 600),
+        fragment: seconds("fragment", 30),
+        max_flows_per_port: {
+            let flows = section.integer("max_flows_per_port", 1, MAX_ENTRIES, 262_144);
+            u32::try_from(flows).unwrap_or(u32::MAX)
+        },
+    };
+    section.finish();
+    flows
 }
 
 const LEVELS: &str = "error, warn, info, debug or trace, or a comma-separated list of module=level";
@@ -305,6 +332,8 @@ fn limits(mut section: Section<'_, '_>) -> Limits {
         parked: section.integer("parked", 0, 1 << 26, 4_194_304),
         neighbours: section.integer("neighbours", 1, 1 << 26, 4_194_304),
         resources: section.integer("resources", 1, 1 << 24, 65_536),
+        set_entries: section.integer("set_entries", 1, MAX_ENTRIES, 131_072),
+        rules: section.integer("rules", 1, MAX_ENTRIES, 1_048_576),
     };
     section.finish();
     limits

@@ -26,13 +26,16 @@ fn the_default_file_says_what_holds_without_it() {
         let smallest = smallest.map(|table| table.default_capacity).min();
         assert_eq!(written, smallest, "capacity.{key} in the default file");
     }
+    let half_open = written.capacity.get(ncm_common::tables::HALF_OPEN_KEY).copied();
+    assert_eq!(half_open, Some(ncm_common::tables::HALF_OPEN_PER_PORT));
 }
 
 #[test]
 fn the_default_file_names_every_key() {
-    for section in
-        ["", "node", "underlay", "api", "metrics", "paths", "guest", "policy", "capacity", "log", "limits"]
-    {
+    for section in [
+        "", "node", "underlay", "api", "metrics", "paths", "guest", "policy", "capacity", "flows", "log",
+        "limits",
+    ] {
         let text = if section.is_empty() {
             "no_such_key = 1".to_owned()
         } else {
@@ -82,6 +85,7 @@ fn faults_name_the_key_the_line_and_what_was_expected() {
         ("[api]\nmax_buffered_bytes = 100000", "api.max_buffered_bytes", 2, "at least api.max_message_bytes"),
         ("[metrics]\nlisten = \"0.0.0.0:9477\"", "metrics.listen", 2, "loopback"),
         ("[capacity]\nendpoints = 0", "capacity.endpoints", 2, "from 2"),
+        ("[flows]\nudp_new = 0", "flows.udp_new", 2, "from 1"),
         ("[capacity]\nnode = 7", "capacity.node", 2, "unknown key"),
         ("[log]\nlevel = \"loud\"", "log.level", 2, "error, warn, info"),
         ("instance = \"a/b\"", "instance", 1, "letters"),

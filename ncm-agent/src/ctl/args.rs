@@ -114,7 +114,7 @@ Examples:
 
     /// Show the dataplane's tables, also while no agent runs
     #[command(
-        after_help = "Examples:\n  ncmctl map list\n  ncmctl map dump ports\n  ncmctl map get endpoints_ipv4 vni=100,ip=10.0.0.5"
+        after_help = "Examples:\n  ncmctl map list\n  ncmctl map dump ports\n  ncmctl map get endpoints_ip vni=100,ip=10.0.0.5"
     )]
     Map(Map),
 
@@ -212,7 +212,7 @@ pub enum MapCommand {
     List,
 
     /// Show every entry of a table
-    #[command(after_help = "Example:\n  ncmctl map dump endpoints_ipv4")]
+    #[command(after_help = "Example:\n  ncmctl map dump endpoints_ip")]
     Dump {
         /// Name of the table
         name: String,
@@ -226,7 +226,7 @@ pub enum MapCommand {
 A key is written as `map dump` prints it. In a longest-prefix table the entry that covers the key is shown.
 
 Examples:
-  ncmctl map get endpoints_ipv4 vni=100,ip=10.0.0.5
+  ncmctl map get endpoints_ip vni=100,ip=10.0.0.5
   ncmctl map get routes from=subnet-a,prefix=10.0.1.7/32")]
     Get {
         /// Name of the table

@@ -5,6 +5,7 @@
 
 mod apply;
 mod fault;
+mod flows;
 mod guests;
 mod hosts;
 mod lock;
@@ -116,6 +117,7 @@ impl Engine {
             guests::close_defaults()?;
         }
         let dataplane = Dataplane::open(&options(&config)).context("cannot load the dataplane")?;
+        flows::set_timeouts(&config.flows, dataplane.tables())?;
         let seed = seed(dataplane.tables())?;
         let mut links = Links::open().await.context("cannot follow the host's interfaces")?;
         let interfaces = Interfaces::read(&mut links).await?;
@@ -155,8 +157,12 @@ impl Engine {
 fn seed(tables: &Tables) -> anyhow::Result<Seed> {
     let mut names = tables.names.entries()?;
     let mut nobodys: BTreeMap<(u32, u32), u32> = BTreeMap::new();
+    let mut ports = Vec::new();
     tables.ports.for_each(|index, port| {
         nobodys.insert((name_kinds::PORT, index), port.generation);
+        if port.generation != 0 {
+            ports.push((index, port));
+        }
     })?;
     tables.subnets.for_each(|index, subnet| {
         nobodys.insert((name_kinds::SUBNET, index), subnet.generation);
@@ -172,7 +178,7 @@ fn seed(tables: &Tables) -> anyhow::Result<Seed> {
         // No id has this form.
         names.push((NameKey { kind, index }, Name::new(&format!("\0{index}"), generation)));
     }
-    Ok(Seed { names })
+    Ok(Seed { names, ports })
 }
 
 fn options(config: &Config) -> Options {
@@ -202,12 +208,15 @@ fn settings(config: &Config, tables: &Tables) -> Settings {
             MissingGroup::Closed => ncm_model::MissingGroup::Closed,
             MissingGroup::Open => ncm_model::MissingGroup::Open,
         },
+        port_flows: config.flows.max_flows_per_port,
         limits: ncm_model::Limits {
             tombstones: limit(config.limits.tombstones),
             tombstone_age_s: config.limits.tombstone_age_s,
             parked: limit(config.limits.parked),
             neighbours: limit(config.limits.neighbours),
             resources: limit(config.limits.resources),
+            set_entries: limit(config.limits.set_entries),
+            rules: limit(config.limits.rules),
         },
         slots: Slots {
             ports: tables.ports.capacity(),
@@ -215,6 +224,8 @@ fn settings(config: &Config, tables: &Tables) -> Settings {
             hosts: tables.hosts.capacity(),
             routes: tables.routes.capacity(),
             vteps: tables.vteps.capacity(),
+            classes: tables.classes.capacity(),
+            rules: tables.rules.capacity(),
         },
     }
 }

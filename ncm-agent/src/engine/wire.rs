@@ -100,6 +100,8 @@ pub(super) fn node(config: &Config, relay: Option<&Relay>, dataplane: &Dataplane
         tunnel_port: config.underlay.port.to_be_bytes(),
         relay_port: relay.map_or([0; 2], |relay| relay.port.to_be_bytes()),
         relay_ifindex: relay.map_or(0, |relay| relay.link.index),
+        // What hands packets up comes later, and says so itself.
+        hand_up_ifindex: before.map_or(0, |node| node.hand_up_ifindex),
         // Until the underlay is followed again, an earlier agent's hold: traffic must not stop meanwhile.
         uplinks: before.map_or([0; 8], |node| node.uplinks),
     };

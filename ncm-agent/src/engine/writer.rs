@@ -2,6 +2,7 @@
 //!
 //! Additions go first, what is referred to before what refers, then deletions in reverse. Where a table is full, its
 //! deletions of the same step go before what did not fit. What the kernel refuses is told to the model, which answers for it.
+//! Epochs rise when all that they are about is written, so that a flow decided by what was there before is decided anew.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -12,7 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ncm_common::Plain;
-use ncm_common::tables::PortDropKey;
+use ncm_common::tables::{EPOCH_SLOTS, Port, PortDropKey};
 use ncm_dataplane::{Table, Tables};
 use ncm_model::{Changes, Delta, Handle, Put};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
@@ -71,12 +72,14 @@ pub(super) fn start(jobs: Receiver<Job>, shared: &Arc<Shared>) -> std::io::Resul
 
 fn run(jobs: &Receiver<Job>, tables: &Tables, shared: &Weak<Shared>) {
     let (mut remote, mut logged) = (RemoteHosts::default(), Logged::new());
+    let mut epochs = Epochs::read(tables);
     for job in jobs {
         match job {
             Job::Write { changes, times, slot } => {
                 let Some(shared) = shared.upgrade() else { return };
                 let begun = Instant::now();
-                let (refused, waited) = write(tables, shared.underlay.as_ref(), &mut remote, *changes);
+                let (refused, waited) =
+                    write(tables, shared.underlay.as_ref(), &mut remote, &mut epochs, *changes);
                 let elapsed = begun.elapsed().saturating_sub(waited);
                 own::WRITE_MICROSECONDS.add(u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX));
                 if let Some(times) = times {
@@ -122,6 +125,7 @@ fn write(
     tables: &Tables,
     underlay: Option<&Underlay>,
     remote: &mut RemoteHosts,
+    epochs: &mut Epochs,
     mut changes: Changes,
 ) -> (Refused, Duration) {
     let mut refused = Refused::new();
@@ -132,16 +136,19 @@ fn write(
     let begun = Instant::now();
     let gone = remote.add(underlay, std::mem::take(&mut changes.hosts));
     remote.check(underlay, "HOSTS", &changes.endpoints_mac.put, &mut refused);
-    remote.check(underlay, "HOSTS", &changes.endpoints_ipv4.put, &mut refused);
+    remote.check(underlay, "HOSTS", &changes.endpoints_ip.put, &mut refused);
     let waited = begun.elapsed();
 
+    put(&tables.rules, &mut changes.rules, &mut refused);
+    put(&tables.classes, &mut changes.classes, &mut refused);
     put(&tables.subnets, &mut changes.subnets, &mut refused);
+    begin_ports(tables, &changes.ports.put);
     put(&tables.ports, &mut changes.ports, &mut refused);
     put(&tables.vnis, &mut changes.vnis, &mut refused);
     put(&tables.subnet_prefixes, &mut changes.subnet_prefixes, &mut refused);
     put(&tables.vteps, &mut changes.vteps, &mut refused);
     put(&tables.endpoints_mac, &mut changes.endpoints_mac, &mut refused);
-    put(&tables.endpoints_ipv4, &mut changes.endpoints_ipv4, &mut refused);
+    put(&tables.endpoints_ip, &mut changes.endpoints_ip, &mut refused);
     put(&tables.routes, &mut changes.routes, &mut refused);
     put(&tables.sources, &mut changes.sources, &mut refused);
     put(&tables.source_prefixes, &mut changes.source_prefixes, &mut refused);
@@ -153,17 +160,58 @@ fn write(
     delete(&tables.source_prefixes, &changes.source_prefixes.del);
     delete(&tables.sources, &changes.sources.del);
     delete(&tables.routes, &changes.routes.del);
-    delete(&tables.endpoints_ipv4, &changes.endpoints_ipv4.del);
+    delete(&tables.endpoints_ip, &changes.endpoints_ip.del);
     delete(&tables.endpoints_mac, &changes.endpoints_mac.del);
     delete(&tables.vteps, &changes.vteps.del);
     delete(&tables.subnet_prefixes, &changes.subnet_prefixes.del);
     delete(&tables.vnis, &changes.vnis.del);
     delete(&tables.ports, &changes.ports.del);
     delete(&tables.subnets, &changes.subnets.del);
+    delete(&tables.classes, &changes.classes.del);
+    delete(&tables.rules, &changes.rules.del);
     remote.change(underlay, &gone);
     delete(&tables.names, &changes.names.del);
-    forget_counts(tables, &changes.ports.del);
+    end_ports(tables, &changes.ports.del);
+
+    put(&tables.ports, &mut changes.port_epochs, &mut refused);
+    epochs.rise(tables, &changes.epochs);
     (refused, waited)
+}
+
+/// What the table of remote epochs holds: only this thread changes it.
+struct Epochs(Vec<u32>);
+
+impl Epochs {
+    fn read(tables: &Tables) -> Self {
+        let mut epochs = vec![0; EPOCH_SLOTS as usize];
+        let read = tables.remote_epochs.for_each(|slot, epoch| {
+            if let Some(known) = epochs.get_mut(slot as usize) {
+                *known = epoch;
+            }
+        });
+        if let Err(error) = read {
+            // Flows have epochs up to what is there: one that comes again may let a flow keep an old decision.
+            tracing::error!(%error, "cannot read the epochs of remote addresses");
+        }
+        Self(epochs)
+    }
+
+    /// Has the flows with what has these slots decided anew.
+    fn rise(&mut self, tables: &Tables, slots: &[u32]) {
+        if slots.is_empty() {
+            return;
+        }
+        let raised = slots.iter().filter_map(|slot| {
+            let epoch = self.0.get_mut(*slot as usize)?;
+            *epoch = epoch.wrapping_add(1);
+            Some((*slot, *epoch))
+        });
+        let outcome = tables.remote_epochs.put_batch(raised);
+        if let Some((_, error)) = outcome.failed.first() {
+            tracing::error!(slots = outcome.failed.len(), %error, "cannot raise the epochs of remote addresses");
+            own::ENTRIES_FAILED.add(outcome.failed.len() as u64);
+        }
+    }
 }
 
 fn put<K: Plain, V: Plain>(table: &Table<K, V>, delta: &mut Delta<K, V>, refused: &mut Refused) {
@@ -223,11 +271,37 @@ fn unnamed(outcome: ncm_dataplane::Outcome) {
     }
 }
 
-/// A port's counts go with it: its index will be another's.
-fn forget_counts(tables: &Tables, ports: &[u32]) {
+/// What a port needs before anything is sent to it: a table of its own for half-open flows, and a count of flows that
+/// begins at zero. What a former port of the same index left is nobody's.
+fn begin_ports(tables: &Tables, ports: &[Put<u32, Port>]) {
+    let is_new = |put: &&Put<u32, Port>| {
+        let there = tables.ports.get(&put.key).ok().flatten();
+        there.is_none_or(|port| port.generation != put.value.generation)
+    };
+    let begun: Vec<u32> = ports.iter().filter(is_new).map(|put| put.key).collect();
+    if begun.is_empty() {
+        return;
+    }
+    delete(&tables.port_flows, &begun);
+    let outcome = tables.half_open.create(&begun);
+    if let Some((_, error)) = outcome.failed.first() {
+        // The port's packets are decided one by one: nothing is let through that should not be, and answers are refused
+        // where only their requests are allowed.
+        tracing::error!(ports = outcome.failed.len(), %error, "ports get no table of half-open flows");
+        own::ENTRIES_FAILED.add(outcome.failed.len() as u64);
+    }
+}
+
+/// What a port leaves goes: its index will be another's. Its established flows are the sweep's.
+fn end_ports(tables: &Tables, ports: &[u32]) {
     if ports.is_empty() {
         return;
     }
+    let outcome = tables.half_open.remove(ports);
+    if let Some((_, error)) = outcome.failed.first() {
+        tracing::error!(ports = outcome.failed.len(), %error, "ports keep their tables of half-open flows");
+    }
+    delete(&tables.limits, ports);
     let reasons = ncm_common::drops::DropReason::ALL;
     let keys = ports
         .iter()
@@ -235,4 +309,7 @@ fn forget_counts(tables: &Tables, ports: &[u32]) {
     // Counts that stay are wrong, not harmful.
     let _kept = tables.port_drops.reset(keys);
     let _kept = tables.port_traffic.reset(ports.iter().copied());
+    let decisions = tables.policy_counts.entries().unwrap_or_default();
+    let decisions = decisions.into_iter().map(|(key, _)| key).filter(|key| ports.contains(&key.port));
+    let _kept = tables.policy_counts.reset(decisions);
 }

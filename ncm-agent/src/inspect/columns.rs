@@ -1,6 +1,9 @@
 //! What a table's key or value has to offer to be shown: named columns, and for keys the way back from text.
 
 use std::fmt;
+use std::net::{IpAddr, Ipv6Addr};
+
+use ipnet::IpNet;
 
 use super::Names;
 
@@ -126,24 +129,42 @@ pub(super) fn parse_mac(text: &str) -> Result<[u8; 6], KeyError> {
         .ok_or_else(|| KeyError::value(text, "a MAC address such as 02:00:00:00:00:01"))
 }
 
-/// An IPv4 address from text.
-pub(super) fn parse_ipv4(text: &str) -> Result<[u8; 4], KeyError> {
-    parsed::<std::net::Ipv4Addr>(text, "an IPv4 address such as 10.0.0.5").map(|ip| ip.octets())
+/// An address from text, as tables have it: 16 bytes, IPv4 mapped.
+pub(super) fn parse_ip(text: &str) -> Result<[u8; 16], KeyError> {
+    Ok(match parsed(text, "an IP address such as 10.0.0.5 or 2001:db8::5")? {
+        IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
+        IpAddr::V6(ip) => ip.octets(),
+    })
 }
 
-/// An IPv4 prefix from text; a bare address is a prefix of all its bits. Bits beyond its length are cleared, as the
-/// kernel's tables ignore them.
-pub(super) fn parse_prefix(text: &str) -> Result<(u32, [u8; 4]), KeyError> {
-    if let Ok(ip) = text.parse::<std::net::Ipv4Addr>() {
-        return Ok((32, ip.octets()));
+/// An address of a table as it is usually written: a mapped one as IPv4.
+pub(super) fn ip_text(ip: [u8; 16]) -> String {
+    Ipv6Addr::from(ip).to_canonical().to_string()
+}
+
+/// Bits of an IPv4-mapped address before the IPv4 address.
+pub(super) const MAPPED_BITS: u32 = 96;
+
+/// A prefix from text, as tables have it: its bits, and 16 bytes of address; a bare address is a prefix of all its bits.
+/// Bits beyond its length are cleared, as the kernel's tables ignore them.
+pub(super) fn parse_prefix(text: &str) -> Result<(u32, [u8; 16]), KeyError> {
+    if let Ok(ip) = parse_ip(text) {
+        return Ok((128, ip));
     }
-    let net: ipnet::Ipv4Net = parsed(text, "an IPv4 prefix such as 10.0.0.0/24")?;
-    Ok((u32::from(net.prefix_len()), net.network().octets()))
+    Ok(match parsed(text, "a prefix such as 10.0.0.0/24 or 2001:db8::/64")? {
+        IpNet::V4(net) => {
+            (MAPPED_BITS + u32::from(net.prefix_len()), net.network().to_ipv6_mapped().octets())
+        }
+        IpNet::V6(net) => (net.prefix_len().into(), net.network().octets()),
+    })
 }
 
-/// An IPv4 prefix as text: `bits` significant ones.
-pub(super) fn prefix_text(ip: [u8; 4], bits: u32) -> String {
-    format!("{}/{bits}", std::net::Ipv4Addr::from(ip))
+/// A table's prefix as it is usually written: `bits` significant ones, those of a mapped IPv4 prefix as IPv4 counts them.
+pub(super) fn prefix_text(ip: [u8; 16], bits: u32) -> String {
+    match (Ipv6Addr::from(ip).to_ipv4_mapped(), bits.checked_sub(MAPPED_BITS)) {
+        (Some(ip), Some(bits)) => format!("{ip}/{bits}"),
+        _ => format!("{}/{bits}", Ipv6Addr::from(ip)),
+    }
 }
 
 /// The names of the bits set in `flags`, joined by `|`; bits without a name in hexadecimal; `-` if none is set.

@@ -2,14 +2,17 @@
 
 use ncm_common::Plain;
 use ncm_common::tables::{
-    Bucket, Count, Host, Ipv4Key, MacKey, Name, NameKey, NextHopGroup, Node, Port, PortDropKey, PortTraffic,
-    Route, RouteKey, Source, SourceKey, SourcePrefixKey, Subnet, SubnetPrefixKey, TableKind, TableSpec, Vni,
+    ClassKey, Classes, Count, Flow, FlowKey, Host, IpKey, MacKey, Name, NameKey, NextHopGroup, Node,
+    PolicyCount, PolicyCountKey, Port, PortDropKey, PortFlows, PortLimits, PortTraffic, Route, RouteKey,
+    Rule, RuleKey, Source, SourceKey, SourcePrefixKey, Subnet, SubnetPrefixKey, TableKind, TableSpec, Vni,
     VtepKey, table,
 };
 
 use super::columns::{Columns, KeyError, Value};
+use super::flows::{Epoch, Ticks};
 use super::keys::{
-    Counter, GroupIndex, HostIndex, Interface, KeyBytes, PortIndex, Reason, Slot, SubnetIndex, VniKey,
+    Counter, GroupIndex, HostIndex, Interface, KeyBytes, PortIndex, Reason, Slot, SubnetIndex, Timeout,
+    VniKey,
 };
 use super::names::Names;
 use super::values::{
@@ -143,23 +146,31 @@ descriptions! {
     HEARTBEAT: Slot => Heartbeat, Heartbeat;
     NEXT_HOP_GROUPS: GroupIndex => NextHopGroup, |value| value;
     HOSTS: HostIndex => Host, |value| value;
+    RULES: RuleKey => Rule, |value| value;
+    CLASSES: ClassKey => Classes, |value| value;
     SUBNETS: SubnetIndex => Subnet, |value| value;
     PORTS: PortIndex => Port, |value| value;
     VNIS: VniKey => Vni, |value| value;
     SUBNET_PREFIXES: SubnetPrefixKey => SubnetReference, SubnetReference;
     VTEPS: VtepKey => HostReference, HostReference;
     ENDPOINTS_MAC: MacKey => EndpointByMac, EndpointByMac;
-    ENDPOINTS_IPV4: Ipv4Key => EndpointByIp, EndpointByIp;
+    ENDPOINTS_IP: IpKey => EndpointByIp, EndpointByIp;
     ROUTES: RouteKey => Route, |value| value;
     SOURCES: SourceKey => Source, |value| value;
     SOURCE_PREFIXES: SourcePrefixKey => Source, |value| value;
+    REMOTE_EPOCHS: Slot => Epoch, Epoch;
+    TIMEOUTS: Timeout => Ticks, Ticks;
+    FLOWS: FlowKey => Flow, |value| value;
+    HALF_OPEN: FlowKey => Flow, |value| value;
+    PORT_FLOWS: PortIndex => PortFlows, |value| value;
+    POLICY_COUNTS: PolicyCountKey => PolicyCount, |value| value;
     DEVICES: Interface => Device, Device;
     PORT_BY_INTERFACE: Interface => PortReference, PortReference;
     DROPS: Reason => Count, |value| value;
     PORT_DROPS: PortDropKey => Count, |value| value;
     PORT_TRAFFIC: PortIndex => PortTraffic, |value| value;
     COUNTERS: Counter => Count, |value| value;
-    LIMITS: PortIndex => Bucket, |value| value;
+    LIMITS: PortIndex => PortLimits, |value| value;
 }
 
 /// How the table of that name (upper or lower case) is shown, if there is one.
@@ -267,13 +278,13 @@ mod tests {
     #[test]
     fn a_wrong_key_says_what_is_wrong_and_how_a_right_one_looks() {
         let names = Names::default();
-        let endpoints = describe("endpoints_ipv4").unwrap();
+        let endpoints = describe("endpoints_ip").unwrap();
         let cases = [
             ("10.0.0.5", "`10.0.0.5` is not column=value"),
             ("vni=1", "`ip` is missing"),
             ("vni=1,vni=2,ip=10.0.0.5", "`vni` is given twice"),
             ("vni=1,mac=x", "no column `mac`"),
-            ("vni=1,ip=10.0.0.256", "`10.0.0.256` is not an IPv4 address"),
+            ("vni=1,ip=10.0.0.256", "`10.0.0.256` is not an IP address"),
             ("vni=x,ip=10.0.0.5", "`x` is not a VNI"),
             ("", "is not column=value"),
         ];

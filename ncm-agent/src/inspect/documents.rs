@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use ncm_common::counters::PathCounter;
 use ncm_common::drops::DropReason;
-use ncm_common::tables::{LAYOUT_VERSION, TableKind};
+use ncm_common::tables::{HALF_OPEN_KEY, HALF_OPEN_PER_PORT, LAYOUT_VERSION, TableKind};
 
 use super::describe::{Description, descriptions};
 
@@ -19,6 +19,7 @@ pub fn kind_text(kind: TableKind) -> &'static str {
         TableKind::Array => "array",
         TableKind::PerCpuArray => "per_cpu_array",
         TableKind::Devices => "devices",
+        TableKind::LruByPort => "lru_by_port",
     }
 }
 
@@ -64,6 +65,10 @@ pub fn tables() -> String {
     );
     for Description { spec, key_columns, value_columns, key_example, .. } in descriptions() {
         let capacity = match spec.capacity_key {
+            Some(key) if spec.kind == TableKind::LruByPort => format!(
+                "{} ports, `[capacity] {key}`, each {HALF_OPEN_PER_PORT}, `[capacity] {HALF_OPEN_KEY}`",
+                spec.default_capacity
+            ),
             Some(key) => format!("{}, `[capacity] {key}`", spec.default_capacity),
             None => format!("{}, fixed", spec.default_capacity),
         };

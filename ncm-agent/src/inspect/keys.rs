@@ -1,18 +1,20 @@
 //! The tables' keys as columns and text. Arrays are keyed by plain numbers, so each meaning of a number has a type.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::Ipv6Addr;
 
 use ncm_common::Plain;
 use ncm_common::counters::PathCounter;
 use ncm_common::drops::DropReason;
 use ncm_common::tables::{
-    Ipv4Key, MacKey, NameKey, PortDropKey, RouteKey, SourceKey, SourcePrefixKey, SubnetPrefixKey, VtepKey,
-    name_kinds,
+    ClassKey, FlowKey, IpKey, MacKey, NameKey, PolicyCountKey, PortDropKey, RouteKey, RuleKey, SourceKey,
+    SourcePrefixKey, SubnetPrefixKey, VtepKey, name_kinds,
 };
 
 use super::columns::{
-    Columns, KeyError, TextKey, Value, mac_text, parse_ipv4, parse_mac, parse_prefix, parsed, prefix_text,
+    Columns, KeyError, MAPPED_BITS, TextKey, Value, ip_text, mac_text, parse_ip, parse_mac, parse_prefix,
+    parsed, prefix_text,
 };
+use super::flows::{parse_timeout, timeout_text};
 use super::names::Names;
 
 /// A key type, for the table's own bytes.
@@ -44,8 +46,12 @@ plain_keys!(
     SourceKey,
     SourcePrefixKey,
     MacKey,
-    Ipv4Key,
-    VtepKey
+    IpKey,
+    VtepKey,
+    ClassKey,
+    RuleKey,
+    FlowKey,
+    PolicyCountKey
 );
 
 /// Declares a meaning of a number: its column, how it is shown and how it is read.
@@ -111,6 +117,10 @@ number_keys! {
     Slot, "slot", "slot=0",
         |slot, _| slot.into(),
         |text, _| parsed(text, "a number");
+    /// Which of the flows' timeouts.
+    Timeout, "timeout", "timeout=tcp_established",
+        |number, _| timeout_text(number).into(),
+        |text, _| parse_timeout(text);
     /// A drop reason.
     Reason, "reason", "reason=unknown_port",
         |number, _| reason_text(number).into(),
@@ -196,7 +206,15 @@ impl TextKey for SourcePrefixKey {
     fn parse(texts: &[&str], names: &Names) -> Result<Self, KeyError> {
         let (bits, ip) = parse_prefix(texts[2])?;
         let port = names.parse(name_kinds::PORT, texts[0])?;
-        Ok(Self { prefix_len: SOURCE_BITS + bits, port, mac: parse_mac(texts[1])?, reserved: [0; 2], ip })
+        let is_v4 = bits >= MAPPED_BITS && Ipv6Addr::from(ip).to_ipv4_mapped().is_some();
+        Ok(Self {
+            prefix_len: SOURCE_BITS + bits,
+            port,
+            mac: parse_mac(texts[1])?,
+            family: if is_v4 { 4 } else { 6 },
+            reserved: 0,
+            ip,
+        })
     }
 }
 
@@ -204,7 +222,7 @@ impl Columns for SourceKey {
     const NAMES: &'static [&'static str] = &["port", "mac", "ip"];
     fn values(&self, names: &Names) -> Vec<Value> {
         let port = names.show(name_kinds::PORT, self.port);
-        vec![port.into(), mac_text(self.mac).into(), Ipv4Addr::from(self.ip).to_string().into()]
+        vec![port.into(), mac_text(self.mac).into(), ip_text(self.ip).into()]
     }
 }
 
@@ -212,7 +230,7 @@ impl TextKey for SourceKey {
     const EXAMPLE: &'static str = "port=#1,mac=02:00:00:00:00:01,ip=10.0.0.9";
     fn parse(texts: &[&str], names: &Names) -> Result<Self, KeyError> {
         let port = names.parse(name_kinds::PORT, texts[0])?;
-        Ok(Self { port, mac: parse_mac(texts[1])?, reserved: [0; 2], ip: parse_ipv4(texts[2])? })
+        Ok(Self { port, mac: parse_mac(texts[1])?, reserved: [0; 2], ip: parse_ip(texts[2])? })
     }
 }
 
@@ -230,35 +248,31 @@ impl TextKey for MacKey {
     }
 }
 
-impl Columns for Ipv4Key {
+impl Columns for IpKey {
     const NAMES: &'static [&'static str] = &["vni", "ip"];
     fn values(&self, _: &Names) -> Vec<Value> {
-        vec![self.vni.into(), Ipv4Addr::from(self.ip).to_string().into()]
+        vec![self.vni.into(), ip_text(self.ip).into()]
     }
 }
 
-impl TextKey for Ipv4Key {
+impl TextKey for IpKey {
     const EXAMPLE: &'static str = "vni=100,ip=10.0.0.5";
     fn parse(texts: &[&str], _: &Names) -> Result<Self, KeyError> {
-        Ok(Self { vni: parsed(texts[0], "a VNI such as 100")?, ip: parse_ipv4(texts[1])? })
+        Ok(Self { vni: parsed(texts[0], "a VNI such as 100")?, ip: parse_ip(texts[1])? })
     }
 }
 
 impl Columns for VtepKey {
     const NAMES: &'static [&'static str] = &["vni", "host"];
     fn values(&self, _: &Names) -> Vec<Value> {
-        vec![self.vni.into(), Ipv6Addr::from(self.ip).to_canonical().to_string().into()]
+        vec![self.vni.into(), ip_text(self.ip).into()]
     }
 }
 
 impl TextKey for VtepKey {
     const EXAMPLE: &'static str = "vni=100,host=192.168.50.2";
     fn parse(texts: &[&str], _: &Names) -> Result<Self, KeyError> {
-        let ip = match parsed(texts[1], "an IP address such as 192.168.50.2")? {
-            IpAddr::V4(ip) => ip.to_ipv6_mapped(),
-            IpAddr::V6(ip) => ip,
-        };
-        Ok(Self { vni: parsed(texts[0], "a VNI such as 100")?, ip: ip.octets() })
+        Ok(Self { vni: parsed(texts[0], "a VNI such as 100")?, ip: parse_ip(texts[1])? })
     }
 }
 
@@ -282,6 +296,8 @@ const KINDS: &[(u32, &str)] = &[
     (name_kinds::SUBNET, "subnet"),
     (name_kinds::HOST, "host"),
     (name_kinds::GROUP, "group"),
+    (name_kinds::SET, "set"),
+    (name_kinds::MEMBERS, "members"),
 ];
 
 impl Columns for NameKey {
@@ -297,7 +313,8 @@ impl TextKey for NameKey {
     const EXAMPLE: &'static str = "kind=port,index=1";
     fn parse(texts: &[&str], _: &Names) -> Result<Self, KeyError> {
         let known = KINDS.iter().find(|(_, word)| *word == texts[0]).map(|(kind, _)| *kind);
-        let kind = known.map_or_else(|| parsed(texts[0], "one of port, subnet, host, group"), Ok)?;
+        let kind =
+            known.map_or_else(|| parsed(texts[0], "one of port, subnet, host, group, set, members"), Ok)?;
         Ok(Self { kind, index: parsed(texts[1], "a number")? })
     }
 }

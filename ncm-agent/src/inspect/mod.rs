@@ -5,11 +5,14 @@
 mod columns;
 mod describe;
 pub mod documents;
+mod flows;
 mod keys;
 mod names;
+mod policy;
 pub mod read;
 mod values;
 
 pub use columns::{KeyError, Value};
 pub use describe::{Description, describe, descriptions};
+pub use flows::idle_ticks;
 pub use names::Names;

@@ -1,5 +1,5 @@
-//! Names of numbered things: ports, subnets, hosts and next-hop groups by the table of names, interfaces by the
-//! kernel's, so that a dump shows what an operator knows them by.
+//! Names of numbered things: ports, subnets, hosts, next-hop groups, policy sets and members' classes by the table of
+//! names, interfaces by the kernel's, so that a dump shows what an operator knows them by.
 
 use std::collections::HashMap;
 
@@ -24,7 +24,11 @@ impl Names {
     ) -> Self {
         let mut names = Self { interfaces: interfaces.into_iter().collect(), ..Self::default() };
         for (key, name) in entries {
-            let text = name_text(&name);
+            let mut text = name_text(&name);
+            if matches!(key.kind, name_kinds::SET | name_kinds::MEMBERS) {
+                // Lists of security groups: in a key's text a comma ends a column.
+                text = text.replace(',', "+");
+            }
             // An identity that had two indices one after the other keeps both names; text leads to the newer one.
             let newest = names.by_name.get(&(key.kind, text.clone())).copied();
             let older = newest
@@ -69,6 +73,8 @@ impl Names {
             name_kinds::PORT => "a known port's id or #index",
             name_kinds::SUBNET => "a known subnet's id or #index",
             name_kinds::HOST => "a known host's address or #index",
+            name_kinds::SET => "a known policy set: its security groups' ids with `+` between, or #number",
+            name_kinds::MEMBERS => "known security groups' ids with `+` between, or #number",
             _ => "a known name or #index",
         };
         self.by_name

@@ -6,7 +6,7 @@ use std::path::Path;
 use ncm_common::Plain;
 use ncm_common::drops::DropReason;
 use ncm_common::tables::{TABLES, TableKind, name_kinds};
-use ncm_dataplane::{CounterTable, Reader, Sum, Table, Tables};
+use ncm_dataplane::{CounterTable, OfPort, PortTables, Reader, Sum, Table, Tables};
 
 use super::columns::{KeyError, Value};
 use super::describe::{Description, describe, descriptions};
@@ -321,6 +321,16 @@ impl<K: Plain, V: Sum> AnyTable for CounterTable<K, V> {
     }
 }
 
+impl<K: OfPort, V: Plain> AnyTable for PortTables<K, V> {
+    fn scan(&self, visit: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), ncm_dataplane::Error> {
+        self.for_each(|key, value| visit(key.as_bytes(), value.as_bytes()))
+    }
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, ncm_dataplane::Error> {
+        let Some(key) = K::from_bytes(key) else { return Ok(None) };
+        Ok(PortTables::get(self, &key)?.map(|value| value.as_bytes().to_vec()))
+    }
+}
+
 /// The table of that name in upper case.
 fn by_name<'a>(tables: &'a Tables, name: &str) -> Option<&'a dyn AnyTable> {
     Some(match name {
@@ -329,16 +339,24 @@ fn by_name<'a>(tables: &'a Tables, name: &str) -> Option<&'a dyn AnyTable> {
         "HEARTBEAT" => &tables.heartbeat,
         "NEXT_HOP_GROUPS" => &tables.next_hop_groups,
         "HOSTS" => &tables.hosts,
+        "RULES" => &tables.rules,
+        "CLASSES" => &tables.classes,
         "SUBNETS" => &tables.subnets,
         "PORTS" => &tables.ports,
         "VNIS" => &tables.vnis,
         "SUBNET_PREFIXES" => &tables.subnet_prefixes,
         "VTEPS" => &tables.vteps,
         "ENDPOINTS_MAC" => &tables.endpoints_mac,
-        "ENDPOINTS_IPV4" => &tables.endpoints_ipv4,
+        "ENDPOINTS_IP" => &tables.endpoints_ip,
         "ROUTES" => &tables.routes,
         "SOURCES" => &tables.sources,
         "SOURCE_PREFIXES" => &tables.source_prefixes,
+        "REMOTE_EPOCHS" => &tables.remote_epochs,
+        "TIMEOUTS" => &tables.timeouts,
+        "FLOWS" => &tables.flows,
+        "HALF_OPEN" => &tables.half_open,
+        "PORT_FLOWS" => &tables.port_flows,
+        "POLICY_COUNTS" => &tables.policy_counts,
         "DEVICES" => &tables.devices,
         "PORT_BY_INTERFACE" => &tables.port_by_interface,
         "DROPS" => &tables.drops,

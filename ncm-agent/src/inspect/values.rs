@@ -3,12 +3,12 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ncm_common::tables::{
-    Bucket, Count, Endpoint, Host, Name, NextHop, NextHopGroup, Node, Port, PortTraffic, Reference, Route,
-    Source, Subnet, Vni, endpoint_flags, name_kinds, next_hop_flags, node_flags, port_flags, route_flags,
-    subnet_flags,
+    Count, Endpoint, Host, MEMBERS, Name, NextHop, NextHopGroup, Node, Port, PortLimits, PortTraffic,
+    Reference, Route, Source, Subnet, Vni, endpoint_flags, name_kinds, next_hop_flags, node_flags,
+    port_flags, route_flags, subnet_flags,
 };
 
-use super::columns::{Columns, Value, flags_text, mac_text, prefix_text};
+use super::columns::{Columns, Value, flags_text, ip_text, mac_text, prefix_text};
 use super::names::{Names, name_text};
 
 impl Columns for Name {
@@ -19,22 +19,27 @@ impl Columns for Name {
 }
 
 impl Columns for Node {
-    const NAMES: &'static [&'static str] =
-        &["endpoint_v4", "endpoint_v6", "flags", "tunnel_port", "relay_port", "relay_interface", "uplinks"];
+    const NAMES: &'static [&'static str] = &[
+        "endpoint_v4",
+        "endpoint_v6",
+        "flags",
+        "tunnel_port",
+        "relay_port",
+        "relay_interface",
+        "hand_up_interface",
+        "uplinks",
+    ];
     fn values(&self, names: &Names) -> Vec<Value> {
         let uplinks = self.uplinks.iter().filter(|uplink| **uplink != 0);
         let uplinks: Vec<String> = uplinks.map(|uplink| names.show_interface(*uplink)).collect();
         vec![
-            ipv4_or_none(self.endpoint_v4),
-            if self.endpoint_v6 == [0; 16] {
-                "-".into()
-            } else {
-                Ipv6Addr::from(self.endpoint_v6).to_string().into()
-            },
+            if self.endpoint_v4 == [0; 4] { "-".into() } else { address_v4(&self.endpoint_v4) },
+            ip_or_none(self.endpoint_v6),
             flags_text(self.flags, &[(node_flags::STRICT, "strict")]).into(),
             u16::from_be_bytes(self.tunnel_port).into(),
             u16::from_be_bytes(self.relay_port).into(),
             names.show_interface(self.relay_ifindex).into(),
+            names.show_interface(self.hand_up_ifindex).into(),
             if uplinks.is_empty() { "-".into() } else { uplinks.join(" ").into() },
         ]
     }
@@ -114,7 +119,7 @@ impl Columns for Subnet {
             self.generation.into(),
             self.vni.into(),
             prefix_text(self.network, self.prefix_len).into(),
-            ipv4_or_none(self.gateway_ip),
+            ip_or_none(self.gateway_ip),
             mac_or_none(self.gateway_mac),
             mac_or_none(self.dvr_mac),
             flags_text(self.flags, &known).into(),
@@ -123,8 +128,19 @@ impl Columns for Subnet {
 }
 
 impl Columns for Port {
-    const NAMES: &'static [&'static str] =
-        &["generation", "interface", "vni", "subnet", "ip", "mac", "mtu", "epoch", "flags"];
+    const NAMES: &'static [&'static str] = &[
+        "generation",
+        "interface",
+        "vni",
+        "subnet",
+        "ip",
+        "mac",
+        "mtu",
+        "set",
+        "max_flows",
+        "epoch",
+        "flags",
+    ];
     fn values(&self, names: &Names) -> Vec<Value> {
         let known = [
             (port_flags::UP, "up"),
@@ -138,9 +154,11 @@ impl Columns for Port {
             names.show_interface(self.ifindex).into(),
             self.vni.into(),
             reference(names, name_kinds::SUBNET, self.subnet, self.subnet_generation),
-            ipv4_or_none(self.ip),
+            ip_or_none(self.ip),
             mac_or_none(self.mac),
             self.mtu.into(),
+            named(names, name_kinds::SET, self.set),
+            self.max_flows.into(),
             self.epoch.into(),
             flags_text(self.flags, &known).into(),
         ]
@@ -202,29 +220,27 @@ impl Columns for EndpointByMac {
 pub(super) struct EndpointByIp(pub(super) Endpoint);
 
 impl Columns for EndpointByIp {
-    const NAMES: &'static [&'static str] = &["location", "generation", "mac", "subnet", "flags"];
+    const NAMES: &'static [&'static str] = &["location", "generation", "mac", "subnet", "members", "flags"];
     fn values(&self, names: &Names) -> Vec<Value> {
         vec![
             location(&self.0, names),
             self.0.generation.into(),
             mac_or_none(self.0.mac),
-            if self.0.subnet == 0 {
-                "-".into()
-            } else {
-                names.show(name_kinds::SUBNET, self.0.subnet).into()
-            },
+            named(names, name_kinds::SUBNET, self.0.subnet),
+            named(names, name_kinds::MEMBERS, self.0.members & !MEMBERS),
             endpoint_flags_text(&self.0),
         ]
     }
 }
 
 fn location(endpoint: &Endpoint, names: &Names) -> Value {
-    let (word, kind) = if endpoint.flags & endpoint_flags::LOCAL != 0 {
-        ("port", name_kinds::PORT)
-    } else {
-        ("host", name_kinds::HOST)
-    };
-    format!("{word} {}", names.show_reference(kind, endpoint.target, endpoint.generation)).into()
+    target(endpoint.flags & endpoint_flags::LOCAL != 0, endpoint.target, endpoint.generation, names)
+}
+
+/// A port of this host, or a remote host.
+pub(super) fn target(is_local: bool, index: u32, generation: u32, names: &Names) -> Value {
+    let (word, kind) = if is_local { ("port", name_kinds::PORT) } else { ("host", name_kinds::HOST) };
+    format!("{word} {}", names.show_reference(kind, index, generation)).into()
 }
 
 fn endpoint_flags_text(endpoint: &Endpoint) -> Value {
@@ -242,7 +258,7 @@ impl Columns for Route {
         vec![
             reference(names, name_kinds::SUBNET, self.subnet, self.subnet_generation),
             self.subnet_generation.into(),
-            ipv4_or_none(self.next_hop_ip),
+            ip_or_none(self.next_hop_ip),
             mac_or_none(self.next_hop_mac),
             flags_text(self.flags, &[(route_flags::CONNECTED, "connected")]).into(),
         ]
@@ -283,10 +299,12 @@ impl Columns for PortTraffic {
     }
 }
 
-impl Columns for Bucket {
-    const NAMES: &'static [&'static str] = &["filled_monotonic_ns", "tokens"];
+impl Columns for PortLimits {
+    const NAMES: &'static [&'static str] =
+        &["errors_filled_ns", "errors_tokens", "hand_ups_filled_ns", "hand_ups_tokens"];
     fn values(&self, _: &Names) -> Vec<Value> {
-        vec![self.filled.into(), self.tokens.into()]
+        let Self { errors, hand_ups } = self;
+        vec![errors.filled.into(), errors.tokens.into(), hand_ups.filled.into(), hand_ups.tokens.into()]
     }
 }
 
@@ -299,11 +317,16 @@ fn reference(names: &Names, kind: u32, index: u32, generation: u32) -> Value {
     if index == 0 { "-".into() } else { names.show_reference(kind, index, generation).into() }
 }
 
-fn ipv4_or_none(ip: [u8; 4]) -> Value {
-    if ip == [0; 4] { "-".into() } else { Ipv4Addr::from(ip).to_string().into() }
+/// What to call something without a generation of its own; `-` for none.
+fn named(names: &Names, kind: u32, index: u32) -> Value {
+    if index == 0 { "-".into() } else { names.show(kind, index).into() }
 }
 
-fn mac_or_none(mac: [u8; 6]) -> Value {
+pub(super) fn ip_or_none(ip: [u8; 16]) -> Value {
+    if ip == [0; 16] { "-".into() } else { ip_text(ip).into() }
+}
+
+pub(super) fn mac_or_none(mac: [u8; 6]) -> Value {
     if mac == [0; 6] { "-".into() } else { mac_text(mac).into() }
 }
 

@@ -45,6 +45,11 @@ pub(crate) fn small(options: Options) -> Options {
         ("source_prefixes", 100),
         ("port_drops", 100),
         ("names", 100),
+        ("flows", 20_000),
+        ("half_open", 100),
+        ("classes", 100),
+        ("rules", 100),
+        ("policy_counts", 100),
     ] {
         assert!(capacities.set(key, entries), "{key} is a key of the configuration");
     }

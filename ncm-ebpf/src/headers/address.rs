@@ -92,6 +92,21 @@ impl Ipv4Address {
         self.0.to_ne_bytes()
     }
 
+    /// The address as an IPv4-mapped IPv6 address (RFC 4291, section 2.5.5.2), which tables hold.
+    #[inline(always)]
+    #[must_use]
+    pub const fn mapped(self) -> [u8; 16] {
+        let [a, b, c, d] = self.bytes();
+        [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
+    }
+
+    /// The address of that IPv4-mapped one; of its last four bytes, as anything else is not to be here.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of_mapped(bytes: &[u8; 16]) -> Self {
+        Self::new([bytes[12], bytes[13], bytes[14], bytes[15]])
+    }
+
     /// The four bytes as one word, in memory order.
     #[inline(always)]
     #[must_use]

@@ -38,7 +38,7 @@ impl Sender {
     #[inline(always)]
     pub fn source(&self, mac: Mac, ip: Ipv4Address) -> Step<Source> {
         let port = self.port;
-        if mac == Mac::new(&port.mac) && ip == Ipv4Address::new(port.ip) && port.subnet != 0 {
+        if mac == Mac::new(&port.mac) && ip == Ipv4Address::of_mapped(&port.ip) && port.subnet != 0 {
             return Ok(Source { subnet: port.subnet, subnet_generation: port.subnet_generation });
         }
         if ip != Ipv4Address::UNSPECIFIED && !ip.is_group() {
@@ -47,11 +47,12 @@ impl Sender {
             }
             if port.flags & port_flags::SOURCE_PREFIXES != 0
                 && let Some(source) = SOURCE_PREFIXES.get(&SourcePrefixKey {
-                    prefix_len: PREFIX_BITS + 32,
+                    prefix_len: PREFIX_BITS + 128,
                     port: self.index,
                     mac: mac.bytes(),
-                    reserved: [0; 2],
-                    ip: ip.bytes(),
+                    family: 4,
+                    reserved: 0,
+                    ip: ip.mapped(),
                 })
             {
                 return Ok(*source);
@@ -64,7 +65,7 @@ impl Sender {
     /// Whether an address is the guest's own: a fixed one of its port or a single one of an allowed pair with its MAC.
     #[inline(always)]
     pub fn owns(&self, ip: Ipv4Address) -> bool {
-        ip == Ipv4Address::new(self.port.ip) || self.single(Mac::new(&self.port.mac), ip).is_some()
+        ip == Ipv4Address::of_mapped(&self.port.ip) || self.single(Mac::new(&self.port.mac), ip).is_some()
     }
 
     /// The subnet of a single source beyond the port's first.
@@ -74,7 +75,7 @@ impl Sender {
             return None;
         }
         SOURCES
-            .get(&SourceKey { port: self.index, mac: mac.bytes(), reserved: [0; 2], ip: ip.bytes() })
+            .get(&SourceKey { port: self.index, mac: mac.bytes(), reserved: [0; 2], ip: ip.mapped() })
             .copied()
     }
 

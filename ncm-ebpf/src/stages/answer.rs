@@ -6,7 +6,7 @@ use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use ncm_common::{
     counters::PathCounter,
     drops::DropReason,
-    tables::{Bucket, Subnet, endpoint_flags, port_flags},
+    tables::{Bucket, PortLimits, Subnet, endpoint_flags, port_flags},
 };
 
 use super::{
@@ -218,7 +218,7 @@ fn quote<C: Context>(packet: &C, whole: &Packet<'_>) -> Option<Quote> {
 #[inline(always)]
 fn error_headers(whole: &Packet<'_>, from: &Subnet, kept: u32, sum: u32) -> [u8; 42] {
     let length = (28 + kept) as u16;
-    let (source, destination) = (Ipv4Address::new(from.gateway_ip), whole.ip.source);
+    let (source, destination) = (Ipv4Address::of_mapped(&from.gateway_ip), whole.ip.source);
     // Internetwork control, do not fragment, as the kernel itself sends errors.
     let fixed = [
         u16::from_ne_bytes([0x45, 0xc0]),
@@ -257,7 +257,7 @@ fn is_within_limit(port: u32) -> bool {
     // SAFETY: the helper only reads the clock.
     let now = unsafe { bpf_ktime_get_coarse_ns() };
     let mut granted = false;
-    LIMITS.change(&port, |Bucket { filled, tokens }| {
+    LIMITS.change(&port, |PortLimits { errors: Bucket { filled, tokens }, .. }| {
         let gained = tokens.saturating_add(now.saturating_sub(*filled));
         let full = if gained > FULL { FULL } else { gained };
         granted = full >= COST;

@@ -13,12 +13,12 @@ pub mod tunnel;
 
 use ncm_common::{
     drops::DropReason,
-    tables::{Endpoint, Ipv4Key, MacKey, Port, Subnet, port_flags},
+    tables::{Endpoint, IpKey, MacKey, Port, Subnet, port_flags},
 };
 
 use crate::{
     headers::{Ipv4Address, Mac},
-    tables::{ENDPOINTS_IPV4, ENDPOINTS_MAC, PORTS, SUBNETS},
+    tables::{ENDPOINTS_IP, ENDPOINTS_MAC, PORTS, SUBNETS},
 };
 
 /// What a stage gives: something to go on with, or the reason to drop the packet.
@@ -72,5 +72,5 @@ fn by_mac(vni: u32, mac: Mac) -> Option<&'static Endpoint> {
 /// Where an address is in a VNI.
 #[inline(always)]
 fn by_ip(vni: u32, ip: Ipv4Address) -> Option<&'static Endpoint> {
-    ENDPOINTS_IPV4.get(&Ipv4Key { vni, ip: ip.bytes() })
+    ENDPOINTS_IP.get(&IpKey { vni, ip: ip.mapped() })
 }

@@ -33,7 +33,7 @@ pub fn is_for_gateway(subnet: &Subnet, mac: Mac) -> bool {
 /// Whether an address is the subnet's gateway.
 #[inline(always)]
 pub fn is_gateway(subnet: &Subnet, ip: Ipv4Address) -> bool {
-    subnet.flags & subnet_flags::GATEWAY != 0 && ip == Ipv4Address::new(subnet.gateway_ip)
+    subnet.flags & subnet_flags::GATEWAY != 0 && ip == Ipv4Address::of_mapped(&subnet.gateway_ip)
 }
 
 /// Routes a packet that came from the subnet `from`, at `from_index`, and is for its gateway's MAC.
@@ -54,7 +54,7 @@ pub fn route<C: Context>(
         });
     }
     let route = ROUTES
-        .get(&RouteKey { prefix_len: 64, subnet: from_index, ip: destination.bytes() })
+        .get(&RouteKey { prefix_len: 160, subnet: from_index, ip: destination.mapped() })
         .ok_or(DropReason::NoRoute)?;
     let to = subnet(route.subnet, route.subnet_generation)?;
     let connected = route.flags & route_flags::CONNECTED != 0;
@@ -85,5 +85,5 @@ fn reached(vni: u32, ip: Ipv4Address) -> Option<&'static Endpoint> {
 fn next_hop(vni: u32, route: &Route) -> Option<&'static Endpoint> {
     set(&route.next_hop_mac)
         .and_then(|mac| by_mac(vni, mac))
-        .or_else(|| by_ip(vni, Ipv4Address::new(route.next_hop_ip)))
+        .or_else(|| by_ip(vni, Ipv4Address::of_mapped(&route.next_hop_ip)))
 }

@@ -116,8 +116,7 @@ fn claim<C: Context>(packet: &C) -> Step<Option<Claimed>> {
 /// The key of a host that sends into a VNI.
 #[inline(always)]
 fn vtep(vni: u32, ip: Ipv4Address) -> VtepKey {
-    let ip = ip.bytes();
-    VtepKey { vni, ip: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, ip[0], ip[1], ip[2], ip[3]] }
+    VtepKey { vni, ip: ip.mapped() }
 }
 
 /// Leaves the frame to the kernel to decapsulate, by sending it to the relay device's port.
@@ -289,7 +288,7 @@ fn admit(node: &Node, vni: u32, host: &Reference, port: &Port, inner: &Inner) ->
 /// The subnet, of those that the router of subnet `index` connects, that an address is in.
 #[inline(always)]
 fn connected(index: u32, ip: Ipv4Address) -> Option<&'static Subnet> {
-    let route = ROUTES.get(&RouteKey { prefix_len: 64, subnet: index, ip: ip.bytes() })?;
+    let route = ROUTES.get(&RouteKey { prefix_len: 160, subnet: index, ip: ip.mapped() })?;
     if route.flags & route_flags::CONNECTED == 0 {
         return None;
     }
@@ -313,11 +312,11 @@ fn held_by(host: &Reference, endpoint: &ncm_common::tables::Endpoint, strict: bo
 #[inline(always)]
 fn subnet_of(vni: u32, port: &Port, ip: Ipv4Address) -> Option<(u32, &'static Subnet)> {
     let own = Reference { index: port.subnet, generation: port.subnet_generation };
-    let is_own = ip == Ipv4Address::new(port.ip) && vni == port.vni;
+    let is_own = ip == Ipv4Address::of_mapped(&port.ip) && vni == port.vni;
     let found = if is_own {
         own
     } else {
-        match SUBNET_PREFIXES.get(&SubnetPrefixKey { prefix_len: 64, vni, ip: ip.bytes() }) {
+        match SUBNET_PREFIXES.get(&SubnetPrefixKey { prefix_len: 160, vni, ip: ip.mapped() }) {
             Some(reference) => *reference,
             None if vni == port.vni => own,
             None => return None,

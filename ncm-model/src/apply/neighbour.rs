@@ -110,7 +110,7 @@ impl Model {
             let slot = held[usize::from(l3)];
             if fixed.iter().any(|fixed| fixed.l3 == l3) || (fixed.is_empty() && slot.is_some()) {
                 let slot = self.upsert(view, l3, slot, fixed, &common, request);
-                parked |= self.neighbour_parked(slot);
+                parked |= self.neighbour_parked(slot) || self.lacks_class(slot);
             }
         }
         Ok(if parked { Outcome::Applied } else { Outcome::Success })
@@ -274,7 +274,7 @@ impl Model {
             && self.has_addresses(before.first, view, l3, fixed, exact);
         if same && (old.revision == new.revision || self.is_sole(before.first)) {
             self.neighbours[slot].provenance = provenance;
-            self.provenances.release(before.provenance, &mut self.strings);
+            self.provenances.release(before.provenance, &mut self.strings, &mut self.policy);
             if old.revision != new.revision {
                 let version = self.next_version();
                 self.neighbours[slot].set_version(version);
@@ -339,7 +339,7 @@ impl Model {
         neighbour.set_version(version);
         neighbour.provenance = provenance;
         neighbour.mac = common.mac.unwrap_or(before.mac);
-        self.provenances.release(before.provenance, &mut self.strings);
+        self.provenances.release(before.provenance, &mut self.strings, &mut self.policy);
         if exact {
             self.drop_addresses(slot, |_| true);
         } else {
@@ -486,7 +486,7 @@ impl Model {
         self.forget_failure(Handle::new(HandleKind::Neighbour, slot));
         self.neighbours.remove(slot);
         self.hosts.release(neighbour.host);
-        self.provenances.release(neighbour.provenance, &mut self.strings);
+        self.provenances.release(neighbour.provenance, &mut self.strings, &mut self.policy);
         if neighbour.flags & neighbour_flags::TEXT != 0 {
             self.strings.release(text_symbol(&neighbour.id));
         }

@@ -35,6 +35,7 @@ struct Parsed {
     /// Addresses with their position in the configuration, each once.
     fixed: Vec<(usize, IpAddr)>,
     pairs: Vec<Pair>,
+    groups: Vec<String>,
     interface: String,
 }
 
@@ -81,11 +82,15 @@ fn parse_port(config: &PortConfiguration) -> Result<Parsed, Refusal> {
     }
     pairs.sort_unstable();
     pairs.dedup();
+    let mut groups: Vec<String> =
+        config.security_group_ids.iter().map(|group| group.id.clone()).filter(|id| !id.is_empty()).collect();
+    groups.sort_unstable();
+    groups.dedup();
     let interface = interface_of(config);
     if !parse::interface_name(&interface) {
         return Err(Outcome::invalid(format!("\"{interface}\" cannot be the name of the port's interface")));
     }
-    Ok(Parsed { mac, fixed, pairs, interface })
+    Ok(Parsed { mac, fixed, pairs, groups, interface })
 }
 
 impl Model {
@@ -140,6 +145,7 @@ impl Model {
             port.interface = parsed.interface;
             self.name_interface(slot);
         }
+        self.name_groups(slot, parsed.groups);
         self.add_port_addresses(slot, &parsed.fixed);
         self.retry_one(Handle::new(HandleKind::Port, slot));
         self.dirty_ports.insert(slot);
@@ -236,6 +242,7 @@ impl Model {
         self.bury(ResourceType::Port as u8, &config.id, held, config.revision_number, request);
         self.drop_port_addresses(slot);
         self.withdraw_port(slot);
+        self.name_groups(slot, Vec::new());
         self.unname_interface(slot);
         self.forget_failure(Handle::new(HandleKind::Port, slot));
         self.dirty_ports.remove(&slot);

@@ -26,19 +26,39 @@ impl Model {
             _ => self.strings.hold(view.vpc_id.as_bytes()),
         };
         let extra = self.hold_extra(view, kept.map_or(Sym::EMPTY, |kept| kept.extra));
+        let members = match kept {
+            Some(kept) if view.groups.is_empty() => {
+                self.policy.retain_members(kept.members);
+                kept.members
+            }
+            _ => self.hold_groups(&view.groups),
+        };
         let provenance = Provenance {
             revision: Self::merged_revision(held.map(|held| held.revision), view.revision),
             request: request_sym,
             vpc,
+            members,
             extra,
             time: request.now,
             origin: request.origin,
         };
-        let slot = self.provenances.hold(provenance, &mut self.strings);
+        let slot = self.provenances.hold(provenance, &mut self.strings, &mut self.policy);
         self.strings.release(request_sym);
         self.strings.release(vpc);
         self.strings.release(extra);
+        self.policy.release_members(members);
         slot
+    }
+
+    /// The class of members of these groups.
+    fn hold_groups(&mut self, sent: &[&str]) -> u32 {
+        if sent.is_empty() {
+            return 0;
+        }
+        let mut groups: Vec<&str> = sent.iter().copied().filter(|group| !group.is_empty()).collect();
+        groups.sort_unstable();
+        groups.dedup();
+        self.policy.hold_members(&groups)
     }
 
     /// Stores the fields that are seldom set, each from the held ones where it was sent empty.

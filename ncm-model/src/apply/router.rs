@@ -1,9 +1,8 @@
 //! Routers.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
-use ipnet::IpNet;
 use ncm_common::DVR_MAC_PREFIX;
 
 use super::{Operation, Outcome, Refusal, Request, check_update_type};
@@ -15,7 +14,7 @@ use crate::wire::router_configuration::RoutingRule;
 use crate::wire::{ResourceType, RouterConfiguration};
 
 /// MACs of next hops that came as neighbours to GET in the same message: by address, with the subnet they are in.
-pub(crate) type NextHops = HashMap<Ipv4Addr, Vec<(String, [u8; 6])>>;
+pub(crate) type NextHops = HashMap<IpAddr, Vec<(String, [u8; 6])>>;
 
 /// Rules by subnet id.
 type Tables<'a> = BTreeMap<&'a str, Vec<Rule>>;
@@ -26,7 +25,7 @@ const DEFAULT_DVR_MAC: [u8; 6] = {
     [a, b, c, d, e, 0]
 };
 
-fn parse_rule(rule: &RoutingRule) -> Result<Option<Rule>, Refusal> {
+fn parse_rule(rule: &RoutingRule) -> Result<Rule, Refusal> {
     let name = || if rule.id.is_empty() { &rule.destination } else { &rule.id };
     let net = parse::cidr(&rule.destination).ok_or_else(|| {
         Outcome::invalid(format!("rule {}: destination \"{}\" is no CIDR", name(), rule.destination))
@@ -47,13 +46,8 @@ fn parse_rule(rule: &RoutingRule) -> Result<Option<Rule>, Refusal> {
         Some(text) => parse::mac(text)
             .ok_or_else(|| Outcome::invalid(format!("rule {}: next_hop_mac \"{text}\" is no MAC", name())))?,
     };
-    // IPv6 routes are kept, but nothing forwards IPv6 yet.
-    let IpNet::V4(net) = net else { return Ok(None) };
-    let next_hop = match next_hop {
-        Some(IpAddr::V4(address)) => Some(address),
-        _ => None,
-    };
-    Ok(Some(Rule { net, priority: rule.priority, id: rule.id.clone(), next_hop, mac }))
+    let next_hop = next_hop.filter(|next_hop| next_hop.is_ipv4() == net.addr().is_ipv4());
+    Ok(Rule { net, priority: rule.priority, id: rule.id.clone(), next_hop, mac })
 }
 
 /// The router's rules by subnet id, in order.
@@ -72,7 +66,7 @@ fn parse_router(config: &RouterConfiguration) -> Result<(Tables<'_>, [u8; 6]), R
         }
         let mut rules = Vec::with_capacity(table.routing_rules.len());
         for rule in &table.routing_rules {
-            rules.extend(parse_rule(rule)?);
+            rules.push(parse_rule(rule)?);
         }
         rules.sort_unstable();
         tables.insert(table.subnet_id.as_str(), rules);
@@ -195,9 +189,9 @@ impl Model {
 /// The next hops of rules without a MAC whose MAC came beside the router, now or before.
 fn learn(
     tables: &Tables<'_>,
-    held: &BTreeMap<Ipv4Addr, [u8; 6]>,
+    held: &BTreeMap<IpAddr, [u8; 6]>,
     next_hops: &NextHops,
-) -> BTreeMap<Ipv4Addr, [u8; 6]> {
+) -> BTreeMap<IpAddr, [u8; 6]> {
     let mut learned = BTreeMap::new();
     for rule in tables.values().flatten().filter(|rule| rule.mac == [0; 6]) {
         let Some(next_hop) = rule.next_hop else { continue };

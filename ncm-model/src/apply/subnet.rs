@@ -1,7 +1,5 @@
 //! Subnets.
 
-use std::net::IpAddr;
-
 use ipnet::IpNet;
 use ncm_common::MAX_VNI;
 
@@ -11,6 +9,18 @@ use crate::goalstate::{merge, parse};
 use crate::model::Model;
 use crate::resources::Subnet;
 use crate::wire::{NetworkType, ResourceType, SubnetConfiguration};
+
+/// The subnet's prefix.
+fn parse_net(config: &SubnetConfiguration) -> Result<IpNet, Refusal> {
+    let net = parse::cidr(&config.cidr)
+        .ok_or_else(|| Outcome::invalid(format!("cidr \"{}\" is none", config.cidr)))?;
+    if parse::covers_mapped(net) {
+        return Err(Outcome::invalid(format!(
+            "cidr {net} is too wide: it has the IPv4-mapped addresses in it"
+        )));
+    }
+    Ok(net)
+}
 
 impl Model {
     pub(crate) fn apply_subnet(
@@ -30,15 +40,10 @@ impl Model {
             return Ok(self.delete_subnet(&config, request));
         }
         let (config, changed) = self.merged_subnet(config)?;
-        let net = match parse::cidr(&config.cidr) {
-            Some(IpNet::V4(net)) => Some(net),
-            _ => None,
-        };
-        let gateway = config.gateway.as_ref().and_then(|gateway| match parse::ip(&gateway.ip_address) {
-            Some(IpAddr::V4(ip)) if !ip.is_unspecified() => {
-                Some((ip, parse::guest_mac(&gateway.mac_address)?))
-            }
-            _ => None,
+        let net = parse_net(&config)?;
+        let gateway = config.gateway.as_ref().and_then(|gateway| {
+            let ip = parse::ip(&gateway.ip_address).filter(|ip| !ip.is_unspecified())?;
+            Some((ip, parse::guest_mac(&gateway.mac_address)?))
         });
         let slot = self.subnet_slot(&id);
         let held = self.subnets[slot].held.take();
@@ -89,9 +94,7 @@ impl Model {
         if config.tunnel_id == 0 && config.vpc_id.is_empty() {
             return Err(Outcome::invalid("tunnel_id is 0 and there is no vpc_id whose VNI would count"));
         }
-        if parse::cidr(&config.cidr).is_none() {
-            return Err(Outcome::invalid(format!("cidr \"{}\" is none", config.cidr)));
-        }
+        parse_net(&config)?;
         if let Some(gateway) = &config.gateway {
             if !gateway.ip_address.is_empty() && parse::ip(&gateway.ip_address).is_none() {
                 let text = &gateway.ip_address;

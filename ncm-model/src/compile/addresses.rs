@@ -1,10 +1,12 @@
 //! Addresses of ports and neighbours: which keys of the endpoint tables they claim, and what waits for what.
 
-use ncm_common::tables::{Ipv4Key, MacKey, endpoint_flags};
+use ncm_common::tables::{IpKey, MacKey, endpoint_flags};
 
-use crate::compile::{Handle, HandleKind};
+use crate::compile::endpoints::{Before, Mark};
+use crate::compile::{Handle, HandleKind, mapped};
 use crate::model::Model;
 use crate::resources::{Address, Neighbour, PortSlot, address_flags};
+
 use crate::store::{Member, NONE, Provenances, Slab};
 
 /// What an address should be.
@@ -18,11 +20,6 @@ pub(crate) enum Wanted {
     On(u32),
 }
 
-pub(crate) fn ip_key(addresses: &Slab<Address>, slot: u32) -> Ipv4Key {
-    let address = &addresses[slot];
-    Ipv4Key { vni: address.vni(), ip: address.ip.to_be_bytes() }
-}
-
 /// What is needed to tell the keys and ranks of claims.
 #[derive(Clone, Copy)]
 pub(crate) struct Owners<'a> {
@@ -30,6 +27,7 @@ pub(crate) struct Owners<'a> {
     pub(crate) neighbours: &'a Slab<Neighbour>,
     pub(crate) ports: &'a Slab<PortSlot>,
     pub(crate) provenances: &'a Provenances,
+    pub(crate) v6: &'a Slab<[u8; 16]>,
 }
 
 impl Owners<'_> {
@@ -42,6 +40,12 @@ impl Owners<'_> {
             }
             Some(port) => self.ports[port].mac,
         }
+    }
+
+    pub(crate) fn ip_key(&self, slot: u32) -> IpKey {
+        let address = &self.addresses[slot];
+        let ip = if address.has(address_flags::V6) { self.v6[address.ip] } else { mapped::v4(address.ip) };
+        IpKey { vni: address.vni(), ip }
     }
 
     pub(crate) fn mac_key(&self, slot: u32) -> MacKey {
@@ -75,6 +79,7 @@ macro_rules! claims {
             neighbours: &model.neighbours,
             ports: &model.ports,
             provenances: &model.provenances,
+            v6: &model.v6,
         };
         (&mut model.$claims, owners)
     }};
@@ -87,6 +92,7 @@ impl Model {
             neighbours: &self.neighbours,
             ports: &self.ports,
             provenances: &self.provenances,
+            v6: &self.v6,
         }
     }
 
@@ -234,7 +240,7 @@ impl Model {
         if address.has(address_flags::ACTIVE) {
             if wanted == Wanted::On(address.vni()) {
                 // The keys are right; the value may refer to something that has another index now.
-                self.touch(slot);
+                self.touch(slot, Before::Same);
                 return;
             }
             self.deactivate(slot);
@@ -246,7 +252,7 @@ impl Model {
     }
 
     fn claims_ip(&self, slot: u32) -> bool {
-        !self.addresses[slot].has(address_flags::V6 | address_flags::MAC_ONLY)
+        !self.addresses[slot].has(address_flags::MAC_ONLY)
     }
 
     fn claims_mac(&self, slot: u32) -> bool {
@@ -270,16 +276,23 @@ impl Model {
         }
         if self.claims_ip(slot) {
             let (claims, owners) = claims!(self, claims_ip);
-            let key = ip_key(owners.addresses, slot);
-            let only =
-                claims.add(&key, slot, |slot| ip_key(owners.addresses, slot), |slot| owners.member(slot));
-            self.dirty_ip.push((key, if only { slot } else { NONE }));
+            let key = owners.ip_key(slot);
+            let winner = claims.add(&key, slot, |slot| owners.ip_key(slot), |slot| owners.member(slot));
+            self.dirty_ip.push(Mark {
+                key,
+                claimant: if winner.is_none() { slot } else { NONE },
+                before: self.before(winner, true),
+            });
         }
         if self.claims_mac(slot) {
             let (claims, owners) = claims!(self, claims_mac);
             let key = owners.mac_key(slot);
-            let only = claims.add(&key, slot, |slot| owners.mac_key(slot), |slot| owners.member(slot));
-            self.dirty_mac.push((key, if only { slot } else { NONE }));
+            let winner = claims.add(&key, slot, |slot| owners.mac_key(slot), |slot| owners.member(slot));
+            self.dirty_mac.push(Mark {
+                key,
+                claimant: if winner.is_none() { slot } else { NONE },
+                before: self.before(winner, false),
+            });
         }
     }
 
@@ -287,15 +300,15 @@ impl Model {
     pub(crate) fn deactivate(&mut self, slot: u32) {
         if self.claims_ip(slot) {
             let (claims, owners) = claims!(self, claims_ip);
-            let key = ip_key(owners.addresses, slot);
-            claims.remove(&key, slot, |slot| ip_key(owners.addresses, slot), |slot| owners.member(slot));
-            self.dirty_ip.push((key, NONE));
+            let key = owners.ip_key(slot);
+            let winner = claims.remove(&key, slot, |slot| owners.ip_key(slot), |slot| owners.member(slot));
+            self.dirty_ip.push(Mark { key, claimant: NONE, before: self.before(winner, true) });
         }
         if self.claims_mac(slot) {
             let (claims, owners) = claims!(self, claims_mac);
             let key = owners.mac_key(slot);
-            claims.remove(&key, slot, |slot| owners.mac_key(slot), |slot| owners.member(slot));
-            self.dirty_mac.push((key, NONE));
+            let winner = claims.remove(&key, slot, |slot| owners.mac_key(slot), |slot| owners.member(slot));
+            self.dirty_mac.push(Mark { key, claimant: NONE, before: self.before(winner, false) });
         }
         let address = &mut self.addresses[slot];
         address.vni &= !address_flags::ACTIVE;
@@ -314,17 +327,18 @@ impl Model {
         }
     }
 
-    /// Has an address's entries written again.
-    pub(crate) fn touch(&mut self, slot: u32) {
+    /// Has an address's entries written again; `before` is that of both.
+    pub(crate) fn touch(&mut self, slot: u32, before: Before) {
         if !self.addresses[slot].has(address_flags::ACTIVE) {
             return;
         }
         if self.claims_ip(slot) {
-            self.dirty_ip.push((ip_key(&self.addresses, slot), NONE));
+            let key = self.owners().ip_key(slot);
+            self.dirty_ip.push(Mark { key, claimant: NONE, before });
         }
         if self.claims_mac(slot) {
             let key = self.owners().mac_key(slot);
-            self.dirty_mac.push((key, NONE));
+            self.dirty_mac.push(Mark { key, claimant: NONE, before });
         }
     }
 
@@ -334,9 +348,7 @@ impl Model {
         let address = &self.addresses[slot];
         !address.has(address_flags::ACTIVE)
             || (!self.claims_ip(slot)
-                || self
-                    .claims_ip
-                    .sole(&ip_key(&self.addresses, slot), slot, |slot| ip_key(owners.addresses, slot)))
+                || self.claims_ip.sole(&owners.ip_key(slot), slot, |slot| owners.ip_key(slot)))
                 && (!self.claims_mac(slot)
                     || self.claims_mac.sole(&owners.mac_key(slot), slot, |slot| owners.mac_key(slot)))
     }

@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 
 use ncm_common::tables::{
-    Endpoint, Ipv4Key, MacKey, Name, NameKey, Port, Reference, Route, RouteKey, Source, SourceKey,
-    SourcePrefixKey, Subnet, SubnetPrefixKey, Vni, VtepKey,
+    ClassKey, Classes, Endpoint, IpKey, MacKey, Name, NameKey, Port, Reference, Route, RouteKey, Rule,
+    RuleKey, Source, SourceKey, SourcePrefixKey, Subnet, SubnetPrefixKey, Vni, VtepKey,
 };
 
 /// The resource that an entry comes from: what to name when the kernel refuses the entry.
@@ -19,6 +19,7 @@ pub(crate) enum HandleKind {
     Neighbour = 4,
     Router = 5,
     Host = 6,
+    Group = 7,
 }
 
 impl Handle {
@@ -35,6 +36,7 @@ impl Handle {
             4 => HandleKind::Neighbour,
             5 => HandleKind::Router,
             6 => HandleKind::Host,
+            7 => HandleKind::Group,
             _ => return None,
         })
     }
@@ -117,16 +119,20 @@ pub struct InterfaceChanges {
 }
 
 /// What a step changes. Puts go first, in the order of [`ncm_common::tables::TABLES`] (what is referred to before what
-/// refers), then deletions, in reverse.
+/// refers), then deletions, in reverse, and at the end the epochs: those of ports, then those of addresses.
 #[derive(Clone, Default, PartialEq, Eq, Debug)]
 pub struct Changes {
-    /// `NAMES` of ports, subnets and hosts (those of next-hop groups are the engine's).
+    /// `NAMES`, but for those of next-hop groups, which are the engine's.
     pub names: Delta<NameKey, Name>,
     /// Remote hosts, in order: a `Remove` may precede an `Add` of the same index.
     pub hosts: Vec<HostChange>,
+    /// `RULES`.
+    pub rules: Delta<RuleKey, Rule>,
+    /// `CLASSES`.
+    pub classes: Delta<ClassKey, Classes>,
     /// `SUBNETS` (array).
     pub subnets: Delta<u32, Subnet>,
-    /// `PORTS` (array).
+    /// `PORTS` (array). A port that is there already keeps its epoch.
     pub ports: Delta<u32, Port>,
     /// `VNIS`.
     pub vnis: Delta<u32, Vni>,
@@ -136,8 +142,8 @@ pub struct Changes {
     pub vteps: Delta<VtepKey, Reference>,
     /// `ENDPOINTS_MAC`.
     pub endpoints_mac: Delta<MacKey, Endpoint>,
-    /// `ENDPOINTS_IPV4`.
-    pub endpoints_ipv4: Delta<Ipv4Key, Endpoint>,
+    /// `ENDPOINTS_IP`.
+    pub endpoints_ip: Delta<IpKey, Endpoint>,
     /// `ROUTES`.
     pub routes: Delta<RouteKey, Route>,
     /// `SOURCES`.
@@ -148,33 +154,41 @@ pub struct Changes {
     pub devices: Delta<u32, u32>,
     /// `PORT_BY_INTERFACE`.
     pub port_by_interface: Delta<u32, Reference>,
+    /// `PORTS` whose epochs rise: to be written when all of the above is.
+    pub port_epochs: Delta<u32, Port>,
+    /// Slots of `REMOTE_EPOCHS` to raise by one, each once, in order: at the very end.
+    pub epochs: Vec<u32>,
     /// Guest interfaces that ports name.
     pub interfaces: InterfaceChanges,
 }
 
 impl Changes {
-    /// How many table entries change.
+    /// How many table entries change, not counting the epochs of addresses.
     #[must_use]
     pub fn len(&self) -> usize {
         self.names.len()
+            + self.rules.len()
+            + self.classes.len()
             + self.subnets.len()
             + self.ports.len()
             + self.vnis.len()
             + self.subnet_prefixes.len()
             + self.vteps.len()
             + self.endpoints_mac.len()
-            + self.endpoints_ipv4.len()
+            + self.endpoints_ip.len()
             + self.routes.len()
             + self.sources.len()
             + self.source_prefixes.len()
             + self.devices.len()
             + self.port_by_interface.len()
+            + self.port_epochs.len()
     }
 
     /// Nothing changes, neither in tables nor besides.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+            && self.epochs.is_empty()
             && self.hosts.is_empty()
             && self.interfaces.wanted.is_empty()
             && self.interfaces.unwanted.is_empty()

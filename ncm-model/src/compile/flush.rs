@@ -1,20 +1,22 @@
 //! The end of a step: what has been marked becomes entries to put and keys to delete.
 
+use std::collections::BTreeSet;
+
 use ncm_common::tables::{
-    Endpoint, Ipv4Key, MacKey, Name, NameKey, Port, Reference, Route, RouteKey, Source, SourceKey,
-    SourcePrefixKey, Subnet, SubnetPrefixKey, Vni, VtepKey, endpoint_flags,
+    ClassKey, Classes, Name, NameKey, Port, Reference, Route, RouteKey, Rule, RuleKey, Source, SourceKey,
+    SourcePrefixKey, Subnet, SubnetPrefixKey, Vni, VtepKey,
 };
 
-use crate::compile::addresses::ip_key;
 use crate::compile::mirror::Mirror;
-use crate::compile::{Changes, Delta, Handle, Put};
+use crate::compile::{Changes, Handle};
 use crate::model::Model;
-use crate::store::NONE;
 
 /// The tables that are kept as written.
 #[derive(Debug, Default)]
 pub(crate) struct Tables {
     pub(crate) names: Mirror<NameKey, Name>,
+    pub(crate) rules: Mirror<RuleKey, Rule>,
+    pub(crate) classes: Mirror<ClassKey, Classes>,
     pub(crate) subnets: Mirror<u32, Subnet>,
     pub(crate) ports: Mirror<u32, Port>,
     pub(crate) vnis: Mirror<u32, Vni>,
@@ -27,114 +29,57 @@ pub(crate) struct Tables {
     pub(crate) port_by_interface: Mirror<u32, Reference>,
 }
 
+/// Does the same with each table that is kept.
+macro_rules! each_table {
+    ($run:ident!($($more:tt)*)) => {
+        $run!($($more)*; names, rules, classes, subnets, ports, vnis, subnet_prefixes, vteps, routes, sources,
+            source_prefixes, devices, port_by_interface)
+    };
+}
+
 impl Tables {
     fn flush(&mut self, changes: &mut Changes) {
-        self.names.flush(&mut changes.names);
-        self.subnets.flush(&mut changes.subnets);
-        self.ports.flush(&mut changes.ports);
-        self.vnis.flush(&mut changes.vnis);
-        self.subnet_prefixes.flush(&mut changes.subnet_prefixes);
-        self.vteps.flush(&mut changes.vteps);
-        self.routes.flush(&mut changes.routes);
-        self.sources.flush(&mut changes.sources);
-        self.source_prefixes.flush(&mut changes.source_prefixes);
-        self.devices.flush(&mut changes.devices);
-        self.port_by_interface.flush(&mut changes.port_by_interface);
+        macro_rules! flush {
+            (; $($table:ident),+) => { $(self.$table.flush(&mut changes.$table);)+ };
+        }
+        each_table!(flush!());
     }
 
     /// Writes again what comes from one of these resources.
     pub(crate) fn resend(&mut self, from: impl Fn(Handle) -> bool) {
-        self.names.resend(&from);
-        self.subnets.resend(&from);
-        self.ports.resend(&from);
-        self.vnis.resend(&from);
-        self.subnet_prefixes.resend(&from);
-        self.vteps.resend(&from);
-        self.routes.resend(&from);
-        self.sources.resend(&from);
-        self.source_prefixes.resend(&from);
-        self.devices.resend(&from);
-        self.port_by_interface.resend(&from);
-    }
-}
-
-/// Decides the marked keys of an endpoint table. A key that is marked once, by a claim that was its only one, needs no
-/// search for its winner.
-fn decide<K: Copy + Ord>(
-    dirty: &mut Vec<(K, u32)>,
-    delta: &mut Delta<K, Endpoint>,
-    value: impl Fn(&K, u32) -> Option<(Endpoint, Handle)>,
-) {
-    dirty.sort_unstable();
-    delta.put.reserve(dirty.len());
-    for marks in dirty.chunk_by(|(one, _), (other, _)| one == other) {
-        let (key, claimant) = marks[0];
-        match value(&key, if marks.len() == 1 { claimant } else { NONE }) {
-            Some((value, cause)) => delta.put.push(Put { key, value, cause }),
-            None => delta.del.push(key),
+        macro_rules! resend {
+            (; $($table:ident),+) => { $(self.$table.resend(&from);)+ };
         }
+        each_table!(resend!());
     }
-    dirty.clear();
-    dirty.shrink_to(16_384);
 }
 
 impl Model {
     /// Ends a step: everything marked is decided and its differences are added to `changes`.
     pub(crate) fn flush(&mut self, changes: &mut Changes) {
         self.use_freed_room();
+        let mut ports = BTreeSet::new();
         while let Some(port) = self.dirty_ports.pop_first() {
             self.update_port(port);
+            ports.insert(port);
+        }
+        let mut raised = self.compile_policy(&mut ports);
+        for port in ports {
+            if self.write_port(port) {
+                raised.insert(port);
+            }
         }
         self.release_hosts(changes);
         self.write_routes();
-        let mut dirty = std::mem::take(&mut self.dirty_ip);
-        decide(&mut dirty, &mut changes.endpoints_ipv4, |key, claimant| self.endpoint_by_ip(key, claimant));
-        self.dirty_ip = dirty;
-        let mut dirty = std::mem::take(&mut self.dirty_mac);
-        decide(&mut dirty, &mut changes.endpoints_mac, |key, claimant| self.endpoint_by_mac(key, claimant));
-        self.dirty_mac = dirty;
+        self.write_endpoints(changes);
         let again = std::mem::take(&mut self.resend);
         if !again.is_empty() {
             self.tables.resend(|cause| again.contains(&cause));
         }
         self.tables.flush(changes);
+        // What covers more is written later, and goes sooner.
+        changes.classes.put.reverse();
+        self.raise_epochs(raised, changes);
         self.announce_interfaces(&mut changes.interfaces);
-    }
-
-    fn endpoint_by_ip(&self, key: &Ipv4Key, claimant: u32) -> Option<(Endpoint, Handle)> {
-        let owners = self.owners();
-        let (slot, flags) = if claimant == NONE {
-            self.claims_ip.winner(key, |slot| ip_key(&self.addresses, slot), |slot| owners.member(slot))?
-        } else {
-            (claimant, owners.member(claimant).flags)
-        };
-        let subnet = self.subnets[self.addresses[slot].subnet].index;
-        Some((self.endpoint(slot, flags, subnet), self.handle_of(slot)))
-    }
-
-    fn endpoint_by_mac(&self, key: &MacKey, claimant: u32) -> Option<(Endpoint, Handle)> {
-        let owners = self.owners();
-        let (slot, flags) = if claimant == NONE {
-            self.claims_mac.winner(key, |slot| owners.mac_key(slot), |slot| owners.member(slot))?
-        } else {
-            (claimant, owners.member(claimant).flags)
-        };
-        Some((self.endpoint(slot, flags, 0), self.handle_of(slot)))
-    }
-
-    fn endpoint(&self, slot: u32, flags: u16, subnet: u32) -> Endpoint {
-        let address = &self.addresses[slot];
-        let mac = self.owners().mac(slot);
-        match address.port() {
-            Some(port) => {
-                let port = &self.ports[port];
-                let flags = flags | endpoint_flags::LOCAL;
-                Endpoint { target: port.index, generation: port.generation, subnet, flags, mac, reserved: 0 }
-            }
-            None => {
-                let host = &self.hosts.slots[self.neighbours[address.owner].host];
-                Endpoint { target: host.index, generation: host.generation, subnet, flags, mac, reserved: 0 }
-            }
-        }
     }
 }

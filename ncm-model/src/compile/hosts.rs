@@ -9,17 +9,14 @@ use std::net::IpAddr;
 
 use ncm_common::tables::{Name, NameKey, Reference, VtepKey, name_kinds};
 
-use crate::compile::{Changes, Handle, HandleKind, HostChange};
+use crate::compile::endpoints::Before;
+use crate::compile::{Changes, Handle, HandleKind, HostChange, mapped};
 use crate::model::Model;
 use crate::resources::Live;
 
 /// A host's address as the table of tunnel endpoints has it.
 pub(crate) fn vtep_key(vni: u32, address: IpAddr) -> VtepKey {
-    let ip = match address {
-        IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
-        IpAddr::V6(address) => address.octets(),
-    };
-    VtepKey { vni, ip }
+    VtepKey { vni, ip: mapped::address(address) }
 }
 
 impl Model {
@@ -76,7 +73,7 @@ impl Model {
             };
             let addresses: Vec<u32> = self.addresses_from(first).map(|(address, _)| address).collect();
             for address in addresses {
-                self.touch(address);
+                self.touch(address, Before::Unknown);
             }
         }
     }

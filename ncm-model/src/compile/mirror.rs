@@ -46,6 +46,18 @@ impl<K: Copy + Eq + Hash + Ord, V: Copy + Eq> Mirror<K, V> {
         }
     }
 
+    /// What has been written under the key.
+    pub(crate) fn written(&self, key: K) -> Option<&V> {
+        self.written.get(&key).map(|(value, _)| value)
+    }
+
+    /// Changes a value that has been written, and gives it: the caller writes it.
+    pub(crate) fn amend(&mut self, key: K, change: impl FnOnce(&mut V)) -> Option<V> {
+        let (value, _) = self.written.get_mut(&key)?;
+        change(value);
+        Some(*value)
+    }
+
     /// Writes again what comes from one of these resources.
     pub(crate) fn resend(&mut self, from: impl Fn(Handle) -> bool) {
         let pending = &mut self.pending;

@@ -2,8 +2,12 @@
 
 pub(crate) mod addresses;
 mod changes;
+pub(crate) mod endpoints;
+mod epochs;
 pub(crate) mod flush;
+pub(crate) mod groups;
 pub(crate) mod hosts;
+pub(crate) mod mapped;
 mod mirror;
 mod ports;
 mod room;

@@ -5,10 +5,10 @@ use ncm_common::tables::{
     Name, NameKey, Port, Reference, Source, SourceKey, SourcePrefixKey, name_kinds, port_flags,
 };
 
-use crate::compile::{Handle, HandleKind, InterfaceChanges};
+use crate::compile::epochs::decides;
+use crate::compile::{Handle, HandleKind, InterfaceChanges, mapped};
 use crate::model::Model;
 use crate::resources::{Address, PortSlot, address_flags};
-use crate::settings::MissingGroup;
 
 /// Entries of the tables of sources and of source prefixes.
 type Sources = (Vec<(SourceKey, Source)>, Vec<(SourcePrefixKey, Source)>);
@@ -25,11 +25,6 @@ impl Model {
             return Some(first);
         }
         Some(addresses.find(|address| !address.has(address_flags::V6)).unwrap_or(first))
-    }
-
-    /// The port names a security group that is not held (none can be yet).
-    pub(crate) fn missing_group(port: &PortSlot) -> Option<&str> {
-        port.config.security_group_ids.iter().map(|group| group.id.as_str()).find(|id| !id.is_empty())
     }
 
     /// The port is the one that has the interface it names: of several that name it, the first by id.
@@ -78,7 +73,7 @@ impl Model {
         }
     }
 
-    /// Makes a port's entries, and its addresses', what they should be.
+    /// Makes a port's addresses what they should be, and withdraws its entries where it is not programmed any more.
     pub(crate) fn update_port(&mut self, slot: u32) {
         let Some(port) = self.ports.get(slot).filter(|port| port.meta.is_some()) else { return };
         let primary = self.primary(port);
@@ -96,18 +91,21 @@ impl Model {
             self.settle(at);
             at = next;
         }
-        if live {
-            self.write_port(slot);
-        } else if was_live {
+        if was_live && !live {
             self.withdraw_port(slot);
         }
+        self.update_set(slot);
     }
 
     /// Gives a port its index; says whether there was one to give.
     fn number_port(&mut self, slot: u32) -> bool {
         let id = self.ports[slot].config.id.clone();
         let Some((index, generation)) = self.port_indices.assign(&id) else { return false };
-        (self.ports[slot].index, self.ports[slot].generation) = (index, generation);
+        let port = &mut self.ports[slot];
+        (port.index, port.generation) = (index, generation);
+        // Flows of an earlier run may have any epoch up to the one that the table had.
+        port.epoch = self.seeded_epochs.get(&(index, generation)).map_or(1, |epoch| epoch.wrapping_add(1));
+        self.fresh_ports.insert(slot);
         let cause = Handle::new(HandleKind::Port, slot);
         self.tables.names.set(NameKey { kind: name_kinds::PORT, index }, Name::new(&id, generation), cause);
         true
@@ -116,8 +114,10 @@ impl Model {
     /// Takes back all of a port's own entries and its index; its addresses have to be inactive.
     pub(crate) fn withdraw_port(&mut self, slot: u32) {
         self.waiting_ports.remove(&slot);
+        self.fresh_ports.remove(&slot);
+        self.ports[slot].live = false;
+        self.update_set(slot);
         let port = &mut self.ports[slot];
-        port.live = false;
         let (index, generation) = (port.index, port.generation);
         if index == 0 {
             return;
@@ -169,36 +169,51 @@ impl Model {
             let subnet = &self.subnets[subnet];
             Source { subnet: subnet.index, subnet_generation: subnet.generation }
         };
-        let host = |mac, ip: u32| SourceKey { port: port.index, mac, reserved: [0; 2], ip: ip.to_be_bytes() };
+        let host = |mac, ip| SourceKey { port: port.index, mac, reserved: [0; 2], ip };
         let (mut sources, mut prefixes) = (Vec::new(), Vec::new());
+        let v6 = self.first_v6(port).map_or(primary.subnet, |address| address.subnet);
         for pair in &port.pairs {
-            let IpNet::V4(net) = pair.net else { continue };
-            if net.prefix_len() == 32 {
-                sources.push((host(pair.mac, net.network().to_bits()), source(primary.subnet)));
+            let (ip, length) = mapped::prefix(pair.net);
+            let (family, subnet) = match pair.net {
+                IpNet::V4(_) => (4, primary.subnet),
+                IpNet::V6(_) => (6, v6),
+            };
+            if pair.net.prefix_len() == pair.net.max_prefix_len() {
+                sources.push((host(pair.mac, ip), source(subnet)));
             } else {
                 let key = SourcePrefixKey {
-                    prefix_len: 96 + u32::from(net.prefix_len()),
+                    prefix_len: 96 + length,
                     port: port.index,
                     mac: pair.mac,
-                    reserved: [0; 2],
-                    ip: net.network().octets(),
+                    family,
+                    reserved: 0,
+                    ip,
                 };
-                prefixes.push((key, source(primary.subnet)));
+                prefixes.push((key, source(subnet)));
             }
         }
         // A fixed address counts as its own subnet's, whatever a pair says of it.
+        let first = self.ip_of(primary);
         for (_, address) in self.addresses_from(port.first) {
-            let first = address.ip == primary.ip && address.subnet == primary.subnet;
-            let counts = !first && !address.has(address_flags::V6 | address_flags::MAC_ONLY);
+            let counts = !address.has(address_flags::MAC_ONLY) && self.ip_of(address) != first;
             if counts && self.subnets[address.subnet].live.is_some() {
-                sources.push((host(port.mac, address.ip), source(address.subnet)));
+                sources.push((host(port.mac, mapped::address(self.ip_of(address))), source(address.subnet)));
             }
         }
         (sources, prefixes)
     }
 
-    fn write_port(&mut self, slot: u32) {
-        let Some(primary) = self.primary(&self.ports[slot]) else { return };
+    /// The port's first IPv6 address whose subnet is there.
+    fn first_v6(&self, port: &PortSlot) -> Option<&Address> {
+        self.addresses_from(port.first)
+            .map(|(_, address)| address)
+            .find(|address| address.has(address_flags::V6) && self.subnets[address.subnet].live.is_some())
+    }
+
+    /// Writes a port's entries if it is programmed. Says whether something has changed that its flows are decided by.
+    pub(crate) fn write_port(&mut self, slot: u32) -> bool {
+        let Some(port) = self.ports.get(slot).filter(|port| port.live) else { return false };
+        let Some(primary) = self.primary(port) else { return false };
         let handle = Handle::new(HandleKind::Port, slot);
         let (sources, prefixes) = self.sources(slot, &primary);
         for key in std::mem::take(&mut self.ports[slot].sources) {
@@ -218,35 +233,39 @@ impl Model {
         let facts = facts.unwrap_or_default();
         self.bind(slot, facts.ifindex, facts.xdp_target && facts.ifindex != 0);
 
+        let closed = self.is_closed(slot);
+        let ip = mapped::address(self.ip_of(&primary));
+        let max_flows = self.settings.port_flows;
         let port = &mut self.ports[slot];
         let mut flags = 0;
         let mut set = |condition, flag| flags |= if condition { flag } else { 0 };
         set(port.config.admin_state_up, port_flags::UP);
-        set(
-            Self::missing_group(port).is_some() && self.settings.missing_group == MissingGroup::Closed,
-            port_flags::CLOSED,
-        );
+        set(closed, port_flags::CLOSED);
         set(facts.xdp_target, port_flags::XDP_TARGET);
         set(!sources.is_empty(), port_flags::SOURCES);
         set(!prefixes.is_empty(), port_flags::SOURCE_PREFIXES);
         port.sources = sources.into_iter().map(|(key, _)| key).collect();
         port.source_prefixes = prefixes.into_iter().map(|(key, _)| key).collect();
-        let v4 = !primary.has(address_flags::V6);
         let subnet = &self.subnets[primary.subnet];
         let value = Port {
             generation: port.generation,
-            epoch: port.meta.as_ref().map_or(0, |meta| meta.version as u32),
+            epoch: port.epoch,
             ifindex: facts.ifindex,
             flags,
             vni: subnet.live.map_or(0, |live| live.vni),
-            subnet: if v4 { subnet.index } else { 0 },
-            subnet_generation: if v4 { subnet.generation } else { 0 },
-            ip: if v4 { primary.ip.to_be_bytes() } else { [0; 4] },
+            subnet: subnet.index,
+            subnet_generation: subnet.generation,
+            set: port.set,
+            ip,
             mac: port.mac,
             mtu: u16::try_from(facts.mtu).unwrap_or(u16::MAX),
-            reserved: [0; 6],
+            max_flows,
+            reserved: [0; 5],
         };
         let index = port.index;
+        let changed =
+            self.tables.ports.written(index).is_some_and(|before| decides(before) != decides(&value));
         self.tables.ports.set(index, value, handle);
+        changed
     }
 }

@@ -1,16 +1,25 @@
 //! Routes: connected ones to all subnets of the router, and rules with next hops.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use ncm_common::tables::{Route, RouteKey, route_flags};
 
-use crate::compile::{Handle, HandleKind};
+use crate::compile::{Handle, HandleKind, mapped};
 use crate::model::Model;
 use crate::resources::{Live, RouterSlot, Rule};
 
-fn route_key(subnet: u32, net: Ipv4Net) -> RouteKey {
-    RouteKey { prefix_len: 32 + u32::from(net.prefix_len()), subnet, ip: net.network().octets() }
+fn route_key(subnet: u32, net: IpNet) -> RouteKey {
+    let (ip, length) = mapped::prefix(net);
+    RouteKey { prefix_len: 32 + length, subnet, ip }
+}
+
+/// The flag of routes for the prefix's version of IP.
+fn version(net: IpNet) -> u32 {
+    match net {
+        IpNet::V4(_) => 0,
+        IpNet::V6(_) => route_flags::V6,
+    }
 }
 
 impl RouterSlot {
@@ -20,15 +29,15 @@ impl RouterSlot {
     }
 
     /// The member that an address is in: the one with the longest prefix.
-    pub(crate) fn member_of(&self, address: Ipv4Addr) -> Option<u32> {
-        (0..=32).rev().find_map(|length| {
-            let net = Ipv4Net::new(address, length).ok()?.trunc();
+    pub(crate) fn member_of(&self, address: IpAddr) -> Option<u32> {
+        (0..=IpNet::from(address).prefix_len()).rev().find_map(|length| {
+            let net = IpNet::new(address, length).ok()?.trunc();
             self.prefixes.get(&net)?.values().next().copied()
         })
     }
 
     /// The rules of a subnet's table for exactly one prefix, in the order in which they count.
-    fn rules_for(&self, subnet: u32, net: Ipv4Net) -> &[Rule] {
+    fn rules_for(&self, subnet: u32, net: IpNet) -> &[Rule] {
         let Some(rules) = self.tables.get(&subnet) else { return &[] };
         let start = rules.partition_point(|rule| rule.net < net);
         let end = rules.partition_point(|rule| rule.net <= net);
@@ -41,10 +50,8 @@ impl Model {
     pub(crate) fn join_router(&mut self, router: u32, slot: u32, live: Live, moves: bool) {
         self.room.more_routes(self.routers[router].members.len());
         self.routers[router].members.insert(slot);
-        if let Some(net) = live.net {
-            let id = self.subnets[slot].id.clone();
-            self.routers[router].prefixes.entry(net).or_default().insert(id, slot);
-        }
+        let id = self.subnets[slot].id.clone();
+        self.routers[router].prefixes.entry(live.net).or_default().insert(id, slot);
         self.join_admission(router, slot, live);
         if moves {
             self.disturb_routes(router, slot, live);
@@ -60,12 +67,10 @@ impl Model {
         let state = &mut self.routers[router];
         state.members.remove(&slot);
         self.room.fewer_routes(state.members.len());
-        if let Some(net) = live.net
-            && let Some(members) = state.prefixes.get_mut(&net)
-        {
+        if let Some(members) = state.prefixes.get_mut(&live.net) {
             members.remove(&self.subnets[slot].id);
             if members.is_empty() {
-                state.prefixes.remove(&net);
+                state.prefixes.remove(&live.net);
             }
         }
     }
@@ -77,10 +82,8 @@ impl Model {
         for net in state.prefixes.keys() {
             self.dirty_routes.push(route_key(own, *net));
         }
-        if let Some(net) = live.net {
-            for member in &state.members {
-                self.dirty_routes.push(route_key(self.subnets[*member].index, net));
-            }
+        for member in &state.members {
+            self.dirty_routes.push(route_key(self.subnets[*member].index, live.net));
         }
         for rule in state.tables.get(&slot).into_iter().flatten() {
             self.dirty_routes.push(route_key(own, rule.net));
@@ -123,13 +126,13 @@ impl Model {
         let slot = self.subnet_at(key.subnet)?;
         let number = self.subnets[slot].live?.router?;
         let router = &self.routers[number];
-        let net = Ipv4Net::new(key.ip.into(), (key.prefix_len - 32) as u8).ok()?;
+        let net = mapped::net(key.ip, key.prefix_len.checked_sub(32)?)?;
         if let Some(target) = router.prefixes.get(&net).and_then(|members| members.values().next()) {
             let subnet = &self.subnets[*target];
             let route = Route {
                 subnet: subnet.index,
                 subnet_generation: subnet.generation,
-                flags: route_flags::CONNECTED,
+                flags: route_flags::CONNECTED | version(net),
                 ..Route::default()
             };
             return Some((route, Handle::new(HandleKind::Router, number)));
@@ -140,8 +143,8 @@ impl Model {
             let route = Route {
                 subnet: subnet.index,
                 subnet_generation: subnet.generation,
-                flags: 0,
-                next_hop_ip: next_hop.octets(),
+                flags: version(net),
+                next_hop_ip: mapped::address(next_hop),
                 next_hop_mac: rule.mac,
                 reserved: [0; 6],
             };

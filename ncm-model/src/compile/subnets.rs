@@ -2,7 +2,7 @@
 
 use ncm_common::tables::{Name, NameKey, Reference, Subnet, SubnetPrefixKey, Vni, name_kinds, subnet_flags};
 
-use crate::compile::{Handle, HandleKind};
+use crate::compile::{Handle, HandleKind, mapped};
 use crate::model::Model;
 use crate::resources::{Live, SubnetSlot};
 use crate::store::NONE;
@@ -11,8 +11,9 @@ use crate::store::NONE;
 const MANY_ROUTES: usize = 1 << 20;
 
 /// Key of the table of subnets by prefix.
-pub(crate) fn prefix_key(vni: u32, net: ipnet::Ipv4Net) -> SubnetPrefixKey {
-    SubnetPrefixKey { prefix_len: 32 + u32::from(net.prefix_len()), vni, ip: net.network().octets() }
+pub(crate) fn prefix_key(vni: u32, net: ipnet::IpNet) -> SubnetPrefixKey {
+    let (ip, length) = mapped::prefix(net);
+    SubnetPrefixKey { prefix_len: 32 + length, vni, ip }
 }
 
 impl Model {
@@ -124,16 +125,13 @@ impl Model {
     }
 
     fn retract(&mut self, slot: u32, live: Live, moves: bool) {
-        if let Some(net) = live.net {
-            let id = self.subnets[slot].id.clone();
-            if let Some(claims) = self.prefix_claims.get_mut(&(live.vni, net)) {
-                claims.remove(&id);
-                if claims.is_empty() {
-                    self.prefix_claims.remove(&(live.vni, net));
-                }
+        if let Some(claims) = self.prefix_claims.get_mut(&(live.vni, live.net)) {
+            claims.remove(&self.subnets[slot].id);
+            if claims.is_empty() {
+                self.prefix_claims.remove(&(live.vni, live.net));
             }
-            self.write_prefix(live.vni, net);
         }
+        self.write_prefix(live.vni, live.net);
         self.leave_vni(live.vni, slot);
         for host in self.hosts_of(slot) {
             self.release_vtep(live.vni, host);
@@ -144,11 +142,9 @@ impl Model {
     }
 
     fn assert(&mut self, slot: u32, live: Live, moves: bool) {
-        if let Some(net) = live.net {
-            let id = self.subnets[slot].id.clone();
-            self.prefix_claims.entry((live.vni, net)).or_default().insert(id, slot);
-            self.write_prefix(live.vni, net);
-        }
+        let id = self.subnets[slot].id.clone();
+        self.prefix_claims.entry((live.vni, live.net)).or_default().insert(id, slot);
+        self.write_prefix(live.vni, live.net);
         self.join_vni(live.vni, slot);
         for host in self.hosts_of(slot) {
             self.hold_vtep(live.vni, host);
@@ -162,7 +158,7 @@ impl Model {
         self.subnets[slot].hosts.keys().copied().collect()
     }
 
-    fn write_prefix(&mut self, vni: u32, net: ipnet::Ipv4Net) {
+    fn write_prefix(&mut self, vni: u32, net: ipnet::IpNet) {
         // Of several subnets with one VNI and prefix, the first by id is found.
         let winner = self.prefix_claims.get(&(vni, net)).and_then(|claims| claims.values().next().copied());
         let value = winner.map(|slot| {
@@ -206,24 +202,24 @@ impl Model {
         let subnet = &self.subnets[slot];
         let (Some(live), Some(held)) = (subnet.live, &subnet.held) else { return };
         let mut flags = 0;
-        let (mut gateway_ip, mut gateway_mac) = ([0; 4], [0; 6]);
+        let (mut gateway_ip, mut gateway_mac) = ([0; 16], [0; 6]);
         if let Some((ip, mac)) = held.gateway {
             flags |= subnet_flags::GATEWAY;
-            (gateway_ip, gateway_mac) = (ip.octets(), mac);
+            (gateway_ip, gateway_mac) = (mapped::address(ip), mac);
         }
         let mut dvr_mac = [0; 6];
         if let Some(router) = live.router {
             flags |= subnet_flags::ROUTED;
             dvr_mac = self.routers[router].dvr_mac;
         }
+        let (network, prefix_len) = mapped::prefix(live.net);
         let value = Subnet {
             generation: subnet.generation,
             vni: live.vni,
             flags,
+            prefix_len,
             gateway_ip,
-            network: live.net.map_or([0; 4], |net| net.network().octets()),
-            // An IPv6 subnet covers no IPv4 address.
-            prefix_len: live.net.map_or(32, |net| u32::from(net.prefix_len())),
+            network,
             gateway_mac,
             dvr_mac,
             reserved: [0; 5],

@@ -79,7 +79,11 @@ fn is_broadcast(address: IpAddr) -> bool {
     matches!(address, IpAddr::V4(address) if address.is_broadcast())
 }
 
-/// A CIDR, or an address, which reads as the prefix of its full length; bits beyond the prefix are cleared.
+/// First bits of the IPv4-mapped IPv6 addresses (RFC 4291, section 2.5.5.2).
+const MAPPED: u8 = 96;
+
+/// A CIDR, or an address, which reads as the prefix of its full length; bits beyond the prefix are cleared. One of
+/// IPv4-mapped IPv6 addresses reads as IPv4.
 pub(crate) fn cidr(text: &str) -> Option<IpNet> {
     let (address, length) = match text.split_once('/') {
         Some((address, length)) => {
@@ -95,8 +99,21 @@ pub(crate) fn cidr(text: &str) -> Option<IpNet> {
     };
     Some(match address {
         IpAddr::V4(address) => IpNet::V4(Ipv4Net::new(address, length).ok()?.trunc()),
-        IpAddr::V6(address) => IpNet::V6(Ipv6Net::new(address, length).ok()?.trunc()),
+        IpAddr::V6(address) => {
+            let net = Ipv6Net::new(address, length).ok()?.trunc();
+            match net.network().to_ipv4_mapped() {
+                Some(address) if length >= MAPPED => {
+                    IpNet::V4(Ipv4Net::new(address, length - MAPPED).ok()?.trunc())
+                }
+                _ => IpNet::V6(net),
+            }
+        }
     })
+}
+
+/// The prefix has IPv4-mapped addresses within it without being one of IPv4.
+pub(crate) fn covers_mapped(net: IpNet) -> bool {
+    matches!(net, IpNet::V6(net) if net.contains(&Ipv4Addr::UNSPECIFIED.to_ipv6_mapped()))
 }
 
 /// The name of an interface, as the kernel allows it (`dev_valid_name`).

@@ -312,7 +312,7 @@ impl Model {
                 .map(|neighbour| format!("neighbour {}", self.neighbour_id(neighbour))),
             Some(Kind::Router) => self.routers.get(slot).map(|router| format!("router {}", router.config.id)),
             Some(Kind::Host) => self.hosts.slots.get(slot).map(|host| format!("host {}", host.address)),
-            None => None,
+            Some(Kind::Group) | None => None,
         };
         named.unwrap_or_else(|| "a resource that has gone".to_owned())
     }

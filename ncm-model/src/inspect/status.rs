@@ -15,6 +15,10 @@ pub(crate) type Standing = (OperationStatus, Cow<'static, str>);
 
 pub(crate) const SUCCESS: Standing = (OperationStatus::Success, Cow::Borrowed(""));
 
+/// Why an endpoint is in no class of members.
+const NO_CLASS: &str =
+    "too many different combinations of security groups are in use: rules that name a remote group do not match it";
+
 fn pending(cause: String) -> Standing {
     (OperationStatus::Pending, Cow::Owned(cause))
 }
@@ -93,7 +97,12 @@ impl Model {
                 continue;
             }
             match rule.next_hop {
-                None => return pending(format!("rule {} for {} names no IPv4 next hop", rule.id, rule.net)),
+                None => {
+                    return pending(format!(
+                        "rule {} for {} names no next hop of the same version of IP",
+                        rule.id, rule.net
+                    ));
+                }
                 Some(next_hop) if router.member_of(next_hop).is_none() => {
                     return pending(format!(
                         "rule {} for {}: next hop {next_hop} is in no subnet of the router: it completes when such a subnet joins",
@@ -124,10 +133,16 @@ impl Model {
         if let Some(address) = self.first_parked(port.first) {
             return pending(self.subnet_missing(self.missing_subnet(port, address)));
         }
-        if let Some(group) = Self::missing_group(port)
+        if let Some(group) = self.missing_group(slot)
             && self.settings.missing_group == MissingGroup::Closed
         {
             return pending(format!("security group {group} is not held: the port is closed until it is"));
+        }
+        if port.members == 0 && !port.groups.is_empty() {
+            return failure(NO_CLASS.to_owned());
+        }
+        if let Some(cause) = self.policy.refusal(port.set).filter(|_| port.set != 0) {
+            return failure(format!("the port is closed: {cause}"));
         }
         match interface {
             Some(interface) if self.owns_interface(slot) => {
@@ -181,6 +196,9 @@ impl Model {
         if self.is_barred(neighbour) {
             let full = Self::no_room("vteps", self.settings.slots.vteps);
             return failure(format!("its host is not admitted into the router's other subnets: {full}"));
+        }
+        if self.lacks_class(slot) {
+            return failure(NO_CLASS.to_owned());
         }
         let Some(address) = self.first_parked(neighbour.first) else { return SUCCESS };
         let subnet = &self.subnets[address.subnet];

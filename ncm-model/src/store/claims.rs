@@ -52,6 +52,24 @@ fn any_claimant(groups: &Slab<Group>, entry: u32) -> u32 {
     }
 }
 
+/// The winning slot of an index entry, and the flags of all its claims together.
+fn winner(groups: &Slab<Group>, entry: u32, member_of: &impl Fn(u32) -> Member) -> Option<(u32, u16)> {
+    if entry & GROUP == 0 {
+        return Some((entry, member_of(entry).flags));
+    }
+    match &groups[entry & !GROUP] {
+        Group::Few(slots) => {
+            let members = slots.iter().map(|slot| member_of(*slot));
+            let flags = members.clone().fold(0, |flags, member| flags | member.flags);
+            members.max().map(|member| (member.slot, flags))
+        }
+        Group::Many(members, counts) => {
+            let flags = (0..16).filter(|bit| counts[*bit] > 0).fold(0, |flags, bit| flags | 1 << bit);
+            members.last().map(|member| (member.slot, flags))
+        }
+    }
+}
+
 fn count(counts: &mut [u32; 16], flags: u16, step: i32) {
     for (bit, count) in counts.iter_mut().enumerate() {
         if flags >> bit & 1 == 1 {
@@ -66,24 +84,26 @@ impl Claims {
         self.index.expect(count);
     }
 
-    /// Adds a claim, and says whether it is the key's only one. `key_of` and `member_of` tell a claiming slot's key and contribution.
+    /// Adds a claim, and gives the winning slot that the key had, with the flags of all its claims; `None` if it had none. `key_of`
+    /// and `member_of` tell a claiming slot's key and contribution.
     pub(crate) fn add<K: Hash + Eq>(
         &mut self,
         key: &K,
         slot: u32,
         key_of: impl Fn(u32) -> K,
         member_of: impl Fn(u32) -> Member,
-    ) -> bool {
+    ) -> Option<(u32, u16)> {
         let groups = &mut self.groups;
         let Some(entry) = self.index.find_mut(key, |entry| key_of(any_claimant(groups, *entry)) == *key)
         else {
             let groups = &self.groups;
             self.index.insert(key, slot, |entry| key_of(any_claimant(groups, entry)));
-            return true;
+            return None;
         };
+        let before = winner(groups, *entry, &member_of);
         if *entry & GROUP == 0 {
             *entry = GROUP | groups.insert(Group::Few(vec![*entry, slot]));
-            return false;
+            return before;
         }
         let group = &mut groups[*entry & !GROUP];
         match group {
@@ -101,28 +121,26 @@ impl Claims {
                 members.insert(member);
             }
         }
-        false
+        before
     }
 
-    /// Removes a claim; rank and flags have to be those that it was added with.
+    /// Removes a claim; rank and flags have to be those that it was added with. Gives what [`Claims::add`] gives.
     pub(crate) fn remove<K: Hash + Eq>(
         &mut self,
         key: &K,
         slot: u32,
         key_of: impl Fn(u32) -> K,
         member_of: impl Fn(u32) -> Member,
-    ) {
+    ) -> Option<(u32, u16)> {
         let groups = &mut self.groups;
-        let Some(entry) = self.index.find_mut(key, |entry| key_of(any_claimant(groups, *entry)) == *key)
-        else {
-            return;
-        };
+        let entry = self.index.find_mut(key, |entry| key_of(any_claimant(groups, *entry)) == *key)?;
+        let before = winner(groups, *entry, &member_of);
         if *entry & GROUP == 0 {
             let single = *entry;
             if single == slot {
                 self.index.remove(key, |entry| *entry == single);
             }
-            return;
+            return before;
         }
         let number = *entry & !GROUP;
         match &mut groups[number] {
@@ -143,6 +161,7 @@ impl Claims {
                 }
             }
         }
+        before
     }
 
     /// The winning slot of a key, and the flags of all its claims together.
@@ -154,20 +173,7 @@ impl Claims {
     ) -> Option<(u32, u16)> {
         let groups = &self.groups;
         let entry = self.index.find(key, |entry| key_of(any_claimant(groups, *entry)) == *key)?;
-        if entry & GROUP == 0 {
-            return Some((entry, member_of(entry).flags));
-        }
-        match &groups[entry & !GROUP] {
-            Group::Few(slots) => {
-                let members = slots.iter().map(|slot| member_of(*slot));
-                let flags = members.clone().fold(0, |flags, member| flags | member.flags);
-                members.max().map(|member| (member.slot, flags))
-            }
-            Group::Many(members, counts) => {
-                let flags = (0..16).filter(|bit| counts[*bit] > 0).fold(0, |flags, bit| flags | 1 << bit);
-                members.last().map(|member| (member.slot, flags))
-            }
-        }
+        winner(groups, entry, &member_of)
     }
 
     /// The key has this one claim and no other.

@@ -3,6 +3,7 @@
 use super::index::Index;
 use super::slab::Slab;
 use super::strings::{Strings, Sym};
+use crate::policy::Policy;
 use crate::state::Origin;
 
 /// What neighbours share.
@@ -11,6 +12,8 @@ pub(crate) struct Provenance {
     pub(crate) revision: u32,
     pub(crate) request: Sym,
     pub(crate) vpc: Sym,
+    /// The class of members of their security groups; 0 without groups.
+    pub(crate) members: u32,
     /// The fields that have no place elsewhere, encoded as a `NeighborConfiguration`.
     pub(crate) extra: Sym,
     pub(crate) time: u64,
@@ -23,6 +26,7 @@ impl Default for Provenance {
             revision: 0,
             request: Sym::EMPTY,
             vpc: Sym::EMPTY,
+            members: 0,
             extra: Sym::EMPTY,
             time: 0,
             origin: Origin::Controller,
@@ -45,8 +49,8 @@ pub(crate) struct Provenances {
 }
 
 impl Provenances {
-    /// Stores a provenance, or counts one more holder of it. The texts gain a holder only when it is new.
-    pub(crate) fn hold(&mut self, value: Provenance, strings: &mut Strings) -> u32 {
+    /// Stores a provenance, or counts one more holder of it. Texts and class gain a holder only when it is new.
+    pub(crate) fn hold(&mut self, value: Provenance, strings: &mut Strings, policy: &mut Policy) -> u32 {
         if let Some((last, slot)) = self.last
             && last == value
         {
@@ -61,6 +65,7 @@ impl Provenances {
             strings.retain(value.request);
             strings.retain(value.vpc);
             strings.retain(value.extra);
+            policy.retain_members(value.members);
             let slot = self.entries.insert(Entry { value, holders: 1 });
             let entries = &self.entries;
             self.index.insert(&value, slot, |slot| entries[slot].value);
@@ -71,7 +76,7 @@ impl Provenances {
     }
 
     /// Counts one holder less.
-    pub(crate) fn release(&mut self, slot: u32, strings: &mut Strings) {
+    pub(crate) fn release(&mut self, slot: u32, strings: &mut Strings, policy: &mut Policy) {
         let entry = &mut self.entries[slot];
         entry.holders -= 1;
         if entry.holders > 0 {
@@ -84,6 +89,7 @@ impl Provenances {
         strings.release(value.request);
         strings.release(value.vpc);
         strings.release(value.extra);
+        policy.release_members(value.members);
     }
 
     /// The provenance in a slot.
