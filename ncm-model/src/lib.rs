@@ -32,6 +32,7 @@ mod apply;
 mod compile;
 mod goalstate;
 mod inspect;
+pub mod lease;
 mod model;
 mod policy;
 mod resources;

@@ -7,7 +7,7 @@ use hashbrown::HashMap;
 use ipnet::IpNet;
 use ncm_common::tables::{IpKey, MEMBERS, MacKey, RouteKey, name_kinds};
 
-use crate::apply::{Fixed, Outcome, Request};
+use crate::apply::{Binding, BindingKey, Fixed, Outcome, Request};
 use crate::compile::endpoints::{Before, Mark};
 use crate::compile::flush::Tables;
 use crate::compile::{Changes, Handle, HandleKind, HostChange, Room};
@@ -37,6 +37,8 @@ pub struct Model {
     pub(crate) held_subnets: usize,
     pub(crate) ports: Slab<PortSlot>,
     pub(crate) port_by_id: HashMap<String, u32>,
+    /// Live ports by their index.
+    pub(crate) port_by_index: HashMap<u32, u32>,
     pub(crate) routers: Slab<RouterSlot>,
     pub(crate) router_by_id: HashMap<String, u32>,
     pub(crate) neighbours: Slab<Neighbour>,
@@ -45,6 +47,7 @@ pub struct Model {
     pub(crate) v6: Slab<[u8; 16]>,
     /// Resources kept without being supported, by type and identity.
     pub(crate) kept: BTreeMap<(u8, String), Kept>,
+    pub(crate) bindings: BTreeMap<BindingKey, Binding>,
     pub(crate) kept_counts: BTreeMap<u8, usize>,
     pub(crate) interfaces: HashMap<String, Interface>,
     pub(crate) hosts: Hosts,
@@ -65,6 +68,8 @@ pub struct Model {
     pub(crate) policy: Policy,
     /// Epochs that an earlier run gave to ports, by their index and generation.
     pub(crate) seeded_epochs: HashMap<(u32, u32), u32>,
+    /// Subnets that lost their index in this step.
+    pub(crate) lost_subnets: Vec<u32>,
     /// Ports that got their index in this step.
     pub(crate) fresh_ports: BTreeSet<u32>,
     /// Ports by the interface index that leads to them.

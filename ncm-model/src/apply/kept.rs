@@ -1,14 +1,13 @@
-//! Security groups, DHCP bindings and gateways: kept, and answered that they are not supported yet.
+//! Security groups and gateways: kept, and answered that they are not supported yet.
 
 use prost::Message as _;
 
 use super::{Operation, Outcome, Request};
-use crate::goalstate::parse;
 use crate::model::Model;
 use crate::resources::Kept;
-use crate::wire::{DhcpState, GatewayState, ResourceType, SecurityGroupState};
+use crate::wire::{GatewayState, ResourceType, SecurityGroupState};
 
-/// What all three have.
+/// What both have.
 struct State {
     id: String,
     revision: u32,
@@ -34,20 +33,6 @@ fn read(resource: ResourceType, state: &[u8]) -> Result<State, Outcome> {
                 void,
             })
         }
-        ResourceType::Dhcp => {
-            let state = DhcpState::decode(state).map_err(unreadable)?;
-            let config = state.configuration.ok_or_else(unset)?;
-            let mac = parse::mac(&config.mac_address).ok_or_else(|| {
-                Outcome::invalid(format!("mac_address \"{}\" is no MAC", config.mac_address))
-            })?;
-            Ok(State {
-                id: format!("{} {}", config.subnet_id, parse::mac_text(mac)),
-                revision: config.revision_number,
-                request_id: config.request_id,
-                operation: state.operation_type,
-                void: false,
-            })
-        }
         _ => {
             let state = GatewayState::decode(state).map_err(unreadable)?;
             let config = state.configuration.ok_or_else(unset)?;
@@ -66,7 +51,6 @@ fn read(resource: ResourceType, state: &[u8]) -> Result<State, Outcome> {
 pub(crate) fn kind_name(resource: ResourceType) -> &'static str {
     match resource {
         ResourceType::Securitygroup => "security group",
-        ResourceType::Dhcp => "DHCP binding",
         _ => "gateway",
     }
 }
@@ -75,7 +59,6 @@ pub(crate) fn kind_name(resource: ResourceType) -> &'static str {
 fn kinds_name(resource: ResourceType) -> &'static str {
     match resource {
         ResourceType::Securitygroup => "security groups",
-        ResourceType::Dhcp => "DHCP bindings",
         _ => "gateways",
     }
 }
@@ -86,7 +69,6 @@ pub(crate) fn unsupported(resource: ResourceType) -> &'static str {
         ResourceType::Securitygroup => {
             "security groups are not supported yet: the group is kept, and ports that name it stay closed"
         }
-        ResourceType::Dhcp => "DHCP is not supported yet: the binding is kept, and nothing answers the guest",
         _ => "gateways are not supported yet: the gateway is kept, and nothing is sent to it",
     }
 }
@@ -119,9 +101,6 @@ impl Model {
         self.check_revision(resource, &state.id, held, state.revision)?;
         if operation == Operation::Delete {
             let Some(held) = self.kept.remove(&key) else {
-                if resource == ResourceType::Dhcp {
-                    return Ok(Outcome::Success);
-                }
                 return Ok(self.delete_unheld(resource, &state.id, kind_name(resource)));
             };
             if let Some(count) = self.kept_counts.get_mut(&kind) {

@@ -1,5 +1,6 @@
 //! Applying states: operations, revisions, and what is refused.
 
+mod dhcp;
 mod fixed_ips;
 mod kept;
 pub(crate) mod neighbour;
@@ -9,6 +10,7 @@ mod router;
 mod subnet;
 mod vpc;
 
+pub(crate) use dhcp::{Binding, BindingKey, binding_name};
 pub(crate) use fixed_ips::{Fixed, parse_fixed};
 pub(crate) use kept::unsupported;
 pub(crate) use port::is_unbind;
@@ -202,9 +204,8 @@ impl Model {
             ResourceType::Subnet => apply!(SubnetState, apply_subnet),
             ResourceType::Port => apply!(PortState, apply_port),
             ResourceType::Router => apply!(RouterState, apply_router, &run.next_hops),
-            ResourceType::Securitygroup | ResourceType::Dhcp | ResourceType::Gateway => {
-                self.apply_kept(resource, state, request)
-            }
+            ResourceType::Securitygroup | ResourceType::Gateway => self.apply_kept(resource, state, request),
+            ResourceType::Dhcp => self.apply_dhcp(state, request).unwrap_or_else(|refusal| refusal),
             ResourceType::Neighbor => Outcome::Success,
         }
     }

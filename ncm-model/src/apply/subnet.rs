@@ -94,7 +94,7 @@ impl Model {
         if config.tunnel_id == 0 && config.vpc_id.is_empty() {
             return Err(Outcome::invalid("tunnel_id is 0 and there is no vpc_id whose VNI would count"));
         }
-        parse_net(&config)?;
+        crate::lease::check_options(&config, &parse_net(&config)?)?;
         if let Some(gateway) = &config.gateway {
             if !gateway.ip_address.is_empty() && parse::ip(&gateway.ip_address).is_none() {
                 let text = &gateway.ip_address;

@@ -36,7 +36,8 @@ impl Model {
     /// Raises the epochs of these ports, and of those that the changes concern. It is the last that is written of a step:
     /// what is decided meanwhile has the old epoch, and is decided again.
     pub(crate) fn raise_epochs(&mut self, mut raised: BTreeSet<u32>, changes: &mut Changes) {
-        let touched = self.touched(changes);
+        let mut touched = self.touched(changes);
+        touched.subnets.extend(self.lost_subnets.drain(..));
         if !touched.is_empty() {
             raised.extend((0..self.ports.bound()).filter(|slot| self.is_touched(*slot, &touched)));
         }

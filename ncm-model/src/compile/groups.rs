@@ -43,13 +43,15 @@ impl Model {
     /// The neighbour is in groups, but there is no class left for the combination of them.
     pub(crate) fn lacks_class(&self, neighbour: u32) -> bool {
         let Some(neighbour) = self.neighbours.get(neighbour) else { return false };
-        let Some(provenance) = (neighbour.provenance != NONE).then(|| self.provenances.get(neighbour.provenance))
+        let Some(provenance) =
+            (neighbour.provenance != NONE).then(|| self.provenances.get(neighbour.provenance))
         else {
             return false;
         };
         provenance.members == 0 && provenance.extra != Sym::EMPTY && {
             let extra = self.strings.bytes(provenance.extra);
-            neighbour_view::read(0, Some(&extra)).is_ok_and(|extra| extra.groups.iter().any(|group| !group.is_empty()))
+            neighbour_view::read(0, Some(&extra))
+                .is_ok_and(|extra| extra.groups.iter().any(|group| !group.is_empty()))
         }
     }
 

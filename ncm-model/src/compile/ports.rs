@@ -103,6 +103,7 @@ impl Model {
         let Some((index, generation)) = self.port_indices.assign(&id) else { return false };
         let port = &mut self.ports[slot];
         (port.index, port.generation) = (index, generation);
+        self.port_by_index.insert(index, slot);
         // Flows of an earlier run may have any epoch up to the one that the table had.
         port.epoch = self.seeded_epochs.get(&(index, generation)).map_or(1, |epoch| epoch.wrapping_add(1));
         self.fresh_ports.insert(slot);
@@ -123,6 +124,7 @@ impl Model {
             return;
         }
         (port.index, port.generation) = (0, 0);
+        self.port_by_index.remove(&index);
         for key in std::mem::take(&mut port.sources) {
             self.tables.sources.unset(key);
         }

@@ -119,6 +119,7 @@ impl Model {
         let (index, generation) = (subnet.index, subnet.generation);
         (subnet.index, subnet.generation) = (0, 0);
         self.subnet_by_index.remove(&index);
+        self.lost_subnets.push(slot);
         self.subnet_indices.release(index, generation);
         self.tables.names.unset(NameKey { kind: name_kinds::SUBNET, index });
         self.tables.subnets.unset(index);

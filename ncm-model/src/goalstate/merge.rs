@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use crate::wire::router_configuration::{RoutingRule, SubnetRoutingTable};
 use crate::wire::{
-    OperationType, PortConfiguration, RouterConfiguration, SubnetConfiguration, UpdateType, VpcConfiguration,
+    DhcpConfiguration, OperationType, PortConfiguration, RouterConfiguration, SubnetConfiguration,
+    UpdateType, VpcConfiguration,
 };
 
 /// Takes from the held configuration the fields that were sent empty.
@@ -64,6 +65,14 @@ pub(crate) fn port(held: Option<&PortConfiguration>, mut sent: PortConfiguration
             }
             (sent, held) => *sent = sent.take().or_else(|| held.clone()),
         }
+    }
+    sent
+}
+
+/// The DHCP binding that results.
+pub(crate) fn binding(held: Option<&DhcpConfiguration>, mut sent: DhcpConfiguration) -> DhcpConfiguration {
+    if let Some(held) = held.filter(|_| !is_full(sent.update_type)) {
+        keep!(sent, held; id, ipv4_address, ipv6_address, port_host_name);
     }
     sent
 }

@@ -3,6 +3,7 @@
 use prost::Message as _;
 
 use crate::apply::unsupported;
+use crate::apply::{Binding, BindingKey, binding_name};
 use crate::compile::Handle;
 use crate::goalstate::neighbour_view;
 use crate::goalstate::parse::mac_text;
@@ -12,7 +13,7 @@ use crate::resources::{Kept, Meta, Neighbour, Vpc, address_flags, neighbour_flag
 use crate::state::{Cursor, Filter, StateCount, StateView};
 use crate::wire::neighbor_configuration::{AllowAddressPair, FixedIp};
 use crate::wire::{
-    NeighborConfiguration, NeighborState, OperationStatus, OperationType, PortState, ResourceType,
+    DhcpState, NeighborConfiguration, NeighborState, OperationStatus, OperationType, PortState, ResourceType,
     RouterState, SubnetState, UpdateType, VpcState,
 };
 
@@ -87,6 +88,13 @@ impl Model {
                 ResourceType::Vpc => {
                     views.extend(self.vpcs.get_key_value(id).map(|(id, vpc)| self.view_vpc(id, vpc, filter)));
                 }
+                ResourceType::Dhcp => {
+                    let named = self
+                        .bindings
+                        .iter()
+                        .filter(|(key, binding)| binding.config.id == id || binding_name(key) == id);
+                    views.extend(named.map(|(key, binding)| self.view_binding(key, binding, filter)));
+                }
                 _ => {
                     let key = (resource as u8, id.to_owned());
                     views.extend(self.kept.get(&key).map(|kept| self.view_kept(resource, id, kept, filter)));
@@ -118,6 +126,11 @@ impl Model {
                 };
                 Box::new((from..bound).map(move |slot| self.view(resource, slot, filter)))
             }
+            ResourceType::Dhcp => {
+                let bindings = self.bindings.iter().skip(skipped);
+                let views = bindings.map(|(key, binding)| self.view_binding(key, binding, filter));
+                Box::new(views.map(move |view| Some(view).filter(passes)))
+            }
             other => {
                 let kept = self.kept_of(other).skip(skipped);
                 let views = kept.map(move |((_, id), kept)| self.view_kept(other, id, kept, filter));
@@ -129,6 +142,13 @@ impl Model {
     fn view_vpc(&self, id: &str, vpc: &Vpc, filter: &Filter) -> StateView {
         let state = VpcState { operation_type: SHOWN, configuration: Some(vpc.config.clone()) };
         self.describe(ResourceType::Vpc, id, &vpc.meta, SUCCESS, encoded(&state, filter))
+    }
+
+    fn view_binding(&self, key: &BindingKey, binding: &Binding, filter: &Filter) -> StateView {
+        let state = DhcpState { operation_type: SHOWN, configuration: Some(binding.config.clone()) };
+        let standing = self.binding_standing(key);
+        let state = encoded(&state, filter);
+        self.describe(ResourceType::Dhcp, &binding_name(key), &binding.meta, standing, state)
     }
 
     fn view_kept(&self, resource: ResourceType, id: &str, kept: &Kept, filter: &Filter) -> StateView {
@@ -289,6 +309,9 @@ impl Model {
                 ResourceType::Neighbor => (0..self.neighbours.bound())
                     .filter(|slot| self.neighbours[*slot].flags & neighbour_flags::HELD != 0)
                     .for_each(|slot| count(self.neighbour_standing(slot).0)),
+                ResourceType::Dhcp => {
+                    self.bindings.keys().for_each(|key| count(self.binding_standing(key).0));
+                }
                 other => self.kept_of(other).for_each(|_| count(OperationStatus::Failure)),
             }
         }

@@ -5,3 +5,5 @@ mod preview;
 mod rows;
 mod shown;
 mod status;
+
+pub(crate) use status::{SUCCESS, Standing};

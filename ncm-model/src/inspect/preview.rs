@@ -3,7 +3,7 @@
 use prost::Message as _;
 
 use super::shown::short;
-use crate::apply::{Operation, Outcome, is_unbind, parse_fixed};
+use crate::apply::{Operation, Outcome, binding_name, is_unbind, parse_fixed};
 use crate::goalstate::Message;
 use crate::goalstate::filter::Scope;
 use crate::goalstate::merge::keep;
@@ -11,8 +11,8 @@ use crate::goalstate::neighbour_view::{self, split_state};
 use crate::model::Model;
 use crate::state::{ChangeKind, Difference};
 use crate::wire::{
-    NeighborConfiguration, NeighborState, OperationType, PortState, ResourceType, RouterState, SubnetState,
-    UpdateType, VpcState,
+    DhcpState, NeighborConfiguration, NeighborState, OperationType, PortState, ResourceType, RouterState,
+    SubnetState, UpdateType, VpcState,
 };
 
 /// Names of the fields in which two configurations differ, with their old and new values.
@@ -96,6 +96,7 @@ impl Model {
             ResourceType::Router => {
                 self.router_by_id.get(id).and_then(|slot| Some(self.routers[*slot].meta.as_ref()?.revision))
             }
+            ResourceType::Dhcp => return self.judge_binding(state).unwrap_or_else(refused),
             other => return refused(Outcome::failure(crate::apply::unsupported(other))),
         };
         let operation = match Operation::of(operation) {
@@ -195,6 +196,26 @@ impl Model {
             .unwrap_or_default();
         let (after, _) = self.merged_router(config)?;
         let fields = differing!(before, after; host_dvr_mac_address, subnet_routing_tables);
+        Ok(judge(held.is_some(), fields))
+    }
+
+    fn judge_binding(&self, state: &[u8]) -> Result<Judgement, Outcome> {
+        let state = DhcpState::decode(state).unwrap_or_default();
+        let operation = Operation::of(state.operation_type)?;
+        let config = state.configuration.unwrap_or_default();
+        if operation == Operation::Get {
+            return Ok((ChangeKind::Unchanged, Vec::new()));
+        }
+        let (key, held) = self.sent_binding(&config)?;
+        let revision = held.map(|held| held.meta.revision);
+        self.check_revision(ResourceType::Dhcp, &binding_name(&key), revision, config.revision_number)?;
+        if operation == Operation::Delete {
+            let change = if held.is_some() { ChangeKind::Removed } else { ChangeKind::Unchanged };
+            return Ok((change, Vec::new()));
+        }
+        let before = held.map(|held| held.config.clone()).unwrap_or_default();
+        let (after, _) = self.merged_binding(&key, config)?;
+        let fields = differing!(before, after; ipv4_address, ipv6_address, port_host_name);
         Ok(judge(held.is_some(), fields))
     }
 

@@ -16,8 +16,7 @@ pub(crate) type Standing = (OperationStatus, Cow<'static, str>);
 pub(crate) const SUCCESS: Standing = (OperationStatus::Success, Cow::Borrowed(""));
 
 /// Why an endpoint is in no class of members.
-const NO_CLASS: &str =
-    "too many different combinations of security groups are in use: rules that name a remote group do not match it";
+const NO_CLASS: &str = "too many different combinations of security groups are in use: rules that name a remote group do not match it";
 
 fn pending(cause: String) -> Standing {
     (OperationStatus::Pending, Cow::Owned(cause))
@@ -236,7 +235,8 @@ impl Model {
             ResourceType::Port => self.port_by_id.get(id).map(|slot| self.port_standing(*slot)),
             ResourceType::Router => self.router_by_id.get(id).map(|slot| self.router_standing(*slot)),
             ResourceType::Neighbor => self.sent_neighbour_standing(id, state),
-            ResourceType::Securitygroup | ResourceType::Dhcp | ResourceType::Gateway => None,
+            ResourceType::Dhcp => self.sent_binding_standing(state),
+            ResourceType::Securitygroup | ResourceType::Gateway => None,
         };
         found.unwrap_or(SUCCESS)
     }

@@ -240,9 +240,7 @@ fn addresses(family: Family, value: &str) -> Result<Vec<u8>, String> {
         match family {
             Family::V4 => data.extend(address(item)?.octets()),
             Family::V6 => data.extend(
-                item.parse::<Ipv6Addr>()
-                    .map_err(|_| format!("\"{item}\" is no IPv6 address"))?
-                    .octets(),
+                item.parse::<Ipv6Addr>().map_err(|_| format!("\"{item}\" is no IPv6 address"))?.octets(),
             ),
         }
     }
@@ -274,9 +272,9 @@ fn number<T: TryFrom<i64>>(value: &str) -> Result<T, String> {
         Some(digits) if !digits.starts_with(['+', '-']) => i64::from_str_radix(digits, 16).ok(),
         _ => value.parse().ok(),
     };
-    parsed.and_then(|number| T::try_from(number).ok()).ok_or_else(|| {
-        format!("\"{value}\" is no number that fits into {} bytes", size_of::<T>())
-    })
+    parsed
+        .and_then(|number| T::try_from(number).ok())
+        .ok_or_else(|| format!("\"{value}\" is no number that fits into {} bytes", size_of::<T>()))
 }
 
 /// Seconds, or a number with one of the units s, m, h, d and w, or `infinite`.

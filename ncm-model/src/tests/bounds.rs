@@ -27,7 +27,7 @@ fn parking_completing_and_deleting_many_stays_linear() {
     let answers = node.push(&many(CREATE, 0));
     assert!(answers.iter().all(|answer| answer.status == Pending));
     node.push(&empty().vpc(CREATE, vpc("v", 10)).subnet(CREATE, subnet("s", "v", "10.0.0.0/8", 0)));
-    assert_eq!(node.kernel.endpoints_ipv4.len(), COUNT as usize);
+    assert_eq!(node.kernel.endpoints_ip.len(), COUNT as usize);
     node.push(&empty().vpc(UPDATE, vpc("v", 11)));
     assert_eq!(node.kernel.endpoints_mac.len(), COUNT as usize);
     node.push(&empty().subnet(DELETE, subnet("s", "", "", 0)));
@@ -51,12 +51,12 @@ fn one_neighbour_with_many_addresses_stays_linear() {
     for _ in 0..2 {
         assert_eq!(node.one(&empty().neighbour(CREATE, config.clone())).status, Success);
     }
-    assert_eq!(node.kernel.endpoints_ipv4.len(), COUNT as usize - 1);
+    assert_eq!(node.kernel.endpoints_ip.len(), COUNT as usize - 1);
     config.revision_number = 2;
     config.mac_address = mac(2);
     assert_eq!(node.one(&empty().neighbour(UPDATE, config.clone())).status, Success);
     assert_eq!(node.one(&empty().neighbour(DELETE, config)).status, Success);
-    assert!(node.kernel.endpoints_ipv4.is_empty() && node.kernel.endpoints_mac.is_empty());
+    assert!(node.kernel.endpoints_ip.is_empty() && node.kernel.endpoints_mac.is_empty());
     assert!(start.elapsed().as_secs() < 30, "{:?}", start.elapsed());
 }
 

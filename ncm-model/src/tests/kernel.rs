@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::net::IpAddr;
 
+use ncm_common::tables::MEMBERS;
 use ncm_common::tables::{
-    Endpoint, Ipv4Key, MacKey, Name, NameKey, Port, Reference, Route, RouteKey, Source, SourceKey,
-    SourcePrefixKey, Subnet, SubnetPrefixKey, Vni, VtepKey,
+    ClassKey, Classes, Endpoint, IpKey, MacKey, Name, NameKey, Port, Reference, Route, RouteKey, Rule,
+    RuleKey, Source, SourceKey, SourcePrefixKey, Subnet, SubnetPrefixKey, Vni, VtepKey,
 };
 use prost::Message as _;
 
@@ -21,13 +22,15 @@ use crate::{
 pub(super) struct Kernel {
     pub(super) names: BTreeMap<NameKey, Name>,
     pub(super) hosts: BTreeMap<u32, (u32, IpAddr)>,
+    pub(super) rules: BTreeMap<RuleKey, Rule>,
+    pub(super) classes: BTreeMap<ClassKey, Classes>,
     pub(super) subnets: BTreeMap<u32, Subnet>,
     pub(super) ports: BTreeMap<u32, Port>,
     pub(super) vnis: BTreeMap<u32, Vni>,
     pub(super) subnet_prefixes: BTreeMap<SubnetPrefixKey, Reference>,
     pub(super) vteps: BTreeMap<VtepKey, Reference>,
     pub(super) endpoints_mac: BTreeMap<MacKey, Endpoint>,
-    pub(super) endpoints_ipv4: BTreeMap<Ipv4Key, Endpoint>,
+    pub(super) endpoints_ip: BTreeMap<IpKey, Endpoint>,
     pub(super) routes: BTreeMap<RouteKey, Route>,
     pub(super) sources: BTreeMap<SourceKey, Source>,
     pub(super) source_prefixes: BTreeMap<SourcePrefixKey, Source>,
@@ -64,18 +67,21 @@ impl Kernel {
             }
         }
         apply_delta(&mut self.names, &changes.names);
+        apply_delta(&mut self.rules, &changes.rules);
+        apply_delta(&mut self.classes, &changes.classes);
         apply_delta(&mut self.subnets, &changes.subnets);
         apply_delta(&mut self.ports, &changes.ports);
         apply_delta(&mut self.vnis, &changes.vnis);
         apply_delta(&mut self.subnet_prefixes, &changes.subnet_prefixes);
         apply_delta(&mut self.vteps, &changes.vteps);
         apply_delta(&mut self.endpoints_mac, &changes.endpoints_mac);
-        apply_delta(&mut self.endpoints_ipv4, &changes.endpoints_ipv4);
+        apply_delta(&mut self.endpoints_ip, &changes.endpoints_ip);
         apply_delta(&mut self.routes, &changes.routes);
         apply_delta(&mut self.sources, &changes.sources);
         apply_delta(&mut self.source_prefixes, &changes.source_prefixes);
         apply_delta(&mut self.devices, &changes.devices);
         apply_delta(&mut self.port_by_interface, &changes.port_by_interface);
+        apply_delta(&mut self.ports, &changes.port_epochs);
     }
 
     fn name(&self, kind: u32, index: u32) -> String {
@@ -92,7 +98,8 @@ impl Kernel {
         let endpoint = |value: &Endpoint| {
             let local = value.flags & endpoint_flags::LOCAL != 0;
             let target = if local { port(value.target) } else { host(value.target) };
-            format!("{target} in {} {:x} {:x?}", subnet(value.subnet), value.flags, value.mac)
+            let members = self.name(kinds::MEMBERS, value.members & !MEMBERS);
+            format!("{target} in {} of {members} {:x} {:x?}", subnet(value.subnet), value.flags, value.mac)
         };
         let mut rows = BTreeSet::new();
         let mut row = |text| assert!(rows.insert(text));
@@ -101,8 +108,9 @@ impl Kernel {
             row(format!("subnet {} {:?}", subnet(*index), Subnet { generation: 0, ..*value }));
         }
         for (index, value) in &self.ports {
-            let plain = Port { generation: 0, epoch: 0, subnet: 0, subnet_generation: 0, ..*value };
-            row(format!("port {} in {} {plain:?}", port(*index), subnet(value.subnet)));
+            let plain = Port { generation: 0, epoch: 0, subnet: 0, subnet_generation: 0, set: 0, ..*value };
+            let set = self.name(kinds::SET, value.set);
+            row(format!("port {} in {} with {set} {plain:?}", port(*index), subnet(value.subnet)));
         }
         self.vnis.iter().for_each(|(vni, value)| row(format!("vni {vni} {}", value.subnets)));
         for (key, value) in &self.subnet_prefixes {
@@ -110,7 +118,7 @@ impl Kernel {
         }
         self.vteps.iter().for_each(|(key, value)| row(format!("vtep {key:?} {}", host(value.index))));
         self.endpoints_mac.iter().for_each(|(key, value)| row(format!("{key:?} {}", endpoint(value))));
-        self.endpoints_ipv4.iter().for_each(|(key, value)| row(format!("{key:?} {}", endpoint(value))));
+        self.endpoints_ip.iter().for_each(|(key, value)| row(format!("{key:?} {}", endpoint(value))));
         for (key, value) in &self.routes {
             let plain = Route { subnet: 0, subnet_generation: 0, ..*value };
             let from = (subnet(key.subnet), key.prefix_len, key.ip);
@@ -120,7 +128,7 @@ impl Kernel {
             row(format!("source {} {:x?} {:?} {}", port(key.port), key.mac, key.ip, subnet(value.subnet)));
         }
         for (key, value) in &self.source_prefixes {
-            let from = (port(key.port), key.prefix_len, key.mac, key.ip);
+            let from = (port(key.port), key.prefix_len, key.family, key.mac, key.ip);
             row(format!("source prefix {from:?} {}", subnet(value.subnet)));
         }
         self.devices.iter().for_each(|entry| row(format!("device {entry:?}")));
@@ -147,6 +155,8 @@ pub(super) struct Node {
     pub(super) kernel: Kernel,
     pub(super) wanted: BTreeSet<String>,
     pub(super) warnings: Vec<String>,
+    /// How many epochs of addresses and MACs have risen.
+    pub(super) raised: usize,
     /// States per step.
     pub(super) step: usize,
     pub(super) now: u64,
@@ -180,7 +190,10 @@ impl Node {
     }
 
     fn note(&mut self, changes: &Changes) {
+        let before = super::epochs::Before::of(&self.kernel, changes);
         self.kernel.apply(changes);
+        before.check(&self.kernel, changes);
+        self.raised += changes.epochs.len();
         for name in &changes.interfaces.unwanted {
             assert!(self.wanted.remove(name), "{name} was not wanted");
         }
@@ -292,7 +305,7 @@ impl Node {
             subnet_prefixes,
             vteps,
             endpoints_mac,
-            endpoints_ipv4,
+            endpoints_ip,
             routes,
             sources,
             source_prefixes,

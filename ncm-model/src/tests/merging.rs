@@ -66,23 +66,23 @@ fn neighbours_addresses_are_added_replaced_and_removed() {
     let sent = |fixed: &[(i32, &str, &str)]| neighbour("n", &mac(1), "192.168.0.2", fixed);
     node.push(&empty().neighbour(CREATE, sent(&[(0, "s", "10.0.0.5")])));
     node.push(&empty().neighbour(UPDATE, sent(&[(0, "s", "10.0.0.6")])));
-    assert_eq!(node.kernel.endpoints_ipv4.len(), 2, "DELTA adds");
+    assert_eq!(node.kernel.endpoints_ip.len(), 2, "DELTA adds");
     node.push(&empty().neighbour(UPDATE, sent(&[(0, "t", "10.0.0.6")])));
     assert_eq!(
-        node.kernel.endpoints_ipv4.keys().map(|key| key.vni).collect::<Vec<_>>(),
+        node.kernel.endpoints_ip.keys().map(|key| key.vni).collect::<Vec<_>>(),
         [10, 11],
         "DELTA updates"
     );
     let mut full = sent(&[(0, "s", "10.0.0.7"), (0, "s", "fd00::7")]);
     full.update_type = FULL;
     node.push(&empty().neighbour(UPDATE, full));
-    assert_eq!(node.kernel.endpoints_ipv4.len(), 1, "FULL replaces");
+    assert_eq!(node.kernel.endpoints_ip.len(), 2, "FULL replaces");
     node.check();
     node.push(&empty().neighbour(DELETE, sent(&[(0, "s", "fd00::7")])));
     assert_eq!(configuration(&node, "n").fixed_ips.len(), 1, "DELETE removes those listed");
     node.check();
     node.push(&empty().neighbour(DELETE, sent(&[])));
-    assert!(node.kernel.endpoints_ipv4.is_empty() && node.kernel.endpoints_mac.is_empty());
+    assert!(node.kernel.endpoints_ip.is_empty() && node.kernel.endpoints_mac.is_empty());
     assert!(node.kernel.hosts.is_empty() && node.kernel.vteps.is_empty());
     node.check();
 }
@@ -93,7 +93,7 @@ fn one_id_is_two_neighbours_by_type() {
     node.push(&empty().router(CREATE, router("r", &[("s", &[]), ("t", &[])])));
     let l2 = neighbour("n", &mac(1), "192.168.0.2", &[(0, "s", "10.0.0.5")]);
     let l3 = neighbour("n", &mac(1), "192.168.0.2", &[(1, "s", "10.0.0.5")]);
-    let flags = |node: &Node| node.kernel.endpoints_ipv4.values().next().map(|endpoint| endpoint.flags);
+    let flags = |node: &Node| node.kernel.endpoints_ip.values().next().map(|endpoint| endpoint.flags);
     node.push(&empty().neighbour(CREATE, l2.clone()).neighbour(CREATE, l3.clone()));
     node.check();
     assert_eq!(node.list().iter().filter(|view| view.id == "n").count(), 2);
@@ -157,7 +157,7 @@ fn a_neighbour_to_get_gives_the_next_hop_its_mac() {
     node.push(&state);
     let macs: Vec<_> = node.kernel.routes.values().map(|route| route.next_hop_mac).collect();
     assert!(macs.contains(&[2, 0, 0, 0, 0, 9]), "{macs:?}");
-    assert!(node.kernel.endpoints_ipv4.is_empty(), "GET programs nothing else");
+    assert!(node.kernel.endpoints_ip.is_empty(), "GET programs nothing else");
     node.push(&empty().router(OperationType::Info, router("r", &[("s", &rules)])));
     assert!(node.kernel.routes.values().any(|route| route.next_hop_mac[5] == 9), "what was learned stays");
 }
@@ -171,7 +171,7 @@ fn neighbour_rules_carry_their_own_vni() {
     let request =
         NeighborRulesRequest { format_version: 1, request_id: "q".into(), neigborstates: vec![state] };
     assert_eq!(node.push_rules(&request)[0].status, Success);
-    assert_eq!(node.kernel.endpoints_ipv4.keys().map(|key| key.vni).collect::<Vec<_>>(), [99]);
+    assert_eq!(node.kernel.endpoints_ip.keys().map(|key| key.vni).collect::<Vec<_>>(), [99]);
     assert!(node.kernel.vteps.is_empty(), "frames of a VNI without a subnet are not ours");
     node.check();
 }

@@ -3,7 +3,9 @@
 mod bounds;
 mod contract;
 mod decoding;
+mod epochs;
 mod kernel;
+mod leases;
 mod merging;
 mod properties;
 mod room;
@@ -11,3 +13,4 @@ mod scratch;
 mod states;
 mod statuses;
 mod tables;
+mod versions;

@@ -34,14 +34,14 @@ fn event() -> impl Strategy<Value = Event> {
         delete,
     });
     let subnet =
-        (few.clone(), 0_u8..3, 0_u8..4, 0_u8..3, any::<bool>(), prop::bool::weighted(0.25)).prop_map(
+        (few.clone(), 0_u8..3, 0_u8..5, 0_u8..3, any::<bool>(), prop::bool::weighted(0.25)).prop_map(
             |(id, vpc, net, vni, gateway, delete)| Event::Subnet { id, vpc, net, vni, gateway, delete },
         );
     let port = (
         few.clone(),
         0_u8..5,
-        prop::collection::vec((0_u8..4, 0_u8..6), 1..3),
-        0_u8..4,
+        prop::collection::vec((0_u8..4, 0_u8..9), 1..4),
+        0_u8..7,
         prop::bool::weighted(0.1),
         any::<bool>(),
         0_u8..4,
@@ -59,7 +59,7 @@ fn event() -> impl Strategy<Value = Event> {
         0_u8..6,
         0_u8..5,
         0_u8..4,
-        prop::collection::vec((any::<bool>(), 0_u8..4, 0_u8..7, 0_u8..6), 0..4),
+        prop::collection::vec((any::<bool>(), 0_u8..4, 0_u8..9, 0_u8..6), 0..4),
         any::<bool>(),
         prop::bool::weighted(0.25),
     )
@@ -71,7 +71,7 @@ fn event() -> impl Strategy<Value = Event> {
             full,
             delete,
         });
-    let rules = prop::collection::vec((0_u8..4, 0_u8..5, 0_u8..6), 0..3);
+    let rules = prop::collection::vec((0_u8..5, 0_u8..5, 0_u8..7), 0..3);
     let router =
         (0_u8..3, prop::collection::vec((0_u8..4, rules), 0..4), any::<bool>(), prop::bool::weighted(0.25))
             .prop_map(|(id, tables, full, delete)| Event::Router { id, tables, full, delete });
@@ -79,11 +79,21 @@ fn event() -> impl Strategy<Value = Event> {
     prop_oneof![1 => vpc, 3 => subnet, 3 => port, 6 => neighbour, 3 => router, 1 => interface]
 }
 
-const NETS: [&str; 4] = ["10.0.0.0/24", "10.0.1.0/24", "10.0.0.0/16", "fd00::/64"];
-const IPS: [&str; 7] = ["10.0.0.5", "10.0.0.6", "10.0.1.5", "10.0.1.6", "10.0.0.7", "fd00::5", "10.0.2.9"];
+const NETS: [&str; 5] = ["10.0.0.0/24", "10.0.1.0/24", "10.0.0.0/16", "fd00::/64", "fd00::/16"];
+const IPS: [&str; 9] = [
+    "10.0.0.5",
+    "10.0.0.6",
+    "10.0.1.5",
+    "10.0.1.6",
+    "10.0.0.7",
+    "fd00::5",
+    "fd00::6",
+    "fd00:1::5",
+    "10.0.2.9",
+];
 const HOSTS: [&str; 4] = ["192.168.0.2", "192.168.0.3", HERE, "fd01::2"];
-const DESTINATIONS: [&str; 4] = ["0.0.0.0/0", "10.0.1.0/24", "10.9.0.0/16", "::/0"];
-const NEXT_HOPS: [&str; 6] = ["10.0.0.5", "10.0.1.6", "10.7.0.1", "10.0.2.1", "", "fd00::1"];
+const DESTINATIONS: [&str; 5] = ["0.0.0.0/0", "10.0.1.0/24", "10.9.0.0/16", "::/0", "fd00::/64"];
+const NEXT_HOPS: [&str; 7] = ["10.0.0.5", "10.0.1.6", "10.7.0.1", "10.0.2.1", "", "fd00::1", "fd00:1::1"];
 
 impl Event {
     fn add(&self, state: GoalState, revision: Option<u32>) -> GoalState {
@@ -103,7 +113,8 @@ impl Event {
                 config.revision_number = revision(*id);
                 config.update_type = FULL;
                 if *gateway {
-                    config = with_gateway(config, "10.0.0.1", &mac(200 + id));
+                    let ip = if *net >= 3 { "fd00::1" } else { "10.0.0.1" };
+                    config = with_gateway(config, ip, &mac(200 + id));
                 }
                 state.subnet(operation(*delete), config)
             }
@@ -124,7 +135,14 @@ impl Event {
                     config.security_group_ids =
                         vec![crate::wire::port_configuration::SecurityGroupId { id: "g".into() }];
                 }
-                let pairs = [("10.0.0.77", ""), ("10.5.0.0/16", "02:00:00:00:00:03"), ("10.0.0.5", "")];
+                let pairs = [
+                    ("10.0.0.77", ""),
+                    ("10.5.0.0/16", "02:00:00:00:00:03"),
+                    ("10.0.0.5", ""),
+                    ("::/0", ""),
+                    ("fd00::5", "02:00:00:00:00:04"),
+                    ("fd00:1::/64", ""),
+                ];
                 if let Some((ip, mac)) = pairs.get(usize::from(*pair)) {
                     config.allow_address_pairs = vec![crate::wire::port_configuration::AllowAddressPair {
                         ip_address: (*ip).into(),

@@ -115,7 +115,7 @@ fn a_host_beyond_the_room_for_admission_is_a_failure_until_there_is_some() {
         assert!(answer.cause.contains("capacity.vteps"), "{}", answer.cause);
     }
     assert_eq!(node.standing("n4").0, Failure);
-    assert_eq!(node.kernel.endpoints_ipv4.len(), 4);
+    assert_eq!(node.kernel.endpoints_ip.len(), 4);
     assert_eq!(node.kernel.vteps.len(), 10, "into its own subnet's VNI it may send");
     // A further VNI does not fit for the hosts that are there.
     let further = empty().subnet(CREATE, subnet("s3", "v", &net(3), 23));

@@ -2,11 +2,11 @@
 //! the model it takes the configurations, ranks, and which index has been given to whom.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use ncm_common::tables::{
-    Endpoint, Ipv4Key, MacKey, Name, NameKey, Port, Reference, Route, RouteKey, Source, SourceKey,
+    Endpoint, IpKey, MacKey, Name, NameKey, Port, Reference, Route, RouteKey, Source, SourceKey,
     SourcePrefixKey, Subnet, SubnetPrefixKey, Vni, VtepKey, endpoint_flags, name_kinds, port_flags,
     route_flags, subnet_flags,
 };
@@ -24,7 +24,7 @@ type Claims<K> = BTreeMap<K, Vec<(Rank, u16, Endpoint)>>;
 #[derive(Clone)]
 struct LiveSubnet {
     vni: u32,
-    net: Option<Ipv4Net>,
+    net: IpNet,
     reference: Reference,
     router: Option<String>,
 }
@@ -35,7 +35,7 @@ struct World<'a> {
     subnets: BTreeMap<String, LiveSubnet>,
     routers: BTreeMap<String, RouterConfiguration>,
     by_mac: Claims<MacKey>,
-    by_ip: Claims<Ipv4Key>,
+    by_ip: Claims<IpKey>,
 }
 
 pub(super) fn compile(model: &Model) -> Kernel {
@@ -55,7 +55,7 @@ pub(super) fn compile(model: &Model) -> Kernel {
     world.write_neighbours();
     let mut kernel = world.kernel;
     kernel.endpoints_mac = world.by_mac.into_iter().map(|(key, claims)| (key, winner(claims))).collect();
-    kernel.endpoints_ipv4 = world.by_ip.into_iter().map(|(key, claims)| (key, winner(claims))).collect();
+    kernel.endpoints_ip = world.by_ip.into_iter().map(|(key, claims)| (key, winner(claims))).collect();
     kernel
 }
 
@@ -67,15 +67,25 @@ fn winner(mut claims: Vec<(Rank, u16, Endpoint)>) -> Endpoint {
     endpoint
 }
 
-fn v4(net: &str) -> Option<Ipv4Net> {
-    match parse::cidr(net) {
-        Some(IpNet::V4(net)) => Some(net),
-        _ => None,
+/// An address as tables have it.
+fn mapped(ip: IpAddr) -> [u8; 16] {
+    match ip {
+        IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
+        IpAddr::V6(ip) => ip.octets(),
     }
 }
 
-fn route_key(subnet: u32, net: Ipv4Net) -> RouteKey {
-    RouteKey { prefix_len: 32 + u32::from(net.prefix_len()), subnet, ip: net.network().octets() }
+/// The length of a prefix as tables have it.
+fn length(net: IpNet) -> u32 {
+    u32::from(net.prefix_len()) + if net.addr().is_ipv4() { 96 } else { 0 }
+}
+
+fn route_key(subnet: u32, net: IpNet) -> RouteKey {
+    RouteKey { prefix_len: 32 + length(net), subnet, ip: mapped(net.network()) }
+}
+
+fn route_version(net: IpNet) -> u32 {
+    if net.addr().is_ipv4() { 0 } else { route_flags::V6 }
 }
 
 impl World<'_> {
@@ -110,7 +120,10 @@ impl World<'_> {
                 .iter()
                 .find(|(_, router)| router.subnet_routing_tables.iter().any(|table| table.subnet_id == *id));
             let router = router.map(|(router, _)| router.clone());
-            self.subnets.insert(id.clone(), LiveSubnet { vni, net: v4(&config.cidr), reference, router });
+            self.subnets.insert(
+                id.clone(),
+                LiveSubnet { vni, net: parse::cidr(&config.cidr).unwrap(), reference, router },
+            );
         }
     }
 
@@ -120,7 +133,7 @@ impl World<'_> {
             let config = &self.model.held_subnet(&id).unwrap().config;
             let gateway = config.gateway.clone().unwrap_or_default();
             let gateway = match (parse::ip(&gateway.ip_address), parse::mac(&gateway.mac_address)) {
-                (Some(IpAddr::V4(ip)), Some(mac)) if !ip.is_unspecified() => Some((ip.octets(), mac)),
+                (Some(ip), Some(mac)) if !ip.is_unspecified() => Some((mapped(ip), mac)),
                 _ => None,
             };
             let dvr = live.router.as_ref().map(|router| {
@@ -134,23 +147,21 @@ impl World<'_> {
                 vni: live.vni,
                 flags,
                 gateway_ip: gateway.unwrap_or_default().0,
-                network: live.net.map_or([0; 4], |net| net.network().octets()),
-                prefix_len: live.net.map_or(32, |net| u32::from(net.prefix_len())),
+                network: mapped(live.net.network()),
+                prefix_len: length(live.net),
                 gateway_mac: gateway.unwrap_or_default().1,
                 dvr_mac: dvr.unwrap_or_default(),
                 reserved: [0; 5],
             };
             self.kernel.subnets.insert(live.reference.index, value);
             self.kernel.vnis.entry(live.vni).or_insert(Vni { subnets: 0, reserved: 0 }).subnets += 1;
-            if let Some(net) = live.net {
-                let key = SubnetPrefixKey {
-                    prefix_len: 32 + u32::from(net.prefix_len()),
-                    vni: live.vni,
-                    ip: net.network().octets(),
-                };
-                // In the order of ids: the first stays.
-                self.kernel.subnet_prefixes.entry(key).or_insert(live.reference);
-            }
+            let key = SubnetPrefixKey {
+                prefix_len: 32 + length(live.net),
+                vni: live.vni,
+                ip: mapped(live.net.network()),
+            };
+            // In the order of ids: the first stays.
+            self.kernel.subnet_prefixes.entry(key).or_insert(live.reference);
         }
     }
 
@@ -165,14 +176,13 @@ impl World<'_> {
             let Some(router) = &live.router else { continue };
             let members = self.members(router);
             for (_, member) in &members {
-                let Some(net) = member.net else { continue };
                 let route = Route {
                     subnet: member.reference.index,
                     subnet_generation: member.reference.generation,
-                    flags: route_flags::CONNECTED,
+                    flags: route_flags::CONNECTED | route_version(member.net),
                     ..Route::default()
                 };
-                routes.entry(route_key(live.reference.index, net)).or_insert(route);
+                routes.entry(route_key(live.reference.index, member.net)).or_insert(route);
             }
             let tables = &self.routers[router].subnet_routing_tables;
             let mut rules: Vec<_> = tables
@@ -182,23 +192,24 @@ impl World<'_> {
                 .collect();
             rules.sort_by_key(|rule| (rule.priority, &rule.id));
             for rule in rules {
-                let (Some(net), Ok(next_hop)) = (v4(&rule.destination), rule.next_hop_ip.parse::<Ipv4Addr>())
-                else {
+                let net = parse::cidr(&rule.destination).unwrap();
+                let Ok(next_hop) = rule.next_hop_ip.parse::<IpAddr>() else { continue };
+                if next_hop.is_ipv4() != net.addr().is_ipv4() {
                     continue;
-                };
+                }
                 let target = members
                     .iter()
-                    .filter(|(_, member)| member.net.is_some_and(|net| net.contains(&next_hop)))
+                    .filter(|(_, member)| member.net.contains(&next_hop))
                     .rev()
-                    .max_by_key(|(_, member)| member.net.map(|net| net.prefix_len()));
+                    .max_by_key(|(_, member)| member.net.prefix_len());
                 let Some((_, target)) = target else { continue };
                 let mac =
                     rule.routing_rule_extra_info.as_ref().and_then(|extra| parse::mac(&extra.next_hop_mac));
                 let route = Route {
                     subnet: target.reference.index,
                     subnet_generation: target.reference.generation,
-                    flags: 0,
-                    next_hop_ip: next_hop.octets(),
+                    flags: route_version(net),
+                    next_hop_ip: mapped(next_hop),
                     next_hop_mac: mac.unwrap_or_default(),
                     reserved: [0; 6],
                 };
@@ -235,14 +246,24 @@ impl World<'_> {
                 }
             }
             let (any_source, any_prefix) = self.write_sources(config, &addresses, &primary, mac, reference);
-            let closed = config.security_group_ids.iter().any(|group| !group.id.is_empty())
-                && model.settings.missing_group == MissingGroup::Closed;
+            let groups: BTreeSet<&str> = config
+                .security_group_ids
+                .iter()
+                .map(|group| group.id.as_str())
+                .filter(|id| !id.is_empty())
+                .collect();
+            let missing = groups.iter().any(|group| !model.policy.holds(group));
+            assert_eq!(port.set != 0, !groups.is_empty() && !missing, "{id}: {groups:?}");
+            let closed = if missing {
+                model.settings.missing_group == MissingGroup::Closed
+            } else {
+                port.set != 0 && model.policy.refusal(port.set).is_some()
+            };
             let meta = port.meta.as_ref().unwrap();
             let flag = |condition: bool, flag: u32| if condition { flag } else { 0 };
-            let is_v4 = first_v4.is_some();
             let value = Port {
                 generation: reference.generation,
-                epoch: meta.version as u32,
+                epoch: port.epoch,
                 ifindex: facts.ifindex,
                 flags: flag(config.admin_state_up, port_flags::UP)
                     | flag(closed, port_flags::CLOSED)
@@ -250,15 +271,14 @@ impl World<'_> {
                     | flag(any_source, port_flags::SOURCES)
                     | flag(any_prefix, port_flags::SOURCE_PREFIXES),
                 vni: live.vni,
-                subnet: if is_v4 { live.reference.index } else { 0 },
-                subnet_generation: if is_v4 { live.reference.generation } else { 0 },
-                ip: match primary.1 {
-                    IpAddr::V4(ip) => ip.octets(),
-                    IpAddr::V6(_) => [0; 4],
-                },
+                subnet: live.reference.index,
+                subnet_generation: live.reference.generation,
+                set: port.set,
+                ip: mapped(primary.1),
                 mac,
                 mtu: facts.mtu as u16,
-                reserved: [0; 6],
+                max_flows: model.settings.port_flows,
+                reserved: [0; 5],
             };
             self.kernel.ports.insert(reference.index, value);
             let rank = (meta.revision, meta.version);
@@ -267,9 +287,9 @@ impl World<'_> {
                 target: reference.index,
                 generation: reference.generation,
                 subnet,
+                members: if subnet == 0 { 0 } else { port.members },
                 flags: endpoint_flags::LOCAL,
                 mac,
-                reserved: 0,
             };
             let flags = flags & !endpoint_flags::LOCAL;
             for (subnet, ip) in &addresses {
@@ -279,13 +299,11 @@ impl World<'_> {
                     flags,
                     endpoint(0, mac),
                 ));
-                if let IpAddr::V4(ip) = ip {
-                    self.by_ip.entry(Ipv4Key { vni: live.vni, ip: ip.octets() }).or_default().push((
-                        rank,
-                        flags,
-                        endpoint(live.reference.index, mac),
-                    ));
-                }
+                self.by_ip.entry(IpKey { vni: live.vni, ip: mapped(*ip) }).or_default().push((
+                    rank,
+                    flags,
+                    endpoint(live.reference.index, mac),
+                ));
             }
             for pair in &config.allow_address_pairs {
                 if let Some(mac) = parse::mac(&pair.mac_address) {
@@ -310,27 +328,29 @@ impl World<'_> {
         let source =
             |subnet: Reference| Source { subnet: subnet.index, subnet_generation: subnet.generation };
         let own = source(self.subnets[&primary.0].reference);
+        let first_v6 =
+            addresses.iter().find(|(subnet, ip)| ip.is_ipv6() && self.subnets.contains_key(subnet));
+        let own_v6 = first_v6.map_or(own, |(subnet, _)| source(self.subnets[subnet].reference));
         let (mut any_source, mut any_prefix) = (false, false);
         for pair in &config.allow_address_pairs {
-            let Some(net) = v4(&pair.ip_address) else { continue };
+            let net = parse::cidr(&pair.ip_address).unwrap();
+            let (family, own) = if net.addr().is_ipv4() { (4, own) } else { (6, own_v6) };
             let mac = parse::mac(&pair.mac_address).unwrap_or(mac);
-            let ip = net.network().octets();
-            if net.prefix_len() == 32 {
+            let ip = mapped(net.network());
+            if net.prefix_len() == net.max_prefix_len() {
                 any_source = true;
                 self.kernel.sources.insert(SourceKey { port: port.index, mac, reserved: [0; 2], ip }, own);
             } else {
                 any_prefix = true;
-                let prefix_len = 96 + u32::from(net.prefix_len());
-                let key = SourcePrefixKey { prefix_len, port: port.index, mac, reserved: [0; 2], ip };
+                let prefix_len = 96 + length(net);
+                let key = SourcePrefixKey { prefix_len, port: port.index, mac, family, reserved: 0, ip };
                 self.kernel.source_prefixes.insert(key, own);
             }
         }
         for (subnet, ip) in addresses {
-            if let (IpAddr::V4(ip), Some(live), true) =
-                (ip, self.subnets.get(subnet), (subnet, ip) != (&primary.0, &primary.1))
-            {
+            if let (Some(live), true) = (self.subnets.get(subnet), (subnet, ip) != (&primary.0, &primary.1)) {
                 any_source = true;
-                let key = SourceKey { port: port.index, mac, reserved: [0; 2], ip: ip.octets() };
+                let key = SourceKey { port: port.index, mac, reserved: [0; 2], ip: mapped(*ip) };
                 self.kernel.sources.insert(key, source(live.reference));
             }
         }
@@ -375,23 +395,22 @@ impl World<'_> {
                         programmed.insert((address, member.vni));
                     }
                 }
-                let endpoint = |subnet| Endpoint {
+                let endpoint = |subnet, members| Endpoint {
                     target: reference.index,
                     generation: reference.generation,
                     subnet,
+                    members,
                     flags: 0,
                     mac,
-                    reserved: 0,
                 };
                 if !l3 {
                     let key = MacKey { vni, mac, reserved: [0; 2] };
-                    self.by_mac.entry(key).or_default().push((rank, flags, endpoint(0)));
+                    self.by_mac.entry(key).or_default().push((rank, flags, endpoint(0, 0)));
                 }
-                if let Ok(ip) = fixed.ip_address.parse::<Ipv4Addr>() {
-                    let subnet = live.map_or(0, |live| live.reference.index);
-                    let key = Ipv4Key { vni, ip: ip.octets() };
-                    self.by_ip.entry(key).or_default().push((rank, flags, endpoint(subnet)));
-                }
+                let subnet = live.map_or(0, |live| live.reference.index);
+                let key = IpKey { vni, ip: mapped(fixed.ip_address.parse().unwrap()) };
+                let members = model.provenances.get(neighbour.provenance).members;
+                self.by_ip.entry(key).or_default().push((rank, flags, endpoint(subnet, members)));
             }
         }
         for (address, reference) in &hosts {
@@ -403,11 +422,7 @@ impl World<'_> {
             if !self.kernel.vnis.contains_key(&vni) {
                 continue;
             }
-            let ip = match address {
-                IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
-                IpAddr::V6(address) => address.octets(),
-            };
-            self.kernel.vteps.insert(VtepKey { vni, ip }, hosts[&address]);
+            self.kernel.vteps.insert(VtepKey { vni, ip: mapped(address) }, hosts[&address]);
         }
     }
 }

@@ -90,7 +90,7 @@ fn info_creates_and_updates() {
         .subnet(OperationType::Info, subnet("s", "v", "10.0.0.0/24", 0));
     node.push(&state);
     assert_eq!(status(&mut node, &empty().neighbour(OperationType::Info, a_neighbour())), Success);
-    assert_eq!(node.kernel.endpoints_ipv4.len(), 1);
+    assert_eq!(node.kernel.endpoints_ip.len(), 1);
 }
 
 #[test]
@@ -277,12 +277,12 @@ fn neighbours_wait_for_subnet_and_router_and_complete_by_themselves() {
     assert!(cause.contains("router"), "{cause}");
     node.push(&empty().router(CREATE, router("r", &[("s", &[])])));
     assert_eq!(node.standing("n").0, Success);
-    assert_eq!((node.kernel.endpoints_ipv4.len(), node.kernel.endpoints_mac.len()), (1, 0));
+    assert_eq!((node.kernel.endpoints_ip.len(), node.kernel.endpoints_mac.len()), (1, 0));
     node.check();
     // Deleting what is in use succeeds, and parks what depends on it.
     assert_eq!(super::statuses::status(&mut node, &empty().router(DELETE, router("r", &[]))), Success);
     assert_eq!(node.standing("n").0, Pending);
-    assert!(node.kernel.endpoints_ipv4.is_empty());
+    assert!(node.kernel.endpoints_ip.is_empty());
     node.push(&empty().router(CREATE, router("r", &[("s", &[])])));
     assert_eq!(super::statuses::status(&mut node, &empty().subnet(DELETE, subnet("s", "", "", 0))), Success);
     assert_eq!(node.standing("n").0, Pending);
@@ -303,7 +303,7 @@ fn lower_revisions_are_out_of_order_and_tombstones_hold() {
     assert_eq!(status(&mut node, &empty().neighbour(UPDATE, at(6))), Success);
     assert_eq!(status(&mut node, &empty().neighbour(DELETE, at(6))), Success);
     assert_eq!(status(&mut node, &empty().neighbour(CREATE, at(5))), OutOfOrder, "the tombstone is held");
-    assert!(node.kernel.endpoints_ipv4.is_empty());
+    assert!(node.kernel.endpoints_ip.is_empty());
     assert_eq!(status(&mut node, &empty().neighbour(CREATE, at(6))), Success);
     let older = crate::wire::PortConfiguration { revision_number: 1, ..a_port() };
     let newer = crate::wire::PortConfiguration { revision_number: 2, ..a_port() };
@@ -340,13 +340,13 @@ fn what_the_kernel_refuses_is_a_failure_until_a_retry_succeeds() {
     let mut run = run;
     let mut changes = crate::Changes::default();
     node.model.step(&mut run, 100, &mut changes);
-    let refused = changes.endpoints_ipv4.put[0];
+    let refused = changes.endpoints_ip.put[0];
     node.model.write_failed(refused.cause, "ENDPOINTS_IPV4", "it is full");
     let rows: Vec<_> = node.model.rows(&run).collect();
     assert_eq!(rows.len(), 1);
     assert_eq!(rows[0].status, Failure);
     assert!(
-        rows[0].cause.contains("endpoints_ipv4") && rows[0].cause.contains("it is full"),
+        rows[0].cause.contains("endpoints_ip") && rows[0].cause.contains("it is full"),
         "{}",
         rows[0].cause
     );
@@ -355,7 +355,7 @@ fn what_the_kernel_refuses_is_a_failure_until_a_retry_succeeds() {
 
     let mut again = crate::Changes::default();
     assert_eq!(node.model.retry(10, &mut again), 1);
-    assert_eq!(again.endpoints_ipv4.put, [refused]);
+    assert_eq!(again.endpoints_ip.put, [refused]);
     assert_eq!(node.standing("n").0, Success);
 
     node.model.write_failed(refused.cause, "ENDPOINTS_IPV4", "it is full");
@@ -363,7 +363,7 @@ fn what_the_kernel_refuses_is_a_failure_until_a_retry_succeeds() {
     let state = empty().neighbour(CREATE, a_neighbour());
     let message = crate::Message::decode_v1(prost::Message::encode_to_vec(&state).into()).unwrap();
     node.model.step(&mut crate::Run::new(message, crate::Origin::Controller, 2), 100, &mut changes);
-    assert_eq!(changes.endpoints_ipv4.put, [refused], "the same state again tries again");
+    assert_eq!(changes.endpoints_ip.put, [refused], "the same state again tries again");
 }
 
 #[test]
@@ -395,13 +395,13 @@ fn retries_take_turns() {
     let mut changes = crate::Changes::default();
     node.model.step(&mut crate::Run::new(message, crate::Origin::Controller, 1), 100, &mut changes);
     let mut tried = std::collections::BTreeSet::new();
-    for put in &changes.endpoints_ipv4.put {
+    for put in &changes.endpoints_ip.put {
         node.model.write_failed(put.cause, "ENDPOINTS_IPV4", "full");
     }
     for _ in 0..3 {
         let mut again = crate::Changes::default();
         node.model.retry(2, &mut again);
-        for put in &again.endpoints_ipv4.put {
+        for put in &again.endpoints_ip.put {
             tried.insert(put.key);
             node.model.write_failed(put.cause, "ENDPOINTS_IPV4", "full");
         }
@@ -453,7 +453,7 @@ fn a_neighbour_on_this_host_is_local_and_nothing_is_programmed() {
         Success,
         "it moves to another host"
     );
-    assert_eq!(node.kernel.endpoints_ipv4.len(), 1);
+    assert_eq!(node.kernel.endpoints_ip.len(), 1);
     node.check();
 }
 
@@ -529,7 +529,7 @@ fn neighbours_on_a_host_without_a_place_are_failures_until_one_is_free() {
     }
     assert_eq!(status(&mut node, &empty().neighbour(DELETE, on(2))), Success);
     assert_eq!(node.standing("n4").0, Success, "it completes by itself");
-    let targets: Vec<u32> = node.kernel.endpoints_ipv4.values().map(|endpoint| endpoint.target).collect();
+    let targets: Vec<u32> = node.kernel.endpoints_ip.values().map(|endpoint| endpoint.target).collect();
     assert!(targets.iter().all(|target| (1..3).contains(target)), "{targets:?}");
     assert!(node.kernel.vteps.values().all(|host| (1..3).contains(&host.index)), "{:?}", node.kernel.vteps);
     node.check();

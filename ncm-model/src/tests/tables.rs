@@ -1,11 +1,15 @@
 //! What the tables hold: claims, routes, admission, indices over a restart.
 
-use ncm_common::tables::{Ipv4Key, Name, NameKey, endpoint_flags, name_kinds, port_flags, route_flags};
+use ncm_common::tables::{IpKey, Name, NameKey, endpoint_flags, name_kinds, port_flags, route_flags};
 
 use super::kernel::Node;
 use super::states::*;
 use crate::wire::{GoalState, NeighborConfiguration};
 use crate::{Model, Seed, Settings};
+
+fn mapped(ip: [u8; 4]) -> [u8; 16] {
+    std::net::Ipv4Addr::from(ip).to_ipv6_mapped().octets()
+}
 
 fn two_subnets() -> GoalState {
     base().subnet(CREATE, with_gateway(subnet("t", "v", "10.0.1.0/24", 11), "10.0.1.1", &mac(101)))
@@ -17,7 +21,7 @@ fn at(config: NeighborConfiguration, revision: u32) -> NeighborConfiguration {
 
 /// The address of the host that the endpoint is on, or "local".
 fn location(node: &Node, vni: u32, ip: [u8; 4]) -> Option<String> {
-    let endpoint = node.kernel.endpoints_ipv4.get(&Ipv4Key { vni, ip })?;
+    let endpoint = node.kernel.endpoints_ip.get(&IpKey { vni, ip: mapped(ip) })?;
     if endpoint.flags & endpoint_flags::LOCAL != 0 {
         return Some("local".into());
     }
@@ -68,7 +72,7 @@ fn many_claims_of_one_key_stay_quick() {
     assert_eq!(location(&node, 10, [10, 0, 0, 5]).as_deref(), Some("192.168.80.250"));
     let state = claims.iter().rev().fold(empty(), |state, claim| state.neighbour(DELETE, claim.clone()));
     node.push(&state);
-    assert!(node.kernel.endpoints_ipv4.is_empty());
+    assert!(node.kernel.endpoints_ip.is_empty());
     assert!(start.elapsed().as_secs() < 20, "{:?}", start.elapsed());
 }
 
@@ -86,17 +90,17 @@ fn routed_subnets_get_connected_routes_and_rules_by_priority() {
     node.check();
     let next_hops: Vec<_> =
         node.kernel.routes.values().map(|route| (route.flags, route.next_hop_ip)).collect();
-    let connected = (route_flags::CONNECTED, [0; 4]);
+    let connected = (route_flags::CONNECTED, [0; 16]);
     assert_eq!(node.kernel.routes.len(), 6, "{:#?}", node.kernel.routes);
     assert_eq!(next_hops.iter().filter(|hop| **hop == connected).count(), 4, "connected wins over rule c");
-    assert!(next_hops.contains(&(0, [10, 0, 1, 8])), "the lowest priority wins");
-    assert!(next_hops.contains(&(0, [10, 0, 0, 7])), "a rule without way gives way");
+    assert!(next_hops.contains(&(0, mapped([10, 0, 1, 8]))), "the lowest priority wins");
+    assert!(next_hops.contains(&(0, mapped([10, 0, 0, 7]))), "a rule without way gives way");
     let (status, cause) = node.standing("r");
     assert_eq!(status, crate::wire::OperationStatus::Pending);
     assert!(cause.contains("10.9.9.9"), "{cause}");
     node.push(&empty().subnet(CREATE, subnet("u", "v", "10.9.0.0/16", 12)));
     node.push(&empty().router(UPDATE, router("r", &[("s", &rules), ("t", &[]), ("u", &[])])));
-    assert!(node.kernel.routes.values().any(|route| route.next_hop_ip == [10, 9, 9, 9]));
+    assert!(node.kernel.routes.values().any(|route| route.next_hop_ip == mapped([10, 9, 9, 9])));
     node.check();
 }
 
@@ -130,12 +134,12 @@ fn a_subnet_that_changes_its_vni_takes_everything_along() {
     });
     node.push(&state.port(CREATE, port("p", &mac(90), &[("s", "10.0.0.5"), ("s", "10.0.0.6")])));
     node.push(&empty().vpc(UPDATE, vpc("v", 33)));
-    assert!(node.kernel.endpoints_ipv4.keys().all(|key| key.vni == 33));
+    assert!(node.kernel.endpoints_ip.keys().all(|key| key.vni == 33));
     assert!(node.kernel.endpoints_mac.keys().all(|key| key.vni == 33));
-    assert_eq!(node.kernel.endpoints_ipv4.len(), 22);
+    assert_eq!(node.kernel.endpoints_ip.len(), 22);
     node.check();
     node.push(&empty().vpc(DELETE, vpc("v", 0)));
-    assert!(node.kernel.endpoints_ipv4.is_empty() && node.kernel.ports.is_empty());
+    assert!(node.kernel.endpoints_ip.is_empty() && node.kernel.ports.is_empty());
     node.check();
 }
 
@@ -155,10 +159,10 @@ fn allowed_pairs_become_sources_and_macs() {
     let port = node.kernel.ports.values().next().unwrap();
     assert_ne!(port.flags & port_flags::SOURCES, 0);
     assert_ne!(port.flags & port_flags::SOURCE_PREFIXES, 0);
-    assert_eq!(node.kernel.sources.len(), 3, "{:?}", node.kernel.sources);
-    assert_eq!(node.kernel.source_prefixes.keys().map(|key| key.prefix_len).collect::<Vec<_>>(), [96]);
+    assert_eq!(node.kernel.sources.len(), 4, "{:?}", node.kernel.sources);
+    assert_eq!(node.kernel.source_prefixes.keys().map(|key| key.prefix_len).collect::<Vec<_>>(), [192]);
     assert_eq!(node.kernel.endpoints_mac.len(), 2);
-    assert_eq!(node.kernel.endpoints_ipv4.len(), 2);
+    assert_eq!(node.kernel.endpoints_ip.len(), 3);
 }
 
 #[test]
@@ -207,7 +211,7 @@ fn a_restart_gives_the_same_identities_the_same_indices() {
     let names = first.kernel.names.iter().map(|(key, name)| (*key, *name)).collect();
     let mut second = Node::new();
     let settings = second.model.settings().clone();
-    second.model = Model::new(settings, &Seed { names });
+    second.model = Model::new(settings, &Seed { names, ..Seed::default() });
     build(&mut second, ["c", "b", "a"]);
     for (key, name) in &first.kernel.names {
         assert_eq!(second.kernel.names.get(key), Some(name), "{key:?}");
