@@ -30,6 +30,22 @@ pub(crate) struct Held {
     pub(crate) rules: BTreeMap<RuleId, Rule>,
 }
 
+impl Held {
+    /// How many rules would be added, changed and removed.
+    pub(crate) fn count(&self, changes: &[Change]) -> [usize; 3] {
+        let mut counts = [0; 3];
+        for change in changes {
+            let of = match (&change.rule, self.rules.contains_key(&change.id)) {
+                (None, _) => 2,
+                (Some(_), true) => 1,
+                (Some(_), false) => 0,
+            };
+            counts[of] += 1;
+        }
+        counts
+    }
+}
+
 /// What is to become of one rule: with the id of its remote group, or gone.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Change {
@@ -262,7 +278,7 @@ impl Policy {
 
     /// Gives a slot back that nothing needs.
     pub(super) fn forget_if_unused(&mut self, slot: u32) {
-        let group = &self.groups[slot];
+        let Some(group) = self.groups.get(slot) else { return };
         let used = group.held.is_some()
             || group.naming > 0
             || !group.sets.is_empty()

@@ -27,7 +27,7 @@ pub(super) struct Members {
 
 impl Members {
     pub(super) fn from(first: u32) -> Self {
-        Self { next: first.max(1), ..Self::default() }
+        Self { next: (first & !MEMBERS).max(1), ..Self::default() }
     }
 
     /// The class of a list of groups in order, and whether it is new; `None` if there is no number for it.

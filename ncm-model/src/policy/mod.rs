@@ -41,7 +41,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use ncm_common::tables::{MEMBERS, Name, NameKey, name_kinds};
 
 pub(crate) use groups::{Change, Group, Held};
-pub(crate) use rule::RuleId;
+pub(crate) use rule::LONGEST_ID;
 
 use crate::compile::{Handle, HandleKind};
 use crate::settings::Settings;
@@ -119,7 +119,7 @@ impl Policy {
         let first = slots.first().copied().unwrap_or_default();
         self.name(name_kinds::SET, number, groups, first);
         self.by_list.insert(slots.clone(), number);
-        self.sets.insert(number, Set::new(number, slots));
+        self.sets.insert(number, Set::new(slots));
         self.unbuilt.insert(number);
         number
     }

@@ -13,7 +13,7 @@ use crate::wire::{EtherType, OperationType, Protocol};
 pub(crate) const ANY_PROTOCOL: i32 = 1000;
 
 /// Longest id of a rule or a group, in bytes: they are held by the million.
-const LONGEST_ID: usize = 255;
+pub(crate) const LONGEST_ID: usize = 255;
 
 /// Family of addresses.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -193,12 +193,8 @@ fn parse_prefix(text: &str, family: Family) -> Result<Prefix, Fault> {
             let mapped = net.network().to_ipv6_mapped().to_bits();
             Ok(Prefix::new(mapped, 96 + net.prefix_len()))
         }
-        (IpNet::V6(net), Family::V6) => {
-            if net.prefix_len() >= 96 && net.network().to_ipv4_mapped().is_some() {
-                return Err(format!("remote_ip_prefix {text} is of IPv4-mapped addresses").into());
-            }
-            Ok(Prefix::new(net.network().to_bits(), net.prefix_len()))
-        }
+        // An IPv4-mapped one reads as IPv4.
+        (IpNet::V6(net), Family::V6) => Ok(Prefix::new(net.network().to_bits(), net.prefix_len())),
         (IpNet::V4(_), Family::V6) => Err(format!("remote_ip_prefix {text} is IPv4, and ethertype IPV6").into()),
         (IpNet::V6(_), Family::V4) => Err(format!("remote_ip_prefix {text} is IPv6, and ethertype IPV4").into()),
     }

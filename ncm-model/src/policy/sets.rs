@@ -9,6 +9,7 @@ use ncm_common::tables::{
 use super::rule::{Allowance, Remote};
 use super::side::{Op, Side, Size};
 use super::{Policy, handle};
+use crate::compile::flush::Tables;
 use crate::compile::mirror::Mirror;
 
 /// Most different ranges of ports that are remembered for all sets together, about 50 bytes each.
@@ -20,7 +21,6 @@ const TRIED: usize = 1 << 18;
 /// A policy set.
 #[derive(Debug)]
 pub(super) struct Set {
-    number: u32,
     groups: Box<[u32]>,
     pub(super) holders: u32,
     /// Rules from the guest and to it; `None` as long as it is not built, and while it is refused.
@@ -32,9 +32,8 @@ pub(super) struct Set {
 }
 
 impl Set {
-    pub(super) fn new(number: u32, groups: Box<[u32]>) -> Self {
+    pub(super) fn new(groups: Box<[u32]>) -> Self {
         Self {
-            number,
             groups,
             holders: 1,
             sides: None,
@@ -273,6 +272,10 @@ impl Policy {
 
     /// Lets go what nothing holds, brings all else up to date, and has the tables follow. Gives back the sets of which rules have
     /// changed, or which are refused from now on or not any more: their ports have to be looked at.
+    pub(crate) fn compile(&mut self, tables: &mut Tables) -> Vec<u32> {
+        self.compile_into(&mut tables.rules, &mut tables.classes, &mut tables.names)
+    }
+
     pub(crate) fn compile_into(
         &mut self,
         rules: &mut Mirror<RuleKey, Rule>,

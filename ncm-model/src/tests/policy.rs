@@ -35,8 +35,12 @@ pub(super) struct Entries {
 impl Entries {
     pub(super) fn write(&mut self, write: Write) {
         match write {
-            Write::PutRule(key, value) => drop(self.rules.insert(key, value)),
-            Write::PutClass(key, value) => drop(self.classes.insert(key, value)),
+            Write::PutRule(key, value) => {
+                self.rules.insert(key, value);
+            }
+            Write::PutClass(key, value) => {
+                self.classes.insert(key, value);
+            }
             Write::DeleteClass(key) => {
                 self.classes.remove(&key).unwrap_or_else(|| panic!("{key:?} was never written"));
             }
@@ -196,8 +200,8 @@ impl Host {
         self.rules.flush(&mut rules);
         self.classes.flush(&mut classes);
         self.names.flush(&mut names);
-        names.put.iter().for_each(|put| drop(self.named.insert(put.key, put.value)));
-        names.del.iter().for_each(|key| drop(self.named.remove(key)));
+        self.named.extend(names.put.iter().map(|put| (put.key, put.value)));
+        self.named.retain(|key, _| !names.del.contains(key));
         // As the tables are flushed: the longest prefixes first, the shortest deleted first.
         classes.put.reverse();
         let mut writes: Vec<_> = rules.put.iter().map(|put| Write::PutRule(put.key, put.value)).collect();
@@ -391,7 +395,9 @@ impl Host {
                     self.release_set(set);
                 }
             }
-            Event::HoldMembers(list) => drop(self.hold_members(LISTS[*list])),
+            Event::HoldMembers(list) => {
+                self.hold_members(LISTS[*list]);
+            }
             Event::ReleaseMembers(at) => {
                 if let Some(class) = self.members.keys().nth(*at).copied() {
                     self.release_members(class);

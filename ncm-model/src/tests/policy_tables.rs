@@ -142,7 +142,7 @@ fn nonsense_is_refused_with_the_name_of_its_field() {
         ("operation_type 9", SecurityGroupRule { operation_type: 9, ..good.clone() }),
         ("remote_ip_prefix \"10.0.0.0/33\"", tcp("r", (1, 2), "10.0.0.0/33")),
         ("remote_ip_prefix 10.0.0.0/8 is IPv4", SecurityGroupRule { ethertype: 1, ..good.clone() }),
-        ("remote_ip_prefix ::ffff:10.0.0.0/104 is of IPv4-mapped", tcp("r", (1, 2), "::ffff:10.0.0.0/104")),
+        ("remote_ip_prefix ::ffff:10.0.0.0/104 is IPv4", tcp("r", (1, 2), "::ffff:10.0.0.0/104")),
         ("remote_group_id is set beside", SecurityGroupRule { remote_group_id: "g".to_owned(), ..good.clone() }),
         ("id is longer", SecurityGroupRule { id: "x".repeat(256), ..good.clone() }),
     ];
