@@ -32,7 +32,7 @@ pub use log::{LogLevel, ProgramLog};
 pub use memory::release_memory;
 pub use pin::{PinPaths, teardown};
 pub use programs::ProgramInfo;
-pub use raw::Outcome;
+pub use raw::{Outcome, Position};
 pub use readback::Reader;
 pub use table::{CounterTable, Sum, Table};
 pub use tables::{Capacities, Tables};

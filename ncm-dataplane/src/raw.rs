@@ -51,6 +51,14 @@ impl Outcome {
     }
 }
 
+/// How far a walk through a table has come, with the buffers that it reads into.
+#[derive(Debug, Default)]
+pub struct Position {
+    cursor: Option<Vec<u8>>,
+    keys: Vec<u8>,
+    values: Vec<u8>,
+}
+
 /// An open map with its checked sizes.
 #[derive(Debug)]
 pub(crate) struct RawMap {
@@ -211,35 +219,44 @@ impl RawMap {
     }
 
     fn scan_batches(&self, visit: &mut dyn FnMut(&[u8], &[u8])) -> io::Result<()> {
+        let batch = BATCH.min(usize::try_from(self.capacity).unwrap_or(BATCH)).max(64);
+        let mut position = Position::default();
+        while !self.scan_part(&mut position, batch, visit)? {}
+        Ok(())
+    }
+
+    /// Hands about `entries` entries from `position` on to `visit`, and moves it; whether the end was reached. Only for map
+    /// types with batches.
+    pub(crate) fn scan_part(
+        &self,
+        position: &mut Position,
+        entries: usize,
+        visit: &mut dyn FnMut(&[u8], &[u8]),
+    ) -> io::Result<bool> {
         let (key_size, values_size) = (self.key_size(), self.values_size());
         // The position in a hash is a bucket number of 4 bytes, elsewhere a key.
         let cursor_size = key_size.max(8);
-        let mut batch = BATCH.min(usize::try_from(self.capacity).unwrap_or(BATCH)).max(64);
-        let mut keys = vec![0; batch * key_size];
-        let mut values = vec![0; batch * values_size];
-        let mut cursor = None;
+        let Position { cursor, keys, values } = position;
+        let mut batch = entries.max(keys.len() / key_size);
         loop {
+            keys.resize(batch * key_size, 0);
+            values.resize(batch * values_size, 0);
             let count = u32::try_from(batch).unwrap_or(u32::MAX);
-            let read =
-                sys::lookup_batch(self.fd.as_fd(), &mut cursor, cursor_size, &mut keys, &mut values, count);
-            let (read, end) = match read {
-                Ok(read) => read,
-                // One bucket holds more entries than the buffer.
-                Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => {
-                    batch *= 2;
-                    keys.resize(batch * key_size, 0);
-                    values.resize(batch * values_size, 0);
-                    continue;
+            match sys::lookup_batch(self.fd.as_fd(), cursor, cursor_size, keys, values, count) {
+                Ok((read, end)) => {
+                    let entries = keys.chunks_exact(key_size).zip(values.chunks_exact(values_size));
+                    for (key, value) in entries.take(read as usize) {
+                        visit(key, value);
+                    }
+                    if end {
+                        *cursor = None;
+                    }
+                    return Ok(end);
                 }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                // One bucket holds more entries than the buffer.
+                Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => batch *= 2,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
-            };
-            let read = read as usize;
-            for (key, value) in keys.chunks_exact(key_size).zip(values.chunks_exact(values_size)).take(read) {
-                visit(key, value);
-            }
-            if end {
-                return Ok(());
             }
         }
     }

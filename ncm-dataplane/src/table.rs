@@ -9,7 +9,7 @@ use ncm_common::Plain;
 use ncm_common::tables::{Count, PolicyCount, PortTraffic, TableSpec};
 
 use crate::Error;
-use crate::raw::{BATCH, Outcome, RawMap};
+use crate::raw::{BATCH, Outcome, Position, RawMap};
 
 /// A table with one value per key. Cloning gives another handle of the same table; handles may be used from several
 /// threads at once (the kernel orders the writes to an entry).
@@ -156,6 +156,25 @@ impl<K: Plain, V: Plain> Table<K, V> {
                 visit(key, value);
             }
         })
+    }
+
+    /// Hands about `entries` entries to `visit`, beginning where `position` is, which moves on; whether the end was reached
+    /// (then the next call begins anew). An entry that is there during the whole walk is seen.
+    ///
+    /// # Errors
+    /// [`Error::Table`] if the kernel refuses to read on, or has no batches for this kind of table.
+    pub fn for_some(
+        &self,
+        position: &mut Position,
+        entries: usize,
+        mut visit: impl FnMut(K, V),
+    ) -> Result<bool, Error> {
+        let mut visit = |key: &[u8], value: &[u8]| {
+            if let (Some(key), Some(value)) = (K::from_bytes(key), self::value(value)) {
+                visit(key, value);
+            }
+        };
+        self.map.scan_part(position, entries, &mut visit).map_err(|error| self.map.error("read", error))
     }
 
     /// Every entry, except the unused slots (all zero) of arrays.

@@ -51,6 +51,23 @@ fn a_hash_takes_gives_back_and_loses_entries_in_batches() {
 }
 
 #[test]
+fn a_walk_in_parts_sees_every_entry_once_and_begins_anew() {
+    let dataplane = open();
+    let table = &dataplane.tables().endpoints_mac;
+    assert!(table.put_batch((1..=5_000).map(|number| (mac(number), endpoint(number)))).is_complete());
+    let mut position = ncm_dataplane::Position::default();
+    for _ in 0..2 {
+        let (mut seen, mut parts) = (Vec::new(), 1);
+        while !table.for_some(&mut position, 500, |_, value| seen.push(value.target)).expect("readable") {
+            parts += 1;
+        }
+        seen.sort_unstable();
+        assert_eq!(seen, (1..=5_000).collect::<Vec<u32>>());
+        assert!((9..=20).contains(&parts), "{parts} parts");
+    }
+}
+
+#[test]
 fn a_full_table_names_the_entries_that_did_not_fit() {
     let dataplane = open();
     let table = &dataplane.tables().vteps;

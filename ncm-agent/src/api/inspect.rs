@@ -265,7 +265,9 @@ fn read_error(error: ReadError) -> Status {
     match error {
         ReadError::Key(KeyError::Unknown { .. }) => Status::not_found(text),
         // Not "not found": what is asked for cannot exist.
-        ReadError::NoTable { .. } | ReadError::Key(_) => Status::invalid_argument(text),
+        ReadError::NoTable { .. } | ReadError::Condition { .. } | ReadError::Key(_) => {
+            Status::invalid_argument(text)
+        }
         ReadError::NoEntry { .. } | ReadError::NoPort(_) => Status::not_found(text),
         ReadError::Dataplane(_) => Status::internal(text),
     }
@@ -364,7 +366,7 @@ impl Inspect for Inspection {
         let tables = self.tables();
         Ok(streamed(move |sender| {
             let take = &mut |part| sender.blocking_send(Ok(part)).is_ok();
-            if let Err(error) = tables.dump(&request.table, request.include_empty, take) {
+            if let Err(error) = tables.dump(&request.table, request.include_empty, &request.only, take) {
                 // A reader that has gone does not want to know either.
                 drop(sender.blocking_send(Err(read_error(error))));
             }

@@ -118,6 +118,16 @@ Examples:
     )]
     Map(Map),
 
+    /// Show the flows that are tracked, also while no agent runs
+    #[command(after_help = "\
+With `-o json` each flow comes with everything that is kept of it.
+
+Examples:
+  ncmctl flows
+  ncmctl flows --port 3d53801c-32ce-4e97-9572-bb966f476aaa --state established
+  ncmctl flows --address 10.0.0.5 --protocol tcp -o json")]
+    Flows(Flows),
+
     /// Show dropped packets by reason and port
     #[command(after_help = "\
 Reasons are explained in docs/drop-reasons.md. While no agent runs, the pinned tables are read.
@@ -219,6 +229,9 @@ pub enum MapCommand {
         /// Also show unused slots of arrays
         #[arg(long)]
         all: bool,
+        /// Only entries with this value in this column (or in one of several: `local|remote=10.0.0.5`)
+        #[arg(long, value_name = "COLUMN=VALUE")]
+        only: Vec<String>,
     },
 
     /// Show one entry of a table
@@ -234,6 +247,30 @@ Examples:
         /// The key
         key: String,
     },
+}
+
+/// Which flows to show: all conditions together.
+#[derive(Args, Debug)]
+pub struct Flows {
+    /// Only this port's
+    #[arg(long, value_name = "ID")]
+    pub port: Option<String>,
+
+    /// Only those with this address on either side
+    #[arg(long, value_name = "IP")]
+    pub address: Option<std::net::IpAddr>,
+
+    /// Only those of this protocol: its name or number
+    #[arg(long, value_name = "NAME")]
+    pub protocol: Option<String>,
+
+    /// Only those in this state: new, established, closing, closed or reset
+    #[arg(long, value_name = "STATE")]
+    pub state: Option<String>,
+
+    /// Read the pinned tables, even if an agent runs
+    #[arg(long)]
+    pub offline: bool,
 }
 
 /// Which drops to show.

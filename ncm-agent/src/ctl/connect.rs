@@ -87,7 +87,7 @@ fn explain(path: &Path, global: &Global, error: &std::io::Error) -> NoAgent {
 /// Where tables are read from.
 pub(super) enum Tables {
     Agent(Box<Agent>),
-    Pinned(TableReader),
+    Pinned(Box<TableReader>),
 }
 
 impl Tables {
@@ -105,12 +105,12 @@ impl Tables {
                         "the agent is not running; reading the pinned tables of instance `{}`",
                         global.instance
                     ));
-                    return Ok(Self::Pinned(pinned));
+                    return Ok(Self::Pinned(Box::new(pinned)));
                 }
             }
         }
         let pinned = TableReader::open(&global.bpffs, &global.instance)?;
         super::output::note(&format!("reading the pinned tables of instance `{}`", global.instance));
-        Ok(Self::Pinned(pinned))
+        Ok(Self::Pinned(Box::new(pinned)))
     }
 }

@@ -74,6 +74,21 @@ fn drops_text(reply: &GetDropsReply) -> String {
         text.push('\n');
         text.push_str(&grid.text());
     }
+    let mut grid = Grid::new(["port", "security groups", "direction", "allowed", "denied"]);
+    for count in reply.policy.iter().filter(|count| count.denied > 0) {
+        let port = if count.port.is_empty() { format!("#{}", count.port_index) } else { count.port.clone() };
+        grid.row([
+            port,
+            count.groups.clone(),
+            count.direction.clone(),
+            count.allowed.to_string(),
+            count.denied.to_string(),
+        ]);
+    }
+    if !grid.is_empty() {
+        text.push('\n');
+        text.push_str(&grid.text());
+    }
     text
 }
 
@@ -190,11 +205,13 @@ mod tests {
             reasons: vec![count(0, "vlan", 5), count(0, "unknown_vtep", 1)],
             ports: vec![count(1, "vlan", 5), count(2, "vlan", 9)],
             read_at_ns: 0,
+            ..GetDropsReply::default()
         };
         let now = GetDropsReply {
             reasons: vec![count(0, "vlan", 9), count(0, "unknown_vtep", 3)],
             ports: vec![count(1, "vlan", 7), count(2, "vlan", 2)],
             read_at_ns: 1,
+            ..GetDropsReply::default()
         };
         let seen = changes(&before, &now);
         let seen: Vec<_> = seen

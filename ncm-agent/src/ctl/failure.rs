@@ -92,7 +92,9 @@ impl From<crate::inspect::read::ReadError> for Failure {
         use crate::inspect::read::ReadError;
         match error {
             ReadError::Key(KeyError::Unknown { .. }) => Self::failed(error.to_string()),
-            ReadError::Key(_) | ReadError::NoTable { .. } => Self::usage(error.to_string()),
+            ReadError::Key(_) | ReadError::NoTable { .. } | ReadError::Condition { .. } => {
+                Self::usage(error.to_string())
+            }
             ReadError::NoEntry { .. } | ReadError::NoPort(_) => Self::failed(error.to_string()),
             ReadError::Dataplane(_) => Self::unreachable(error.to_string()),
         }

@@ -13,7 +13,7 @@ pub(super) async fn run(global: &Global, map: Map) -> Result<Exit, Failure> {
     let tables = Tables::find(global, map.offline).await?;
     match map.command {
         MapCommand::List => list(global, tables).await,
-        MapCommand::Dump { name, all } => dump(global, tables, &name, all).await,
+        MapCommand::Dump { name, all, only } => dump(global, tables, &name, all, only).await,
         MapCommand::Get { name, key } => get(global, tables, &name, &key).await,
     }
 }
@@ -56,27 +56,43 @@ fn size(bytes: u64) -> String {
     }
 }
 
-async fn dump(global: &Global, tables: Tables, name: &str, all: bool) -> Result<Exit, Failure> {
+async fn dump(
+    global: &Global,
+    mut tables: Tables,
+    name: &str,
+    all: bool,
+    only: Vec<String>,
+) -> Result<Exit, Failure> {
     let mut listing = Listing::new(global.output);
+    let request = ncm_v1::DumpTableRequest { table: name.to_owned(), include_empty: all, only };
+    rows(&mut tables, request, |part| listing.add(part)).await?;
+    listing.finish()?;
+    Ok(Exit::Ok)
+}
+
+/// Hands a table's rows to `take` as they come.
+pub(super) async fn rows(
+    tables: &mut Tables,
+    request: ncm_v1::DumpTableRequest,
+    mut take: impl FnMut(ncm_v1::DumpTableReply) -> std::io::Result<()>,
+) -> Result<(), Failure> {
     match tables {
-        Tables::Agent(mut agent) => {
-            let request = ncm_v1::DumpTableRequest { table: name.to_owned(), include_empty: all };
+        Tables::Agent(agent) => {
             let mut parts = agent.inspect.dump_table(request).await?.into_inner();
             while let Some(part) = parts.message().await? {
-                listing.add(part)?;
+                take(part)?;
             }
         }
         Tables::Pinned(pinned) => {
             let mut outcome = Ok(());
-            pinned.dump(name, all, &mut |part| {
-                outcome = listing.add(part);
+            pinned.dump(&request.table, request.include_empty, &request.only, &mut |part| {
+                outcome = take(part);
                 outcome.is_ok()
             })?;
             outcome?;
         }
     }
-    listing.finish()?;
-    Ok(Exit::Ok)
+    Ok(())
 }
 
 async fn get(global: &Global, tables: Tables, name: &str, key: &str) -> Result<Exit, Failure> {

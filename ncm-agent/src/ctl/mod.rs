@@ -7,6 +7,7 @@ mod connect;
 mod counts;
 pub mod document;
 mod failure;
+mod flows;
 mod json;
 mod listing;
 mod maps;
@@ -63,6 +64,7 @@ pub async fn run(arguments: Arguments) -> Result<Exit, Failure> {
         Command::Status => status::status(&global).await,
         Command::Info => status::info(&global).await,
         Command::Map(map) => maps::run(&global, map).await,
+        Command::Flows(flows) => flows::run(&global, flows).await,
         Command::Drops(drops) => counts::drops(&global, drops).await,
         Command::Counters { filter } => counts::counters(&global, filter).await,
         Command::Completions { shell } => {

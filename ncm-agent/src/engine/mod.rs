@@ -4,12 +4,16 @@
 //! yield into the kernel, in the order in which the model yielded it. Both work at the same time, a few steps apart.
 
 mod apply;
+mod epochs;
 mod fault;
 mod flows;
 mod guests;
 mod hosts;
+mod leftover_sets;
 mod lock;
 mod status;
+mod sweep;
+mod tenants;
 mod times;
 mod upkeep;
 mod wire;
@@ -124,6 +128,7 @@ impl Engine {
         let relay = wire::relay(&config, &mut kernel, &dataplane).await?;
         wire::node(&config, relay.as_ref(), &dataplane)?;
         let underlay = wire::underlay(&config, &dataplane).await?;
+        let leftover = leftover_sets::LeftoverSets::new(&seed.names);
         let model = Model::new(settings(&config, dataplane.tables()), &seed);
         let (jobs, receiver) = std::sync::mpsc::channel();
         let shared = Arc::new(Shared {
@@ -143,6 +148,7 @@ impl Engine {
             _lock: lock,
         });
         writer::start(receiver, &shared)?;
+        sweep::start(&shared, leftover)?;
         if let Some(relay) = &relay {
             shared.status().insert(relay.link.name.clone(), wire::relay_status(relay));
         }

@@ -166,6 +166,7 @@ impl Engine {
         own::REMOTE_HOSTS_UNRESOLVED.set(hosts.iter().filter(|host| host.resolved == 0).count() as u64);
         own::UNWRITTEN.set(self.with_model(Model::failed) as u64);
         let mut families = own::own();
+        families.extend(crate::telemetry::flows::families());
         families.extend(packet_path(self.shared.dataplane.tables()));
         families.extend(self.resource_families());
         families

@@ -13,12 +13,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ncm_common::Plain;
-use ncm_common::tables::{EPOCH_SLOTS, Port, PortDropKey};
 use ncm_dataplane::{Table, Tables};
 use ncm_model::{Changes, Delta, Handle, Put};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
+use super::epochs::Epochs;
 use super::hosts::RemoteHosts;
+use super::tenants::{begin_ports, end_ports};
 use super::times::Times;
 use super::{Shared, fault};
 use crate::netlink::underlay::Underlay;
@@ -178,42 +179,6 @@ fn write(
     (refused, waited)
 }
 
-/// What the table of remote epochs holds: only this thread changes it.
-struct Epochs(Vec<u32>);
-
-impl Epochs {
-    fn read(tables: &Tables) -> Self {
-        let mut epochs = vec![0; EPOCH_SLOTS as usize];
-        let read = tables.remote_epochs.for_each(|slot, epoch| {
-            if let Some(known) = epochs.get_mut(slot as usize) {
-                *known = epoch;
-            }
-        });
-        if let Err(error) = read {
-            // Flows have epochs up to what is there: one that comes again may let a flow keep an old decision.
-            tracing::error!(%error, "cannot read the epochs of remote addresses");
-        }
-        Self(epochs)
-    }
-
-    /// Has the flows with what has these slots decided anew.
-    fn rise(&mut self, tables: &Tables, slots: &[u32]) {
-        if slots.is_empty() {
-            return;
-        }
-        let raised = slots.iter().filter_map(|slot| {
-            let epoch = self.0.get_mut(*slot as usize)?;
-            *epoch = epoch.wrapping_add(1);
-            Some((*slot, *epoch))
-        });
-        let outcome = tables.remote_epochs.put_batch(raised);
-        if let Some((_, error)) = outcome.failed.first() {
-            tracing::error!(slots = outcome.failed.len(), %error, "cannot raise the epochs of remote addresses");
-            own::ENTRIES_FAILED.add(outcome.failed.len() as u64);
-        }
-    }
-}
-
 fn put<K: Plain, V: Plain>(table: &Table<K, V>, delta: &mut Delta<K, V>, refused: &mut Refused) {
     if delta.put.is_empty() {
         return;
@@ -269,47 +234,4 @@ fn unnamed(outcome: ncm_dataplane::Outcome) {
             "cannot write names: tools will show numbers instead, and a restart renumbers; raise capacity.names"
         );
     }
-}
-
-/// What a port needs before anything is sent to it: a table of its own for half-open flows, and a count of flows that
-/// begins at zero. What a former port of the same index left is nobody's.
-fn begin_ports(tables: &Tables, ports: &[Put<u32, Port>]) {
-    let is_new = |put: &&Put<u32, Port>| {
-        let there = tables.ports.get(&put.key).ok().flatten();
-        there.is_none_or(|port| port.generation != put.value.generation)
-    };
-    let begun: Vec<u32> = ports.iter().filter(is_new).map(|put| put.key).collect();
-    if begun.is_empty() {
-        return;
-    }
-    delete(&tables.port_flows, &begun);
-    let outcome = tables.half_open.create(&begun);
-    if let Some((_, error)) = outcome.failed.first() {
-        // The port's packets are decided one by one: nothing is let through that should not be, and answers are refused
-        // where only their requests are allowed.
-        tracing::error!(ports = outcome.failed.len(), %error, "ports get no table of half-open flows");
-        own::ENTRIES_FAILED.add(outcome.failed.len() as u64);
-    }
-}
-
-/// What a port leaves goes: its index will be another's. Its established flows are the sweep's.
-fn end_ports(tables: &Tables, ports: &[u32]) {
-    if ports.is_empty() {
-        return;
-    }
-    let outcome = tables.half_open.remove(ports);
-    if let Some((_, error)) = outcome.failed.first() {
-        tracing::error!(ports = outcome.failed.len(), %error, "ports keep their tables of half-open flows");
-    }
-    delete(&tables.limits, ports);
-    let reasons = ncm_common::drops::DropReason::ALL;
-    let keys = ports
-        .iter()
-        .flat_map(|port| reasons.iter().map(|reason| PortDropKey { port: *port, reason: *reason as u32 }));
-    // Counts that stay are wrong, not harmful.
-    let _kept = tables.port_drops.reset(keys);
-    let _kept = tables.port_traffic.reset(ports.iter().copied());
-    let decisions = tables.policy_counts.entries().unwrap_or_default();
-    let decisions = decisions.into_iter().map(|(key, _)| key).filter(|key| ports.contains(&key.port));
-    let _kept = tables.policy_counts.reset(decisions);
 }

@@ -77,7 +77,8 @@ impl TextKey for FlowKey {
 }
 
 /// How far a flow is. What the protocol is stands in the key: only TCP has the bits of its later states.
-fn state_text(state: u32) -> &'static str {
+#[must_use]
+pub fn state_text(state: u32) -> &'static str {
     let fins = state & (flow_state::FIN_OUT | flow_state::FIN_IN);
     match state {
         _ if state & flow_state::RESET != 0 => "reset",

@@ -14,5 +14,5 @@ mod values;
 
 pub use columns::{KeyError, Value};
 pub use describe::{Description, describe, descriptions};
-pub use flows::idle_ticks;
+pub use flows::{idle_ticks, state_text as flow_state_text};
 pub use names::Names;

@@ -30,6 +30,16 @@ pub enum ReadError {
     /// The key's text is not a key of that table.
     #[error(transparent)]
     Key(#[from] KeyError),
+    /// What the entries are to be limited to is no condition on columns of that table.
+    #[error("`{condition}` is not `column=value` with columns of {table}: {columns}")]
+    Condition {
+        /// The condition as given.
+        condition: String,
+        /// The table.
+        table: String,
+        /// Its columns.
+        columns: String,
+    },
     /// There is no such entry.
     #[error("the table {table} has no entry {key}")]
     NoEntry {
@@ -102,19 +112,21 @@ impl TableReader {
         Ok(tables.collect())
     }
 
-    /// Every entry of the table of that name, in batches; with `include_empty` also unused slots and zero counters.
-    /// Stops early when `take` says that it wants no more.
+    /// Every entry of the table of that name that meets all the conditions `only` (`column=value`), in batches; with
+    /// `include_empty` also unused slots and zero counters. Stops early when `take` says that it wants no more.
     ///
     /// # Errors
     ///
-    /// [`ReadError::NoTable`], or [`ReadError::Dataplane`] if the table cannot be read.
+    /// [`ReadError::NoTable`], [`ReadError::Condition`], or [`ReadError::Dataplane`] if the table cannot be read.
     pub fn dump(
         &self,
         name: &str,
         include_empty: bool,
+        only: &[String],
         take: &mut dyn FnMut(ncm_v1::DumpTableReply) -> bool,
     ) -> Result<(), ReadError> {
         let (description, table) = self.find(name)?;
+        let conditions = Conditions::new(only, &description)?;
         let names = self.names()?;
         let columns = strings(&description.columns());
         let mut wanted = take(ncm_v1::DumpTableReply { columns, rows: Vec::new() });
@@ -123,7 +135,7 @@ impl TableReader {
             if !wanted || (!include_empty && description.is_empty(value)) {
                 return;
             }
-            rows.extend(row(&description, key, value, &names));
+            rows.extend(row(&description, key, value, &names).filter(|row| conditions.hold(row)));
             if rows.len() >= BATCH {
                 let rows = std::mem::take(&mut rows);
                 wanted = take(ncm_v1::DumpTableReply { columns: Vec::new(), rows });
@@ -205,7 +217,34 @@ impl TableReader {
                 ..count.clone()
             }));
         }
-        Ok(ncm_v1::GetDropsReply { reasons, ports, read_at_ns: monotonic_ns() })
+        let policy = self.policy(only, &names)?;
+        Ok(ncm_v1::GetDropsReply { reasons, ports, read_at_ns: monotonic_ns(), policy })
+    }
+
+    /// Decisions by policy, of the one port or of all.
+    fn policy(&self, only: Option<u32>, names: &Names) -> Result<Vec<ncm_v1::PolicyCount>, ReadError> {
+        let counts = self.tables.policy_counts.entries()?.into_iter();
+        let counts = counts.filter(|(key, _)| only.is_none_or(|port| port == key.port));
+        let name = |kind, index| names.get(kind, index).unwrap_or_default().to_owned();
+        let mut policy: Vec<_> = counts
+            .map(|(key, count)| ncm_v1::PolicyCount {
+                port: name(name_kinds::PORT, key.port),
+                port_index: key.port,
+                groups: name(name_kinds::SET, key.set >> 1).replace('+', ","),
+                direction: if key.set & 1 == 0 { "egress" } else { "ingress" }.to_owned(),
+                allowed: count.allowed,
+                denied: count.denied,
+            })
+            .collect();
+        policy.sort_by(|a, b| {
+            (&a.port, a.port_index, &a.groups, &a.direction).cmp(&(
+                &b.port,
+                b.port_index,
+                &b.groups,
+                &b.direction,
+            ))
+        });
+        Ok(policy)
     }
 
     fn find(&self, name: &str) -> Result<(Description, &dyn AnyTable), ReadError> {
@@ -229,6 +268,46 @@ pub fn table_message(description: &Description, entries: u64, capacity: u32, mem
         value_columns: strings(description.value_columns),
         memory,
         capacity_key: description.spec.capacity_key.unwrap_or_default().to_owned(),
+    }
+}
+
+/// What rows are limited to: columns by position, one of which has to have the value.
+struct Conditions(Vec<(Vec<usize>, String)>);
+
+impl Conditions {
+    fn new(only: &[String], description: &Description) -> Result<Self, ReadError> {
+        let columns = description.columns();
+        let condition = |text: &String| {
+            let (names, value) = text.split_once('=')?;
+            let position = |name: &str| columns.iter().position(|column| *column == name.trim());
+            let positions: Option<Vec<usize>> = names.split('|').map(position).collect();
+            // Addresses have many forms and are shown in one.
+            let value = value.trim();
+            let value = value
+                .parse()
+                .map_or_else(|_| value.to_owned(), |ip: std::net::IpAddr| ip.to_canonical().to_string());
+            Some((positions?, value))
+        };
+        let parsed = only.iter().map(|text| {
+            condition(text).ok_or_else(|| ReadError::Condition {
+                condition: text.clone(),
+                table: description.name(),
+                columns: columns.join(", "),
+            })
+        });
+        parsed.collect::<Result<_, _>>().map(Self)
+    }
+
+    fn hold(&self, row: &ncm_v1::TableRow) -> bool {
+        self.0.iter().all(|(positions, wanted)| {
+            positions.iter().any(|position| {
+                match row.values.get(*position).and_then(|value| value.value.as_ref()) {
+                    Some(ncm_v1::value::Value::Text(text)) => text == wanted,
+                    Some(ncm_v1::value::Value::Number(number)) => number.to_string() == *wanted,
+                    None => false,
+                }
+            })
+        })
     }
 }
 

@@ -67,20 +67,39 @@ pub fn packet_path(tables: &Tables) -> Vec<Family> {
 }
 
 fn by_port(tables: &Tables) -> Vec<Family> {
-    let names: HashMap<u32, String> = tables
-        .names
-        .entries()
-        .unwrap_or_default()
-        .into_iter()
-        .filter(|(key, _)| key.kind == name_kinds::PORT)
-        .map(|(key, name)| (key.index, text(&name)))
-        .collect();
+    let names = named(tables, name_kinds::PORT);
     let family = |name, help| Family { name, help, kind: "counter", samples: Vec::new() };
     let mut drops = family("ncm_port_drops_packets_total", "Packets dropped, by port and reason.");
     for (key, count) in tables.port_drops.entries().unwrap_or_default() {
         let reason = DropReason::from_number(key.reason).map_or("unknown", DropReason::name);
         let port = names.get(&key.port).cloned().unwrap_or_default();
         drops.samples.push(Sample::new(vec![("port", port), ("reason", reason.to_owned())], count.packets));
+    }
+    let sets = named(tables, name_kinds::SET);
+    let mut allowed = family(
+        "ncm_policy_allowed_total",
+        "Flows, and packets that begin none, that policy allowed, by port, security groups and direction.",
+    );
+    let mut denied = family("ncm_policy_denied_total", "Those that it denied.");
+    for (key, count) in tables.policy_counts.entries().unwrap_or_default() {
+        let direction = if key.set & 1 == 0 { "egress" } else { "ingress" };
+        let labels = vec![
+            ("port", names.get(&key.port).cloned().unwrap_or_default()),
+            ("groups", sets.get(&(key.set >> 1)).cloned().unwrap_or_default()),
+            ("direction", direction.to_owned()),
+        ];
+        allowed.samples.push(Sample::new(labels.clone(), count.allowed));
+        denied.samples.push(Sample::new(labels, count.denied));
+    }
+    let mut flows = Family {
+        name: "ncm_port_flows",
+        help: "Established flows, by port.",
+        kind: "gauge",
+        samples: Vec::new(),
+    };
+    for (index, port) in &names {
+        let Ok(Some(count)) = tables.port_flows.get(index) else { continue };
+        flows.samples.push(Sample::new(vec![("port", port.clone())], count.established.into()));
     }
     let mut received = family("ncm_port_received_packets_total", "Packets delivered to the guest, by port.");
     let mut received_bytes =
@@ -95,7 +114,13 @@ fn by_port(tables: &Tables) -> Vec<Family> {
         sent.samples.push(Sample::new(labels.clone(), traffic.sent.packets));
         sent_bytes.samples.push(Sample::new(labels, traffic.sent.bytes));
     }
-    vec![drops, received, received_bytes, sent, sent_bytes]
+    vec![drops, received, received_bytes, sent, sent_bytes, allowed, denied, flows]
+}
+
+/// The names of the things of a kind, by index.
+fn named(tables: &Tables, kind: u32) -> HashMap<u32, String> {
+    let names = tables.names.entries().unwrap_or_default().into_iter();
+    names.filter(|(key, _)| key.kind == kind).map(|(key, name)| (key.index, text(&name))).collect()
 }
 
 fn text(name: &ncm_common::tables::Name) -> String {

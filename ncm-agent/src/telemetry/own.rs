@@ -91,6 +91,9 @@ own! {
     Counter ENTRIES_WRITTEN = "ncm_entries_written_total", "Table entries that were written or deleted.";
     Counter ENTRIES_FAILED = "ncm_entries_failed_total", "Table entries that the kernel refused.";
     Counter WRITE_MICROSECONDS = "ncm_write_microseconds_total", "Time spent writing table entries.";
+    Counter FLOWS_SWEPT = "ncm_flows_swept_total", "Flows that were over, or whose port was gone, and were freed.";
+    Counter FLOW_WALKS = "ncm_flow_walks_total", "Walks through the table of flows.";
+    Counter SWEEP_MICROSECONDS = "ncm_sweep_microseconds_total", "Time spent on walking through the table of flows and freeing.";
     Counter RETRIES = "ncm_retries_total", "Times that refused entries were written again.";
     Counter ATTACH_FAILURES = "ncm_attach_failures_total", "Times that a program could not be attached to an interface.";
     Gauge STREAMS = "ncm_streams", "Open goal-state streams.";

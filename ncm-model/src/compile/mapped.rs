@@ -20,6 +20,12 @@ pub(crate) fn v4(ip: u32) -> [u8; 16] {
     (0xffff_0000_0000 | u128::from(ip)).to_be_bytes()
 }
 
+/// The link-local address that a guest makes of its MAC (RFC 4291, appendix A).
+pub(crate) fn link_local(mac: [u8; 6]) -> [u8; 16] {
+    let [a, b, c, d, e, f] = mac;
+    [0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f]
+}
+
 /// A network address, and the length of its prefix.
 pub(crate) fn prefix(net: IpNet) -> ([u8; 16], u32) {
     let length = match net {

@@ -1,5 +1,7 @@
 //! What ports contribute: their entry, their interface, and what they may send from.
 
+use std::collections::BTreeSet;
+
 use ipnet::IpNet;
 use ncm_common::tables::{
     Name, NameKey, Port, Reference, Source, SourceKey, SourcePrefixKey, name_kinds, port_flags,
@@ -174,6 +176,12 @@ impl Model {
         let host = |mac, ip| SourceKey { port: port.index, mac, reserved: [0; 2], ip };
         let (mut sources, mut prefixes) = (Vec::new(), Vec::new());
         let v6 = self.first_v6(port).map_or(primary.subnet, |address| address.subnet);
+        if v6 != primary.subnet {
+            // Link-local addresses count as the port's subnet unless told otherwise.
+            let pairs = port.pairs.iter().filter(|pair| pair.net.addr().is_ipv6()).map(|pair| pair.mac);
+            let macs: BTreeSet<[u8; 6]> = pairs.chain([port.mac]).collect();
+            sources.extend(macs.into_iter().map(|mac| (host(mac, mapped::link_local(mac)), source(v6))));
+        }
         for pair in &port.pairs {
             let (ip, length) = mapped::prefix(pair.net);
             let (family, subnet) = match pair.net {

@@ -16,6 +16,7 @@ use crate::goalstate::parse;
 use crate::model::Model;
 use crate::resources::neighbour_flags;
 use crate::settings::MissingGroup;
+use crate::wire::port_configuration::AllowAddressPair;
 use crate::wire::{NeighborConfiguration, RouterConfiguration};
 
 type Rank = (u32, u64);
@@ -332,6 +333,15 @@ impl World<'_> {
             addresses.iter().find(|(subnet, ip)| ip.is_ipv6() && self.subnets.contains_key(subnet));
         let own_v6 = first_v6.map_or(own, |(subnet, _)| source(self.subnets[subnet].reference));
         let (mut any_source, mut any_prefix) = (false, false);
+        if own_v6 != own {
+            let v6_pair = |pair: &&AllowAddressPair| parse::cidr(&pair.ip_address).unwrap().addr().is_ipv6();
+            let macs = config.allow_address_pairs.iter().filter(v6_pair);
+            for mac in macs.map(|pair| parse::mac(&pair.mac_address).unwrap_or(mac)).chain([mac]) {
+                any_source = true;
+                let ip = mapped(super::versions::link_local(mac));
+                self.kernel.sources.insert(SourceKey { port: port.index, mac, reserved: [0; 2], ip }, own_v6);
+            }
+        }
         for pair in &config.allow_address_pairs {
             let net = parse::cidr(&pair.ip_address).unwrap();
             let (family, own) = if net.addr().is_ipv4() { (4, own) } else { (6, own_v6) };

@@ -16,6 +16,12 @@ fn ip(text: &str) -> [u8; 16] {
     }
 }
 
+/// A MAC's link-local address.
+pub(super) fn link_local(mac: [u8; 6]) -> IpAddr {
+    let [a, b, c, d, e, f] = mac.map(u16::from);
+    Ipv6Addr::new(0xfe80, 0, 0, 0, (a ^ 2) << 8 | b, c << 8 | 0xff, 0xfe00 | d, e << 8 | f).into()
+}
+
 /// [`base`] with an IPv6 subnet `t` beside, of the same VNI.
 fn dual() -> crate::wire::GoalState {
     base().subnet(CREATE, with_gateway(subnet("t", "v", "fd00::/64", 0), "fd00::1", &mac(101)))
@@ -37,6 +43,7 @@ fn a_dual_stack_port_is_one_port_with_several_addresses() {
         (ip("10.0.0.6"), of("10.0.0.6")),
         (ip("fd00::5"), of("fd00::5")),
         (ip("fd00::6"), of("fd00::6")),
+        (ip("fe80::ff:fe00:1"), of("fd00::5")),
     ];
     expected.sort_unstable();
     assert_eq!(sources, expected);
