@@ -24,8 +24,8 @@
 //! ```
 //!
 //! Inside, `goalstate` reads and checks messages, `apply` brings states into the model under the revision rules, `compile`
-//! derives table entries from what has changed, `policy` what security groups come to, `inspect` tells what is held, and `store` keeps a million neighbours in
-//! about a hundred bytes each.
+//! derives table entries from what has changed, `policy` what security groups come to, `inspect` tells what is held, and
+//! `store` keeps a million neighbours in about a hundred bytes each.
 #![forbid(unsafe_code)]
 
 mod apply;
@@ -47,6 +47,7 @@ pub mod wire;
 pub use compile::{Changes, Delta, Handle, HostChange, InterfaceChanges, Put};
 pub use goalstate::{DecodeError, Kind, Message};
 pub use model::Model;
+pub use policy::reference;
 pub use run::Run;
 pub use settings::{Limits, MissingGroup, Seed, Settings, Slots};
 pub use state::{

@@ -45,10 +45,9 @@ pub struct Model {
     pub(crate) neighbour_index: Index,
     pub(crate) addresses: Slab<Address>,
     pub(crate) v6: Slab<[u8; 16]>,
-    /// Resources kept without being supported, by type and identity.
-    pub(crate) kept: BTreeMap<(u8, String), Kept>,
+    /// Gateways are kept without being supported.
+    pub(crate) gateways: BTreeMap<String, Kept>,
     pub(crate) bindings: BTreeMap<BindingKey, Binding>,
-    pub(crate) kept_counts: BTreeMap<u8, usize>,
     pub(crate) interfaces: HashMap<String, Interface>,
     pub(crate) hosts: Hosts,
 
@@ -342,7 +341,7 @@ impl Model {
             Some(HandleKind::Port) => self.ports.get(slot).is_some_and(|port| port.meta.is_some()),
             Some(HandleKind::Subnet) => self.subnets.get(slot).is_some_and(|subnet| subnet.held.is_some()),
             Some(HandleKind::Router) => self.routers.get(slot).is_some_and(|router| router.meta.is_some()),
-            Some(HandleKind::Group) => false,
+            Some(HandleKind::Group) => self.policy.group(slot).is_some_and(|group| group.held.is_some()),
             Some(HandleKind::Host) => self.hosts.slots.get(slot).is_some_and(|host| host.holders > 0),
             None => false,
         }

@@ -26,11 +26,12 @@ pub(crate) const PHASES: &[(ResourceType, Part)] = &[
     (ResourceType::Vpc, Part::Upserts),
     (ResourceType::Subnet, Part::Upserts),
     (ResourceType::Router, Part::Upserts),
-    (ResourceType::Securitygroup, Part::All),
+    (ResourceType::Securitygroup, Part::Upserts),
     (ResourceType::Dhcp, Part::All),
     (ResourceType::Gateway, Part::All),
     (ResourceType::Port, Part::All),
     (ResourceType::Neighbor, Part::All),
+    (ResourceType::Securitygroup, Part::Deletes),
     (ResourceType::Router, Part::Deletes),
     (ResourceType::Subnet, Part::Deletes),
     (ResourceType::Vpc, Part::Deletes),
@@ -129,7 +130,12 @@ impl Run {
         if self.message.kind() == Kind::V1 && self.message.section_len(ResourceType::Router) > 0 {
             self.read_next_hops();
         }
-        for resource in [ResourceType::Vpc, ResourceType::Subnet, ResourceType::Router] {
+        for resource in [
+            ResourceType::Vpc,
+            ResourceType::Subnet,
+            ResourceType::Router,
+            ResourceType::Securitygroup,
+        ] {
             self.find_mixed(resource);
         }
     }

@@ -2,17 +2,18 @@
 
 mod dhcp;
 mod fixed_ips;
-mod kept;
+mod gateway;
 pub(crate) mod neighbour;
 mod port;
 mod provenance;
 mod router;
+mod security_group;
 mod subnet;
 mod vpc;
 
 pub(crate) use dhcp::{Binding, BindingKey, binding_name};
 pub(crate) use fixed_ips::{Fixed, parse_fixed};
-pub(crate) use kept::unsupported;
+pub(crate) use gateway::UNSUPPORTED;
 pub(crate) use port::is_unbind;
 pub(crate) use router::NextHops;
 pub(crate) use vpc::VNI_CONFLICT;
@@ -204,7 +205,10 @@ impl Model {
             ResourceType::Subnet => apply!(SubnetState, apply_subnet),
             ResourceType::Port => apply!(PortState, apply_port),
             ResourceType::Router => apply!(RouterState, apply_router, &run.next_hops),
-            ResourceType::Securitygroup | ResourceType::Gateway => self.apply_kept(resource, state, request),
+            ResourceType::Securitygroup => {
+                self.apply_security_group(state, request).unwrap_or_else(|refusal| refusal)
+            }
+            ResourceType::Gateway => self.apply_gateway(state, request).unwrap_or_else(|refusal| refusal),
             ResourceType::Dhcp => self.apply_dhcp(state, request).unwrap_or_else(|refusal| refusal),
             ResourceType::Neighbor => Outcome::Success,
         }

@@ -8,7 +8,7 @@ pub(crate) mod flush;
 pub(crate) mod groups;
 pub(crate) mod hosts;
 pub(crate) mod mapped;
-mod mirror;
+pub(crate) mod mirror;
 mod ports;
 mod room;
 mod routes;

@@ -2,8 +2,7 @@
 
 use prost::Message as _;
 
-use crate::apply::unsupported;
-use crate::apply::{Binding, BindingKey, binding_name};
+use crate::apply::{Binding, BindingKey, UNSUPPORTED, binding_name};
 use crate::compile::Handle;
 use crate::goalstate::neighbour_view;
 use crate::goalstate::parse::mac_text;
@@ -14,7 +13,7 @@ use crate::state::{Cursor, Filter, StateCount, StateView};
 use crate::wire::neighbor_configuration::{AllowAddressPair, FixedIp};
 use crate::wire::{
     DhcpState, NeighborConfiguration, NeighborState, OperationStatus, OperationType, PortState, ResourceType,
-    RouterState, SubnetState, UpdateType, VpcState,
+    RouterState, SecurityGroupState, SubnetState, UpdateType, VpcState,
 };
 
 /// The order of types in a listing: that of their numbers.
@@ -95,9 +94,13 @@ impl Model {
                         .filter(|(key, binding)| binding.config.id == id || binding_name(key) == id);
                     views.extend(named.map(|(key, binding)| self.view_binding(key, binding, filter)));
                 }
-                _ => {
-                    let key = (resource as u8, id.to_owned());
-                    views.extend(self.kept.get(&key).map(|kept| self.view_kept(resource, id, kept, filter)));
+                ResourceType::Securitygroup => {
+                    views.extend(
+                        self.policy.held_slot(id).and_then(|slot| self.view(resource, slot, filter)),
+                    );
+                }
+                ResourceType::Gateway => {
+                    views.extend(self.gateways.get(id).map(|kept| self.view_gateway(id, kept, filter)));
                 }
             }
         }
@@ -117,11 +120,16 @@ impl Model {
                 let vpcs = self.vpcs.iter().skip(skipped).map(|(id, vpc)| self.view_vpc(id, vpc, filter));
                 Box::new(vpcs.map(move |view| Some(view).filter(passes)))
             }
-            ResourceType::Subnet | ResourceType::Port | ResourceType::Neighbor | ResourceType::Router => {
+            ResourceType::Subnet
+            | ResourceType::Port
+            | ResourceType::Neighbor
+            | ResourceType::Router
+            | ResourceType::Securitygroup => {
                 let bound = match resource {
                     ResourceType::Subnet => self.subnets.bound(),
                     ResourceType::Port => self.ports.bound(),
                     ResourceType::Router => self.routers.bound(),
+                    ResourceType::Securitygroup => self.policy.bound(),
                     _ => self.neighbours.bound(),
                 };
                 Box::new((from..bound).map(move |slot| self.view(resource, slot, filter)))
@@ -131,9 +139,9 @@ impl Model {
                 let views = bindings.map(|(key, binding)| self.view_binding(key, binding, filter));
                 Box::new(views.map(move |view| Some(view).filter(passes)))
             }
-            other => {
-                let kept = self.kept_of(other).skip(skipped);
-                let views = kept.map(move |((_, id), kept)| self.view_kept(other, id, kept, filter));
+            ResourceType::Gateway => {
+                let gateways = self.gateways.iter().skip(skipped);
+                let views = gateways.map(|(id, kept)| self.view_gateway(id, kept, filter));
                 Box::new(views.map(move |view| Some(view).filter(passes)))
             }
         }
@@ -151,15 +159,22 @@ impl Model {
         self.describe(ResourceType::Dhcp, &binding_name(key), &binding.meta, standing, state)
     }
 
-    fn view_kept(&self, resource: ResourceType, id: &str, kept: &Kept, filter: &Filter) -> StateView {
-        let standing = (OperationStatus::Failure, unsupported(resource).into());
+    fn view_gateway(&self, id: &str, kept: &Kept, filter: &Filter) -> StateView {
+        let standing = (OperationStatus::Failure, UNSUPPORTED.into());
         let state = if filter.with_state { kept.state.clone() } else { Vec::new() };
-        self.describe(resource, id, &kept.meta, standing, state)
+        self.describe(ResourceType::Gateway, id, &kept.meta, standing, state)
     }
 
-    fn kept_of(&self, resource: ResourceType) -> impl Iterator<Item = (&(u8, String), &Kept)> {
-        let kind = resource as u8;
-        self.kept.range((kind, String::new())..(kind + 1, String::new()))
+    fn view_group(&self, slot: u32, filter: &Filter) -> Option<StateView> {
+        let group = self.policy.group(slot)?;
+        let meta = group.held.as_ref()?.meta.as_ref()?;
+        let state = if filter.with_state {
+            let configuration = Some(self.group_configuration(slot));
+            SecurityGroupState { operation_type: SHOWN, configuration }.encode_to_vec()
+        } else {
+            Vec::new()
+        };
+        Some(self.describe(ResourceType::Securitygroup, &group.id, meta, self.group_standing(slot), state))
     }
 
     /// One held resource of the many kinds, if it passes the filter.
@@ -195,6 +210,7 @@ impl Model {
                 self.describe(resource, &router.config.id, meta, standing, encoded(&state, filter))
             }
             ResourceType::Neighbor => self.view_neighbour(slot, filter)?,
+            ResourceType::Securitygroup => self.view_group(slot, filter)?,
             _ => return None,
         };
         filter.status.is_none_or(|status| status == view.status).then_some(view)
@@ -312,7 +328,12 @@ impl Model {
                 ResourceType::Dhcp => {
                     self.bindings.keys().for_each(|key| count(self.binding_standing(key).0));
                 }
-                other => self.kept_of(other).for_each(|_| count(OperationStatus::Failure)),
+                ResourceType::Securitygroup => (0..self.policy.bound())
+                    .filter(|slot| self.policy.group(*slot).is_some_and(|group| group.held.is_some()))
+                    .for_each(|slot| count(self.group_standing(slot).0)),
+                ResourceType::Gateway => {
+                    self.gateways.iter().for_each(|_| count(OperationStatus::Failure));
+                }
             }
         }
         counts
@@ -335,7 +356,8 @@ impl Model {
                 .map(|neighbour| format!("neighbour {}", self.neighbour_id(neighbour))),
             Some(Kind::Router) => self.routers.get(slot).map(|router| format!("router {}", router.config.id)),
             Some(Kind::Host) => self.hosts.slots.get(slot).map(|host| format!("host {}", host.address)),
-            Some(Kind::Group) | None => None,
+            Some(Kind::Group) => self.policy.group(slot).map(|group| format!("security group {}", group.id)),
+            None => None,
         };
         named.unwrap_or_else(|| "a resource that has gone".to_owned())
     }

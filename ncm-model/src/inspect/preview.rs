@@ -12,7 +12,7 @@ use crate::model::Model;
 use crate::state::{ChangeKind, Difference};
 use crate::wire::{
     DhcpState, NeighborConfiguration, NeighborState, OperationType, PortState, ResourceType, RouterState,
-    SubnetState, UpdateType, VpcState,
+    SecurityGroupState, SubnetState, UpdateType, VpcState,
 };
 
 /// Names of the fields in which two configurations differ, with their old and new values.
@@ -97,7 +97,14 @@ impl Model {
                 self.router_by_id.get(id).and_then(|slot| Some(self.routers[*slot].meta.as_ref()?.revision))
             }
             ResourceType::Dhcp => return self.judge_binding(state).unwrap_or_else(refused),
-            other => return refused(Outcome::failure(crate::apply::unsupported(other))),
+            ResourceType::Securitygroup => {
+                let state = SecurityGroupState::decode(state).unwrap_or_default().configuration.unwrap_or_default();
+                if id.is_empty() && state.security_group_rules.is_empty() {
+                    return (ChangeKind::Unchanged, Vec::new());
+                }
+                self.group_revision(id)
+            }
+            _ => return refused(Outcome::failure(crate::apply::UNSUPPORTED)),
         };
         let operation = match Operation::of(operation) {
             Ok(operation) => operation,
@@ -113,6 +120,7 @@ impl Model {
             ResourceType::Vpc => self.judge_vpc(held, operation, state),
             ResourceType::Subnet => self.judge_subnet(held, operation, state),
             ResourceType::Port => self.judge_port(held, operation, state),
+            ResourceType::Securitygroup => self.judge_group(held, operation, state),
             _ => self.judge_router(held, operation, state),
         };
         judged.unwrap_or_else(refused)
@@ -197,6 +205,28 @@ impl Model {
         let (after, _) = self.merged_router(config)?;
         let fields = differing!(before, after; host_dvr_mac_address, subnet_routing_tables);
         Ok(judge(held.is_some(), fields))
+    }
+
+    fn judge_group(
+        &self,
+        held: Option<u32>,
+        operation: Operation,
+        state: &[u8],
+    ) -> Result<Judgement, Outcome> {
+        let config =
+            SecurityGroupState::decode(state).ok().and_then(|state| state.configuration).unwrap_or_default();
+        self.check_revision(ResourceType::Securitygroup, &config.id, held, config.revision_number)?;
+        if operation == Operation::Delete {
+            return Ok(self.judge_delete(ResourceType::Securitygroup, &config.id, held));
+        }
+        let planned = self.planned_group(&config)?;
+        let Some(before) = self.held_group(&config.id) else { return Ok(judge(false, Vec::new())) };
+        let mut fields = differing!(before, planned; vpc_id, name);
+        if !planned.changes.is_empty() {
+            let [added, changed, removed] = before.count(&planned.changes);
+            fields.push(format!("security_group_rules: {added} added, {changed} changed, {removed} removed"));
+        }
+        Ok(judge(true, fields))
     }
 
     fn judge_binding(&self, state: &[u8]) -> Result<Judgement, Outcome> {

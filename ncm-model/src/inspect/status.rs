@@ -114,6 +114,16 @@ impl Model {
         SUCCESS
     }
 
+    pub(crate) fn group_standing(&self, slot: u32) -> Standing {
+        if let Some(failure) = self.failure_of(Handle::new(HandleKind::Group, slot)) {
+            return failure;
+        }
+        match self.policy.group_refusal(slot) {
+            Some(cause) => failure(format!("ports that it is in are closed: {cause}")),
+            None => SUCCESS,
+        }
+    }
+
     pub(crate) fn port_standing(&self, slot: u32) -> Standing {
         if let Some(failure) = self.failure_of(Handle::new(HandleKind::Port, slot)) {
             return failure;
@@ -236,7 +246,8 @@ impl Model {
             ResourceType::Router => self.router_by_id.get(id).map(|slot| self.router_standing(*slot)),
             ResourceType::Neighbor => self.sent_neighbour_standing(id, state),
             ResourceType::Dhcp => self.sent_binding_standing(state),
-            ResourceType::Securitygroup | ResourceType::Gateway => None,
+            ResourceType::Securitygroup => self.policy.held_slot(id).map(|slot| self.group_standing(slot)),
+            ResourceType::Gateway => None,
         };
         found.unwrap_or(SUCCESS)
     }

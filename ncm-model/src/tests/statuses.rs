@@ -190,22 +190,22 @@ fn a_void_security_group_is_ignored() {
 #[test]
 fn what_is_not_supported_yet_is_kept_and_a_failure() {
     let mut node = Node::new();
-    let group = SecurityGroupConfiguration { id: "g".into(), revision_number: 3, ..Default::default() };
-    let state = |operation: OperationType, group: &SecurityGroupConfiguration| GoalState {
-        security_group_states: vec![SecurityGroupState {
+    let gateway = GatewayConfiguration { id: "g".into(), revision_number: 3, ..Default::default() };
+    let state = |operation: OperationType, gateway: &GatewayConfiguration| GoalState {
+        gateway_states: vec![GatewayState {
             operation_type: operation as i32,
-            configuration: Some(group.clone()),
+            configuration: Some(gateway.clone()),
         }],
         ..empty()
     };
-    let answer = node.one(&state(CREATE, &group));
+    let answer = node.one(&state(CREATE, &gateway));
     assert_eq!(answer.status, Failure);
     assert!(answer.cause.contains("not supported yet"), "{}", answer.cause);
-    assert_eq!(node.list()[0].resource_type, ResourceType::Securitygroup);
+    assert_eq!(node.list()[0].resource_type, ResourceType::Gateway);
     assert_eq!(node.standing("g").0, Failure);
-    let older = SecurityGroupConfiguration { revision_number: 2, ..group.clone() };
+    let older = GatewayConfiguration { revision_number: 2, ..gateway.clone() };
     assert_eq!(status(&mut node, &state(CREATE, &older)), OutOfOrder);
-    assert_eq!(status(&mut node, &state(DELETE, &group)), Success);
+    assert_eq!(status(&mut node, &state(DELETE, &gateway)), Success);
     assert!(node.list().is_empty());
 }
 

@@ -1,0 +1,45 @@
+//! Gateways: kept, and answered that they are not supported yet.
+
+use prost::Message as _;
+
+use super::{Operation, Outcome, Request};
+use crate::model::Model;
+use crate::resources::Kept;
+use crate::wire::{GatewayState, ResourceType};
+
+/// Why a gateway is a failure.
+pub(crate) const UNSUPPORTED: &str =
+    "gateways are not supported yet: the gateway is kept, and nothing is sent to it";
+
+impl Model {
+    pub(crate) fn apply_gateway(&mut self, bytes: &[u8], request: Request) -> Result<Outcome, Outcome> {
+        let state = GatewayState::decode(bytes).map_err(|_| Outcome::invalid("the state cannot be read"))?;
+        let config = state.configuration.ok_or_else(|| Outcome::invalid("the state has no configuration"))?;
+        let id = config.id;
+        if id.is_empty() {
+            return Err(Outcome::invalid("configuration.id is empty"));
+        }
+        let operation = Operation::of(state.operation_type)?;
+        if operation == Operation::Get {
+            return Ok(Outcome::Success);
+        }
+        let revision = self.gateways.get(&id).map(|kept| kept.meta.revision);
+        self.check_revision(ResourceType::Gateway, &id, revision, config.revision_number)?;
+        let kind = ResourceType::Gateway as u8;
+        if operation == Operation::Delete {
+            let Some(held) = self.gateways.remove(&id) else {
+                return Ok(self.delete_unheld(ResourceType::Gateway, &id, "gateway"));
+            };
+            self.bury(kind, &id, held.meta.revision, config.revision_number, request);
+            return Ok(Outcome::Success);
+        }
+        self.check_held(self.gateways.len(), revision.is_some(), "gateways")?;
+        let held = self.gateways.remove(&id);
+        let changed = held.as_ref().is_none_or(|held| held.state != bytes);
+        let before = held.as_ref().map(|held| &held.meta);
+        let meta = self.meta(before, changed, config.revision_number, &config.request_id, request);
+        self.tombstones.lift(kind, &id);
+        self.gateways.insert(id, Kept { meta, state: bytes.to_vec() });
+        Ok(Outcome::failure(UNSUPPORTED))
+    }
+}
