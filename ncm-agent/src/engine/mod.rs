@@ -4,7 +4,6 @@
 //! yield into the kernel, in the order in which the model yielded it. Both work at the same time, a few steps apart.
 
 mod apply;
-mod fault;
 mod guests;
 mod hosts;
 mod lock;
@@ -65,7 +64,6 @@ pub(crate) struct Shared {
     turns: Arc<Semaphore>,
     trim: Arc<Notify>,
     started: SystemTime,
-    _lock: InstanceLock,
 }
 
 impl std::fmt::Debug for Shared {
@@ -104,13 +102,13 @@ impl Shared {
 
 impl Engine {
     /// Takes over what an earlier agent of this instance left, or begins anew, and follows the host's interfaces and
-    /// the underlay from now on. Needs a tokio runtime, which the engine's tasks run on.
+    /// the underlay from now on. Needs a tokio runtime, which the engine's tasks run on, and the instance for as long as
+    /// the engine lives.
     ///
     /// # Errors
     ///
-    /// Another agent has the instance, the kernel refuses programs or tables, or netlink cannot be used.
-    pub async fn start(config: Config) -> anyhow::Result<Self> {
-        let lock = InstanceLock::take(&config.paths.run, &config.instance)?;
+    /// The kernel refuses programs or tables, or netlink cannot be used.
+    pub async fn start(config: Config, _instance: &InstanceLock) -> anyhow::Result<Self> {
         let mut kernel = Kernel::open().context("cannot use netlink")?;
         if config.guest.closed_defaults {
             guests::close_defaults()?;
@@ -138,7 +136,6 @@ impl Engine {
             trim: Arc::default(),
             started: SystemTime::now(),
             config,
-            _lock: lock,
         });
         writer::start(receiver, &shared)?;
         if let Some(relay) = &relay {

@@ -5,10 +5,8 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Weak};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use ncm_common::Plain;
@@ -17,9 +15,10 @@ use ncm_dataplane::{Table, Tables};
 use ncm_model::{Changes, Delta, Handle, Put};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
+use super::Shared;
 use super::hosts::RemoteHosts;
 use super::times::Times;
-use super::{Shared, fault};
+use crate::fault;
 use crate::netlink::underlay::Underlay;
 use crate::telemetry::own;
 
@@ -61,12 +60,7 @@ type Logged = HashMap<Arc<str>, Instant>;
 /// ever be answered again, while the next process goes on from the tables.
 pub(super) fn start(jobs: Receiver<Job>, shared: &Arc<Shared>) -> std::io::Result<()> {
     let (tables, shared) = (shared.dataplane.tables().clone(), Arc::downgrade(shared));
-    thread::Builder::new().name("ncm-writer".to_owned()).spawn(move || {
-        if catch_unwind(AssertUnwindSafe(|| run(&jobs, &tables, &shared))).is_err() {
-            fault::end("the writer of table entries");
-        }
-    })?;
-    Ok(())
+    fault::supervise_thread("ncm-writer", "the writer of table entries", move || run(&jobs, &tables, &shared))
 }
 
 fn run(jobs: &Receiver<Job>, tables: &Tables, shared: &Weak<Shared>) {
