@@ -31,11 +31,3 @@ pub mod alcor {
     include!(concat!(env!("OUT_DIR"), "/alcor.schema.GoalStateProvisioner.rs"));
     include!(concat!(env!("OUT_DIR"), "/alcor.schema.SubscribeInfoProvisioner.rs"));
 }
-
-/// PROBE
-pub fn probe(label: &str) {
-    if std::env::var_os("NCM_PROBE").is_some() {
-        let t = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).map(|t| t.tv_sec() * 1_000_000 + t.tv_nsec() / 1000).unwrap_or(0);
-        tracing::info!("PROBE {t} {label}");
-    }
-}
