@@ -316,3 +316,26 @@ async fn a_million_neighbours_are_applied_in_one_message() {
     tokio::time::sleep(Duration::from_secs(3)).await;
     println!("{} MiB are resident\n{}", agent.resident() >> 20, agent.log());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_interface_that_cannot_be_taken_over_is_tried_again_until_it_can() {
+    let agent = Agent::start("");
+    agent.run("ip link add guest0 type veth peer name guest1");
+    // The program can be attached, but the settings that close an interface cannot be made.
+    agent.run("echo 0 > /proc/sys/net/ipv4/conf/guest0/arp_ignore");
+    agent.run("mount --bind /proc/sys/net /proc/sys/net && mount -o remount,bind,ro /proc/sys/net");
+    let mut client = agent.client().await;
+    let message =
+        GoalState { port_states: vec![port("port", "vpc", "subnet", "10.0.0.5", "guest0")], ..ground() };
+    let reply = client.push_network_resource_states(message).await.expect("is answered").into_inner();
+    let failed = (ResourceType::Port, "port", OperationStatus::Failure);
+    assert!(rows(&reply).contains(&failed), "{:?}: {}", rows(&reply), agent.log());
+    assert!(agent.log().contains("guest0"), "{}", agent.log());
+    let of = |status: &str| format!("ncm_resources{{type=\"port\",status=\"{status}\"}}");
+    agent.wait_for_metric(&of("failure"), 1.0);
+    agent.run("umount /proc/sys/net");
+    // Nothing is pushed, and nothing happens to the interface.
+    agent.wait_for_metric(&of("success"), 1.0);
+    assert_eq!(agent.run("cat /proc/sys/net/ipv4/conf/guest0/arp_ignore").trim(), "8");
+    assert!(agent.run("ip -br link show guest0").contains("UP"), "{}", agent.log());
+}
