@@ -114,7 +114,7 @@ fn ensure_components() -> Result<bool> {
     }
     let names: Vec<&str> = absent.iter().map(|component| component.name()).collect();
     eprintln!("trying `rustup component add {}`", names.join(" "));
-    if rustup_adds(&names) {
+    if rustup_adds(&names) && absent.iter().all(|component| component.is_there()) {
         return Ok(true);
     }
     let packages: Vec<&str> = absent.iter().map(|component| component.package()).collect();
