@@ -4,8 +4,10 @@
 //! yield into the kernel, in the order in which the model yielded it. Both work at the same time, a few steps apart.
 
 mod apply;
+mod beside;
 mod guests;
 mod hosts;
+mod leftovers;
 mod lock;
 mod status;
 mod times;
@@ -14,6 +16,7 @@ mod wire;
 mod writer;
 
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicUsize;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
@@ -60,6 +63,8 @@ pub(crate) struct Shared {
     status: Mutex<BTreeMap<String, InterfaceStatus>>,
     fill: Mutex<status::FillCache>,
     counts: Mutex<status::CountCache>,
+    /// Entries that the kernel has refused to delete.
+    undeleted: AtomicUsize,
     slots: Arc<Semaphore>,
     turns: Arc<Semaphore>,
     trim: Arc<Notify>,
@@ -131,6 +136,7 @@ impl Engine {
             status: Mutex::default(),
             fill: Mutex::default(),
             counts: Mutex::default(),
+            undeleted: AtomicUsize::new(0),
             slots: Arc::new(Semaphore::new(STEPS_AHEAD)),
             turns: Arc::new(Semaphore::new(MESSAGES_AT_ONCE)),
             trim: Arc::default(),

@@ -2,6 +2,7 @@
 //! hands on the programs' log, and gives memory back.
 
 use std::os::fd::AsFd;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -96,6 +97,11 @@ async fn retry(shared: Weak<Shared>) {
 impl Shared {
     /// Writes once more what the kernel refused: there may be room by now.
     fn retry_entries(&self) {
+        if self.undeleted.load(Ordering::Relaxed) > 0 {
+            own::RETRIES.increment();
+            // The writer goes only when the engine does. First: what cannot be deleted keeps others from being written.
+            drop(self.writer.send(Job::Delete));
+        }
         let mut left = self.model().failed();
         if left == 0 {
             own::UNWRITTEN.set(0);
