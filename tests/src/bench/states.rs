@@ -74,7 +74,7 @@ pub(super) fn measure(plan: &Plan, done: &mut dyn FnMut(Row)) -> Result<()> {
 fn rounds(plan: &Plan, count: u32) -> usize {
     let full: usize = match count {
         ..10_000 => 15,
-        ..1_000_000 => 7,
+        10_000..1_000_000 => 7,
         _ => 3,
     };
     if plan.quick { full.div_ceil(3) } else { full }
