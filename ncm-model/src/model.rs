@@ -44,6 +44,8 @@ pub struct Model {
     /// Resources kept without being supported, by type and identity.
     pub(crate) kept: BTreeMap<(u8, String), Kept>,
     pub(crate) kept_counts: BTreeMap<u8, usize>,
+    /// Bytes of their encoded states.
+    pub(crate) kept_bytes: usize,
     pub(crate) interfaces: HashMap<String, Interface>,
     pub(crate) hosts: Hosts,
 

@@ -27,6 +27,8 @@ pub struct Limits {
     pub neighbours: usize,
     /// How many resources are held of each other type.
     pub resources: usize,
+    /// How many bytes of encoded states are held of resources that are kept without being supported.
+    pub kept_bytes: usize,
 }
 
 impl Default for Limits {
@@ -37,6 +39,7 @@ impl Default for Limits {
             parked: 4_194_304,
             neighbours: 4_194_304,
             resources: 65_536,
+            kept_bytes: 64 << 20,
         }
     }
 }

@@ -111,6 +111,7 @@ impl Messages {
         let whole = length as usize;
         let mut message = BytesMut::new();
         if self.pending.len() < whole {
+            message.reserve(whole.min(PROGRESS));
             // Whoever announces a message and sends next to nothing of it takes nothing from the others' budget.
             self.fill(&mut message, 0..whole.min(PROGRESS), whole).await?;
         }

@@ -12,7 +12,7 @@ use super::writer::{Refused, put};
 use crate::fault;
 
 /// Fewer entries are not worth waking a thread.
-const WORTH: usize = 64;
+const WORTH: usize = 1024;
 
 /// What was asked for, what of it was refused, and which deletions of it.
 type Done<K, V> = (Delta<K, V>, Refused, Vec<K>);

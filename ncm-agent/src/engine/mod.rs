@@ -211,6 +211,7 @@ fn settings(config: &Config, tables: &Tables) -> Settings {
             parked: limit(config.limits.parked),
             neighbours: limit(config.limits.neighbours),
             resources: limit(config.limits.resources),
+            ..ncm_model::Limits::default()
         },
         slots: Slots {
             ports: tables.ports.capacity(),

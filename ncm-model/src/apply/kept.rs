@@ -127,11 +127,20 @@ impl Model {
             if let Some(count) = self.kept_counts.get_mut(&kind) {
                 *count -= 1;
             }
+            self.kept_bytes -= held.state.len();
             self.bury(kind, &state.id, held.meta.revision, state.revision, request);
             return Ok(Outcome::Success);
         }
         let count = self.kept_counts.get(&kind).copied().unwrap_or_default();
         self.check_held(count, held.is_some(), kinds_name(resource))?;
+        let before = self.kept.get(&key).map_or(0, |kept| kept.state.len());
+        let (after, most) = (self.kept_bytes - before + bytes.len(), self.settings.limits.kept_bytes);
+        if after > most && bytes.len() > before {
+            return Err(Outcome::failure(format!(
+                "{after} bytes of security groups, DHCP bindings and gateways would be held, and {most} are the most: delete some"
+            )));
+        }
+        self.kept_bytes = after;
         if held.is_none() {
             self.kept_counts.insert(kind, count + 1);
         }

@@ -208,6 +208,32 @@ fn what_is_held_is_bounded_by_type() {
     node.check();
 }
 
+#[test]
+fn what_is_kept_unsupported_is_bounded_in_bytes() {
+    let limits = Limits { kept_bytes: 1000, ..Limits::default() };
+    let mut node = Node::with(Settings { limits, ..Settings::default() });
+    let group = |number: u8, length: usize, operation: crate::wire::OperationType| {
+        let name = "x".repeat(length);
+        let configuration =
+            SecurityGroupConfiguration { id: format!("g{number}"), name, ..Default::default() };
+        let mut state = empty();
+        state.security_group_states.push(SecurityGroupState {
+            operation_type: operation as i32,
+            configuration: Some(configuration),
+        });
+        state
+    };
+    let mut refused = |state: GoalState| node.one(&state).cause.contains("bytes of security groups");
+    assert!(!refused(group(1, 700, CREATE)) && !refused(group(2, 200, CREATE)));
+    assert!(refused(group(3, 200, CREATE)), "beyond the limit");
+    assert!(refused(group(2, 400, CREATE)), "it grows beyond the limit");
+    assert!(!refused(group(1, 600, CREATE)), "it shrinks");
+    assert!(!refused(group(2, 300, CREATE)), "as much as that left room for");
+    assert!(!refused(group(1, 600, DELETE)) && !refused(group(3, 500, CREATE)));
+    assert!(refused(group(4, 500, CREATE)));
+    assert_eq!(node.list().len(), 2);
+}
+
 fn changes_of(node: &mut Node, state: &GoalState) -> crate::Changes {
     let message = crate::Message::decode_v1(prost::Message::encode_to_vec(state).into()).unwrap();
     let mut changes = crate::Changes::default();
