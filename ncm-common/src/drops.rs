@@ -101,6 +101,9 @@ reasons! {
     TunnelEthertype = 33, "tunnel_ethertype";
     /// A packet for DHCP was sent by a guest, and nothing here answers it yet.
     DhcpUnanswered = 34, "dhcp_unanswered";
+    /// A guest's frame goes straight to a guest's MAC, but its destination address is in another subnet of the VNI: subnets
+    /// reach each other by their router only.
+    OtherSubnet = 35, "other_subnet";
 }
 
 /// One more than the largest reason's number: the capacity of tables indexed by reason.

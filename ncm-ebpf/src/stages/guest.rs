@@ -1,6 +1,6 @@
 //! A frame from a guest: which port it is, what kind of frame, and which stages it goes through.
 
-use ncm_common::{counters::PathCounter, drops::DropReason};
+use ncm_common::{counters::PathCounter, drops::DropReason, tables::SubnetPrefixKey};
 
 use super::{Step, Verdict, admit::Sender, answer, by_mac, deliver, open, port, route, subnet};
 use crate::{
@@ -14,7 +14,7 @@ use crate::{
         ipv6,
         transport::{DHCP_SERVER, Transport},
     },
-    tables::PORT_BY_INTERFACE,
+    tables::{PORT_BY_INTERFACE, SUBNET_PREFIXES},
 };
 
 /// Where the IP header or the ARP message of a guest's frame is.
@@ -105,7 +105,20 @@ fn ipv4<C: Context>(packet: C, sender: Sender, ethernet: &Ethernet) -> Step<Verd
         return route::route(packet, sender, source.subnet, subnet, &whole);
     }
     let endpoint = by_mac(subnet.vni, ethernet.destination).ok_or(DropReason::UnknownMac)?;
+    separate(sender, source.subnet, subnet.vni, ip.destination)?;
     deliver::deliver(packet, sender, &whole, &deliver::Hop { endpoint, vni: subnet.vni, routed: None })
+}
+
+/// Refuses an address that a guest in `own` reaches by its router only: that of another subnet of its VNI (and not of its
+/// port's). An address in no subnet is reached through a guest that routes.
+#[inline(always)]
+fn separate(sender: Sender, own: u32, vni: u32, ip: Ipv4Address) -> Step<()> {
+    match SUBNET_PREFIXES.get(&SubnetPrefixKey { prefix_len: 64, vni, ip: ip.bytes() }) {
+        Some(found) if found.index != own && found.index != sender.port.subnet => {
+            Err(DropReason::OtherSubnet)
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The MAC of a table entry, if it is set.
