@@ -7,12 +7,15 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
 use anyhow::Context;
+use ncm_dataplane::PinPaths;
+use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::api::server;
 use crate::config::Config;
 use crate::engine::{Engine, InstanceLock};
+use crate::fault;
 use crate::netlink::{Kernel, relay, underlay};
 use crate::telemetry::{log, prometheus};
 
@@ -26,8 +29,9 @@ const STOP_WITHIN: Duration = Duration::from_millis(500);
 /// It cannot start, or a part of it ends by itself.
 pub fn run(config: Config) -> anyhow::Result<()> {
     log::start(&config.log);
+    let instance = InstanceLock::take(&config.paths.run, &config.instance)?;
     let runtime = runtime()?;
-    let outcome = runtime.block_on(serve(config));
+    let outcome = runtime.block_on(serve(config, &instance));
     // Messages that are being applied stop between two steps; their senders see the connection end.
     runtime.shutdown_timeout(STOP_WITHIN);
     outcome
@@ -41,7 +45,7 @@ fn runtime() -> anyhow::Result<Runtime> {
         .context("cannot start the agent's threads")
 }
 
-async fn serve(config: Config) -> anyhow::Result<()> {
+async fn serve(config: Config, instance: &InstanceLock) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), instance = config.instance, "the agent starts");
@@ -50,14 +54,20 @@ async fn serve(config: Config) -> anyhow::Result<()> {
             "policy.missing_group is \"open\": ports that name a security group which is not held are open to everybody"
         );
     }
-    let engine = Engine::start(config.clone()).await?;
+    // What may be taken by others comes first: a start that fails there has changed nothing. Who connects meanwhile waits.
     let bound = server::bind(&config.api).await?;
-    if let Some(address) = config.metrics {
-        let listener = tokio::net::TcpListener::bind(address)
-            .await
-            .with_context(|| format!("metrics.listen: cannot listen on {address}"))?;
+    let metrics = match config.metrics {
+        None => None,
+        Some(address) => Some(
+            TcpListener::bind(address)
+                .await
+                .with_context(|| format!("metrics.listen: cannot listen on {address}"))?,
+        ),
+    };
+    let engine = start(&config, instance).await?;
+    if let Some(listener) = metrics {
         let engine = engine.clone();
-        tokio::spawn(prometheus::serve(listener, move || engine.families()));
+        fault::supervise("the metrics endpoint", prometheus::serve(listener, move || engine.families()));
     }
     notify("READY=1");
     for listener in &config.api.listeners {
@@ -73,6 +83,24 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         tracing::info!("the agent stops; what it programmed goes on forwarding");
     })
     .await
+}
+
+/// Starts the engine. Where that fails, what it has made is removed again; what an earlier agent left stays.
+async fn start(config: &Config, instance: &InstanceLock) -> anyhow::Result<Engine> {
+    let paths = PinPaths::new(&config.paths.bpffs, &config.instance)?;
+    let is_first = paths.layouts().is_empty();
+    let started = Engine::start(config.clone(), instance).await;
+    if started.is_err() && is_first {
+        let relay = relay::device_name(&config.instance);
+        let removed = async { relay::remove(&mut Kernel::open()?, &relay).await };
+        if let Err(error) = removed.await {
+            tracing::warn!(%error, "cannot remove the relay device of a start that failed");
+        }
+        if let Err(error) = ncm_dataplane::teardown(&config.paths.bpffs, &config.instance) {
+            tracing::warn!(%error, "cannot remove what a start that failed has pinned");
+        }
+    }
+    started
 }
 
 /// Removes everything of the instance from the kernel. Guests' interfaces are set down: without a program, the settings

@@ -5,6 +5,7 @@ pub mod api;
 pub mod config;
 pub mod ctl;
 pub mod engine;
+mod fault;
 pub mod inspect;
 pub mod netlink;
 pub mod telemetry;

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use agent_common::{Agent, ground, neighbor, port, rows, subnet, vpc};
 use bytes::{Buf, BufMut};
+use ncm_model::wire::port_configuration::AllowAddressPair;
 use ncm_model::wire::{
-    GoalState, GoalStateV2, HostRequest, NeighborRulesRequest, NodeSubscribeInfo, OperationStatus,
-    OperationType, ResourceType,
+    GoalState, GoalStateV2, HostRequest, HostResources, NeighborRulesRequest, NodeSubscribeInfo,
+    OperationStatus, OperationType, ResourceType,
 };
 use prost::Message;
 use tokio_stream::wrappers::ReceiverStream;
@@ -227,6 +228,59 @@ async fn a_full_table_is_a_failure_of_what_did_not_fit_and_heals_by_itself() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_message_for_other_hosts_is_counted_and_changes_nothing() {
+    let agent = Agent::start("");
+    let mut client = agent.client().await;
+    let mut message = GoalStateV2::default();
+    message.vpc_states.insert("vpc".to_owned(), vpc("vpc", 7));
+    message.host_resources.insert("203.0.113.77".to_owned(), HostResources::default());
+    for number in 1..=2 {
+        let messages = tokio_stream::iter([message.clone()]);
+        let replies = client.push_goal_states_stream(messages).await.expect("the stream opens");
+        let reply = replies.into_inner().message().await.expect("no error").expect("is answered");
+        assert!(reply.operation_statuses.is_empty(), "{:?}", rows(&reply));
+        assert_eq!(agent.metric("ncm_foreign_messages_total"), Some(f64::from(number)));
+    }
+    assert!(agent.log().contains("host_resources list 1 hosts"), "{}", agent.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_that_gets_anothers_index_gets_neither_its_counts_nor_its_sources() {
+    // One port and no more: the second has the first one's index, within one step.
+    let agent = Agent::start("[capacity]\nports = 2\n");
+    agent.run("ip link add guest0 type veth peer name guest1");
+    agent.run("ip link add other0 type veth peer name other1");
+    let mut client = agent.client().await;
+    let mut first = port("first", "vpc", "subnet", "10.0.0.5", "guest0");
+    let configuration = first.configuration.as_mut().expect("has one");
+    configuration.allow_address_pairs = (1..=9)
+        .map(|last| AllowAddressPair { ip_address: format!("10.0.9.{last}"), ..Default::default() })
+        .collect();
+    let message = GoalState { port_states: vec![first.clone()], ..ground() };
+    let reply = client.push_network_resource_states(message).await.expect("is answered").into_inner();
+    assert!(rows(&reply).iter().all(|row| row.2 == OperationStatus::Success), "{:?}", rows(&reply));
+    agent.wait_for_metric("ncm_table_entries{table=\"sources\"}", 9.0);
+    // An address that is not the guest's.
+    agent.run("ip link set guest1 up; ip addr add 10.0.7.7/24 dev guest1; ping -c 1 -W 1 10.0.7.8 || true");
+    let drops = |port: &str, reason: &str| {
+        agent.metric(&format!("ncm_port_drops_packets_total{{port=\"{port}\",reason=\"{reason}\"}}"))
+    };
+    let reason = ["spoofed_mac", "spoofed_arp", "spoofed_ip"]
+        .into_iter()
+        .find(|reason| drops("first", reason) > Some(0.0));
+    let reason = reason.unwrap_or_else(|| panic!("nothing was dropped: {}", agent.log()));
+
+    first.operation_type = OperationType::Delete.into();
+    let second = port("second", "vpc", "subnet", "10.0.0.6", "other0");
+    let message = GoalState { port_states: vec![first, second], ..Default::default() };
+    let reply = client.push_network_resource_states(message).await.expect("is answered").into_inner();
+    assert!(rows(&reply).iter().all(|row| row.2 == OperationStatus::Success), "{:?}", rows(&reply));
+    agent.wait_for_metric("ncm_table_entries{table=\"sources\"}", 0.0);
+    assert_eq!(drops("second", reason), None, "{}", agent.log());
+    assert_eq!(agent.metric("ncm_port_sent_packets_total{port=\"second\"}"), Some(0.0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_port_waits_for_its_interface_and_follows_it() {
     let agent = Agent::start("");
     let mut client = agent.client().await;
@@ -315,4 +369,27 @@ async fn a_million_neighbours_are_applied_in_one_message() {
     assert_eq!(agent.metric("ncm_table_entries{table=\"endpoints_ipv4\"}"), Some(1_000_000.0));
     tokio::time::sleep(Duration::from_secs(3)).await;
     println!("{} MiB are resident\n{}", agent.resident() >> 20, agent.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_interface_that_cannot_be_taken_over_is_tried_again_until_it_can() {
+    let agent = Agent::start("");
+    agent.run("ip link add guest0 type veth peer name guest1");
+    // The program can be attached, but the settings that close an interface cannot be made.
+    agent.run("echo 0 > /proc/sys/net/ipv4/conf/guest0/arp_ignore");
+    agent.run("mount --bind /proc/sys/net /proc/sys/net && mount -o remount,bind,ro /proc/sys/net");
+    let mut client = agent.client().await;
+    let message =
+        GoalState { port_states: vec![port("port", "vpc", "subnet", "10.0.0.5", "guest0")], ..ground() };
+    let reply = client.push_network_resource_states(message).await.expect("is answered").into_inner();
+    let failed = (ResourceType::Port, "port", OperationStatus::Failure);
+    assert!(rows(&reply).contains(&failed), "{:?}: {}", rows(&reply), agent.log());
+    assert!(agent.log().contains("guest0"), "{}", agent.log());
+    let of = |status: &str| format!("ncm_resources{{type=\"port\",status=\"{status}\"}}");
+    agent.wait_for_metric(&of("failure"), 1.0);
+    agent.run("umount /proc/sys/net");
+    // Nothing is pushed, and nothing happens to the interface.
+    agent.wait_for_metric(&of("success"), 1.0);
+    assert_eq!(agent.run("cat /proc/sys/net/ipv4/conf/guest0/arp_ignore").trim(), "8");
+    assert!(agent.run("ip -br link show guest0").contains("UP"), "{}", agent.log());
 }

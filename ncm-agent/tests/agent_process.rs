@@ -123,3 +123,64 @@ fn the_socket_of_the_tool_answers_root_and_the_group_whatever_its_mode() {
         assert!(status(0).status.success(), "root is served on");
     }
 }
+
+#[test]
+fn a_member_of_the_group_by_a_supplementary_group_may_use_the_socket() {
+    let mut agent = Agent::start("group = \"nogroup\"\n");
+    let socket = agent.scratch.0.join("tool.sock");
+    let tool = agent.scratch.0.join("ncmctl");
+    std::fs::copy(env!("CARGO_BIN_EXE_ncmctl"), &tool).expect("can be copied");
+    let everybody = std::os::unix::fs::PermissionsExt::from_mode(0o666);
+    let status = |groups: &str| {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid", "65533", "--regid", "65532", "--groups", groups]).arg(&tool).arg("status");
+        command.env("NCM_SOCKET", &socket).current_dir("/").output().expect("can be run")
+    };
+    // More groups than are asked for at first, the one that counts being the last.
+    let many: Vec<String> = (1000..1100).chain([65534]).map(|group: u32| group.to_string()).collect();
+    for groups in ["65534", "1000,65534", &many.join(",")] {
+        let output = status(groups);
+        assert!(output.status.success(), "{groups}: {output:?}; {}", agent.log());
+    }
+    // By the socket's mode, and by what the agent sees.
+    assert_eq!(status("1000,1001").status.code(), Some(3));
+    std::fs::set_permissions(&socket, everybody).expect("is ours");
+    assert_eq!(status("1000,1001").status.code(), Some(3));
+    agent.wait_for_log("user 65533 is neither root nor of api.group");
+}
+
+/// Starts an agent that cannot start, after `prepare` in its namespaces, with one line of its configuration replaced.
+/// Returns what it said, and what it left: pins, sockets, devices of its own.
+fn failed_start(prepare: &str, line: (&str, &str)) -> (String, String) {
+    let scratch = Scratch::new();
+    let config = scratch.configure("");
+    let text = std::fs::read_to_string(&config).expect("was written");
+    assert!(text.contains(line.0), "{text}");
+    std::fs::write(&config, text.replace(line.0, line.1)).expect("can be written");
+    let script = format!(
+        "mount --make-rprivate /; mkdir -p {dir}/bpf; mount -t bpf bpf {dir}/bpf; ip link set lo up; \
+         ip link add up0 type veth peer name up1; ip addr add 192.0.2.1/24 dev up0; ip link set up0 up; \
+         ip link set up1 up; {prepare}; {AGENT} --config {config} && exit 1; \
+         find {dir} -path '*/ncm/*' -o -type s; ip -o link show type vxlan | grep ncm-; true",
+        dir = scratch.0.display(),
+        config = config.display(),
+    );
+    let output = Command::new("unshare").args(["--net", "--mount", "sh", "-c", &script]).output();
+    let output = output.expect("can run unshare");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "it started, or nothing could be prepared: {said}");
+    (said, String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+#[test]
+fn a_first_start_that_fails_leaves_nothing_behind() {
+    // An address that is not the host's: found out before anything is loaded.
+    let (said, left) = failed_start("true", ("127.0.0.1:9477", "192.0.2.77:9477"));
+    assert!(said.contains("metrics.listen"), "{said}");
+    assert_eq!(left, "", "after {said}");
+    // Another device has the relay's port: found out when everything is loaded and pinned.
+    let prepare = "ip link add other type vxlan external dstport 47890; ip link set other up";
+    let (said, left) = failed_start(prepare, ("mode = \"tc\"", "mode = \"tc\""));
+    assert!(said.contains("relay_port"), "{said}");
+    assert_eq!(left, "", "after {said}");
+}

@@ -498,12 +498,20 @@ fn without_an_agent_the_tool_says_what_to_do() {
 
 #[test]
 fn an_agent_that_closes_the_connection_is_out_of_reach() {
-    let path = std::env::temp_dir().join(format!("ncmctl-closed-{}.sock", std::process::id()));
-    let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
-    std::thread::spawn(move || listener.incoming().for_each(drop));
-    let ran = run(&path, &["info"], "");
-    std::fs::remove_file(&path).unwrap();
-    assert!(ran.expect(3).err.contains("[api] group"), "{}", ran.err);
+    // Before it has read anything, and in the middle of it: the tool may be at another step each time.
+    for read in [0, 1, 24, 60] {
+        let path = std::env::temp_dir().join(format!("ncmctl-closed-{}-{read}.sock", std::process::id()));
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        std::thread::spawn(move || {
+            for mut connection in listener.incoming().flatten() {
+                // The first connection is a try, and ends without a byte.
+                let _some = std::io::Read::read_exact(&mut connection, &mut vec![0; read]);
+            }
+        });
+        let ran = run(&path, &["info"], "");
+        std::fs::remove_file(&path).unwrap();
+        assert!(ran.expect(3).err.contains("[api] group"), "closed after {read} bytes: {}", ran.err);
+    }
 }
 
 #[test]

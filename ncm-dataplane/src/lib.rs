@@ -115,7 +115,7 @@ impl Dataplane {
             load::load(object, &options.capacities, options.log, paths.as_ref()).inspect_err(|_| {
                 // Tables that never were of use must not bind the next start to this one's capacities.
                 if let Some(paths) = paths.as_ref().filter(|_| is_new) {
-                    let _left_behind = pin::remove_tree(paths.instance());
+                    let _left_behind = paths.remove_layout();
                 }
             })?;
         let links = attach::Links::adopt(paths.as_ref().map(PinPaths::links), &loaded.programs)?;

@@ -66,6 +66,15 @@ impl PinPaths {
         found
     }
 
+    /// Removes what is pinned in this build's layout; another build's, which may be forwarding, stays.
+    pub(crate) fn remove_layout(&self) -> Result<(), Error> {
+        remove_tree(&self.links())?;
+        remove_tree(&self.layout)?;
+        // Not if another layout is there.
+        let _kept = std::fs::remove_dir(&self.instance);
+        Ok(())
+    }
+
     /// Creates the directories, mounting a bpffs first where there is none.
     pub(crate) fn create(&self) -> Result<(), Error> {
         mount_bpffs(&self.bpffs)?;

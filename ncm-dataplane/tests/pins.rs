@@ -55,6 +55,12 @@ fn a_first_start_that_fails_leaves_nothing_behind() {
     let error = Dataplane::open_object(&options(), b"this is no object").expect_err("not an object");
     assert!(matches!(error, Error::Object(_)), "{error}");
     assert_eq!(list(&Path::new(BPFFS).join("ncm")), Vec::<String>::new());
+    // What another version pinned goes on forwarding.
+    let other = Path::new(BPFFS).join("ncm/d-test/v0/links");
+    std::fs::create_dir_all(&other).expect("bpffs has directories");
+    Dataplane::open_object(&options(), b"this is no object").expect_err("not an object");
+    assert!(other.exists(), "another layout's links are gone");
+    teardown(Path::new(BPFFS), "d-test").expect("removed");
     drop(open());
     Dataplane::open_object(&options(), b"this is no object").expect_err("not an object");
     assert!(Reader::open(Path::new(BPFFS), "d-test").is_ok(), "what was there before stays");

@@ -47,6 +47,8 @@ pub struct Model {
     pub(crate) v6: Slab<[u8; 16]>,
     /// Gateways are kept without being supported.
     pub(crate) gateways: BTreeMap<String, Kept>,
+    /// Bytes of their encoded states.
+    pub(crate) gateway_bytes: usize,
     pub(crate) bindings: BTreeMap<BindingKey, Binding>,
     pub(crate) interfaces: HashMap<String, Interface>,
     pub(crate) hosts: Hosts,

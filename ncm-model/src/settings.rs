@@ -31,6 +31,8 @@ pub struct Limits {
     pub set_entries: usize,
     /// How many rules all security groups may have together.
     pub rules: usize,
+    /// How many bytes of encoded states are held of resources that are kept without being supported.
+    pub kept_bytes: usize,
 }
 
 impl Default for Limits {
@@ -43,6 +45,7 @@ impl Default for Limits {
             resources: 65_536,
             set_entries: 131_072,
             rules: 1_048_576,
+            kept_bytes: 64 << 20,
         }
     }
 }

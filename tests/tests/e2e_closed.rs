@@ -2,12 +2,17 @@
 //! pending, not after it is deleted, not after the dataplane is torn down.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use ncm_model::wire::{GoalState, OperationStatus, OperationType};
 use ncm_tests::testbed::packets::{ethernet, ipv4, udp};
-use ncm_tests::testbed::{Cloud, Guest, Host, HostOptions, Lab, TwoHosts, format_mac, gateway_mac};
+use ncm_tests::testbed::{
+    Cloud, Guest, Host, HostOptions, Lab, TwoHosts, eventually, format_mac, gateway_mac,
+};
 
 /// The link-local address that a host gives an interface of that MAC by itself (RFC 4291, appendix A).
 fn link_local(mac: [u8; 6]) -> Ipv6Addr {
@@ -145,6 +150,112 @@ fn closed_at_every_moment(lab: &Lab, tap: bool) -> Result<()> {
     host.ns.run(&format!("{} --config /run/{}.toml --teardown", program.display(), host.name()))?;
     attack.expect_silence("the dataplane is torn down")?;
     attack.expect_silence_to_all("the dataplane is torn down")
+}
+
+/// Sends datagrams of a sender without an address to all hosts, as fast as it can, until it is dropped.
+struct Flood {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Flood {
+    fn begin(guest: &Guest) -> Result<Self> {
+        let wire = guest.packets()?;
+        let frames = [Ipv4Addr::BROADCAST, Ipv4Addr::new(224, 0, 0, 1)].map(|to| {
+            let packet = ipv4(Ipv4Addr::UNSPECIFIED, to, 64, 17, &udp(9, 2202, b"hello, all"));
+            ethernet([0xff; 6], guest.mac(), 0x0800, &packet)
+        });
+        let stop = Arc::new(AtomicBool::new(false));
+        let asked = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            while !asked.load(Ordering::Relaxed) {
+                for frame in &frames {
+                    // While the other side is down they are lost, and some kinds of interface say so.
+                    let _lost = wire.send(frame);
+                }
+                std::thread::sleep(Duration::from_micros(50));
+            }
+        });
+        Ok(Self { stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for Flood {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ended = thread.join();
+        }
+    }
+}
+
+/// A guest whose interface is created down: its port is pushed when the interface is there, or is there before it.
+fn created_down(lab: &Lab, tap: bool, port_first: bool) -> Result<()> {
+    let mut cloud = Cloud { taps: tap, ..Cloud::new() };
+    cloud.vpc("red", 100).subnet("web", "red", "10.1.0.0/24").port("a", "web", "10.1.0.11", "host1").port(
+        "b",
+        "web",
+        "10.1.0.12",
+        "host2",
+    );
+    let net = TwoHosts::new(lab, HostOptions::default())?;
+    let host = &net.host1;
+    let mut a = Guest::unplugged(lab, &host.ns, cloud.guest_spec("a")?)?;
+    let b = cloud.guest(lab, &net.host2, "b")?;
+    let heard = host.ns.udp(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 2202)))?;
+    heard.set_read_timeout(Some(Duration::from_millis(200)))?;
+    let push = || {
+        net.hosts()
+            .into_iter()
+            .try_for_each(|host| host.agent().push(&cloud.goal_state(host.name())).map(drop))
+    };
+    if port_first {
+        push()?;
+    }
+    a.plug_down()?;
+    let flood = Flood::begin(&a)?;
+    if !port_first {
+        ensure!(heard.recv_from(&mut [0; 64]).is_err(), "an interface that is down let a datagram through");
+        push()?;
+    }
+    a.expect_ping(b.ip()).context("the agent brings the interface up")?;
+    let drops = || host.metric(&["ncm_drops_packets_total{"]);
+    let before = drops()?;
+    eventually("what the guest sends to all is dropped", Duration::from_secs(5), || Ok(drops()? > before))?;
+    drop(flood);
+    ensure!(heard.recv_from(&mut [0; 64]).is_err(), "a datagram to all reached the host");
+    Ok(())
+}
+
+#[test]
+fn a_guest_whose_interface_is_created_down_is_never_heard() {
+    for (tap, port_first) in [(false, false), (false, true), (true, false), (true, true)] {
+        Lab::story(|lab| created_down(lab, tap, port_first));
+    }
+}
+
+/// The same flood from an interface that is created up is heard: the test above can fail, and docs/operations.md says so.
+#[test]
+fn a_guest_whose_interface_is_created_up_is_heard_until_a_port_names_it() {
+    Lab::story(|lab| {
+        let mut cloud = Cloud::new();
+        cloud.vpc("red", 100).subnet("web", "red", "10.1.0.0/24").port("a", "web", "10.1.0.11", "host1");
+        let net = TwoHosts::new(lab, HostOptions::default())?;
+        let host = &net.host1;
+        let heard = host.ns.udp(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 2202)))?;
+        heard.set_read_timeout(Some(Duration::from_secs(5)))?;
+        let a = cloud.guest(lab, host, "a")?;
+        let _flood = Flood::begin(&a)?;
+        heard.recv_from(&mut [0; 64]).context("nothing was heard of an interface without a program")?;
+        host.agent().push(&cloud.goal_state(host.name()))?.expect_success()?;
+        heard.set_nonblocking(true)?;
+        // What was heard before the push was answered.
+        while heard.recv_from(&mut [0; 64]).is_ok() {}
+        heard.set_nonblocking(false)?;
+        heard.set_read_timeout(Some(Duration::from_millis(200)))?;
+        ensure!(heard.recv_from(&mut [0; 64]).is_err(), "a datagram reached the host after the push");
+        Ok(())
+    });
 }
 
 #[test]

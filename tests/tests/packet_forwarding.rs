@@ -41,6 +41,15 @@ fn a_guest_reaches_another_of_its_subnet_on_this_host() {
 }
 
 #[test]
+fn a_guest_that_routes_gets_packets_for_addresses_in_no_subnet() {
+    let world = World::new();
+    for hook in HOOKS {
+        let seen = world.from_guest_at(hook, A1, packet(A1, (A2.mac, [203, 0, 113, 9])));
+        seen.assert_delivered(A2.port, PathCounter::LocalDelivered);
+    }
+}
+
+#[test]
 fn a_guest_reaches_another_of_its_subnet_on_another_host() {
     let world = World::new();
     for hook in HOOKS {

@@ -36,7 +36,7 @@ pub fn fuzz(only: Option<&str>, seconds: u64) -> Result<()> {
         "-Ccodegen-units=1",
     ];
     // With a target named, the flags stay off build scripts and procedural macros.
-    let mut build = cargo(["build", "--release", "--target", &triple, "--target-dir"]);
+    let mut build = cargo(["build", "--release", "--locked", "--target", &triple, "--target-dir"]);
     run(build.arg(&target).current_dir(&directory).env("RUSTFLAGS", coverage.join(" ")))?;
     for name in TARGETS.iter().filter(|name| only.is_none_or(|only| only == **name)) {
         let corpus = directory.join("corpus").join(name);

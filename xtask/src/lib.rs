@@ -7,6 +7,7 @@
 )]
 
 pub mod command;
+pub mod components;
 pub mod fuzz;
 pub mod linker;
 pub mod lint;

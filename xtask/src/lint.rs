@@ -4,6 +4,7 @@ use anyhow::Result;
 
 use crate::{
     command::{cargo, run},
+    components::Component,
     object,
     setup::{self, Need},
 };
@@ -16,11 +17,12 @@ pub fn lint(only: Option<&str>) -> Result<()> {
     let wanted = |part: &str| only.is_none_or(|only| only == part);
     setup::ensure(&[Need::Components, Need::Object])?;
     if wanted("format") {
-        run(&mut cargo(["fmt", "--all", "--check"]))?;
-        run(&mut cargo(["fmt", "--manifest-path", "fuzz/Cargo.toml", "--check"]))?;
+        run(&mut Component::Rustfmt.command(&["--all", "--check"]))?;
+        run(&mut Component::Rustfmt.command(&["--manifest-path", "fuzz/Cargo.toml", "--check"]))?;
     }
     if wanted("clippy") {
-        run(&mut cargo(["clippy", "--release", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
+        let arguments = ["--release", "--workspace", "--all-targets", "--", "-D", "warnings"];
+        run(&mut Component::Clippy.command(&arguments))?;
         object::check()?;
     }
     if wanted("doc") {

@@ -14,6 +14,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::{
     command::{is_root, run, which},
+    components::Component,
     linker, toolchain,
 };
 
@@ -104,27 +105,30 @@ fn missing(tools: &[(&str, &'static str)]) -> Vec<&'static str> {
     tools.iter().filter(|(program, _)| which(program).is_none()).map(|(_, package)| *package).collect()
 }
 
+/// rustfmt and clippy: what is there, else rustup's, else the distribution's.
 fn ensure_components() -> Result<bool> {
-    let works = |subcommand: &str| {
-        let mut cargo = Command::new("cargo");
-        cargo
-            .args([subcommand, "--version"])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        cargo.status().is_ok_and(|status| status.success())
-    };
-    let absent: Vec<&str> = [("fmt", "rustfmt"), ("clippy", "clippy")]
-        .iter()
-        .filter(|(sub, _)| !works(sub))
-        .map(|(_, name)| *name)
-        .collect();
-    if !absent.is_empty() {
-        eprintln!("installing with rustup: {}", absent.join(", "));
-        run(Command::new("rustup").args(["component", "add"]).args(&absent).stdin(Stdio::null()))
-            .context("cannot install rustfmt and clippy; they are part of rustup's default profile")?;
+    let absent: Vec<Component> =
+        Component::ALL.into_iter().filter(|component| !component.is_there()).collect();
+    if absent.is_empty() {
+        return Ok(false);
     }
-    Ok(!absent.is_empty())
+    let names: Vec<&str> = absent.iter().map(|component| component.name()).collect();
+    eprintln!("trying `rustup component add {}`", names.join(" "));
+    if rustup_adds(&names) && absent.iter().all(|component| component.is_there()) {
+        return Ok(true);
+    }
+    let packages: Vec<&str> = absent.iter().map(|component| component.package()).collect();
+    eprintln!("rustup could not download them; trying the distribution's: {}", packages.join(", "));
+    install_packages(&packages).with_context(|| {
+        format!(
+            "{} is missing, a part of rustup's default profile; run one of these, then try again:\n  \
+             rustup component add {}\n  apt-get install --no-install-recommends {}",
+            names.join(" and "),
+            names.join(" "),
+            packages.join(" ")
+        )
+    })?;
+    Ok(true)
 }
 
 /// A compiler with its source: what is there, else rustup's component, else the distribution's pair.
@@ -132,7 +136,7 @@ fn ensure_compiler() -> Result<bool> {
     let Err(refused) = toolchain::find() else { return Ok(false) };
     eprintln!("{refused:#}");
     eprintln!("trying `rustup component add rust-src`");
-    if rustup_adds_source() && toolchain::find().is_ok() {
+    if rustup_adds(&["rust-src"]) && toolchain::find().is_ok() {
         return Ok(true);
     }
     eprintln!("rustup could not download it; trying the distribution's compiler with its source");
@@ -148,10 +152,10 @@ fn ensure_compiler() -> Result<bool> {
     Ok(true)
 }
 
-/// Whether rustup can download the source. Without a network it is given up on after two minutes.
-fn rustup_adds_source() -> bool {
+/// Whether rustup can download components. Without a network it is given up on after two minutes.
+fn rustup_adds(components: &[&str]) -> bool {
     let mut rustup = Command::new("rustup");
-    rustup.args(["component", "add", "rust-src"]).stdin(Stdio::null());
+    rustup.args(["component", "add"]).args(components).stdin(Stdio::null());
     let Ok(mut child) = rustup.spawn() else { return false };
     let deadline = Instant::now() + Duration::from_secs(120);
     loop {

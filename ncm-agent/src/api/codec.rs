@@ -19,7 +19,7 @@ use tonic::body::Body;
 use super::budget::{Budget, Reserved};
 
 /// Flag and length in front of each message.
-const PREFIX: usize = 5;
+pub(super) const PREFIX: usize = 5;
 
 /// Bytes that have to arrive in each stall interval, unless the message needs fewer to be complete.
 const PROGRESS: usize = 64 << 10;
@@ -111,6 +111,7 @@ impl Messages {
         let whole = length as usize;
         let mut message = BytesMut::new();
         if self.pending.len() < whole {
+            message.reserve(whole.min(PROGRESS));
             // Whoever announces a message and sends next to nothing of it takes nothing from the others' budget.
             self.fill(&mut message, 0..whole.min(PROGRESS), whole).await?;
         }
@@ -191,11 +192,17 @@ impl Messages {
 /// An encoded message with its prefix.
 #[must_use]
 pub fn framed(message: &[u8]) -> Bytes {
-    let mut frame = BytesMut::with_capacity(PREFIX + message.len());
-    frame.put_u8(0);
-    frame.put_u32(u32::try_from(message.len()).unwrap_or(u32::MAX));
-    frame.put_slice(message);
-    frame.freeze()
+    let mut bytes = BytesMut::with_capacity(PREFIX + message.len());
+    bytes.put_bytes(0, PREFIX);
+    bytes.put_slice(message);
+    frame(&mut bytes);
+    bytes.freeze()
+}
+
+/// Fills in the prefix, for which there is room in front of the message.
+pub(super) fn frame(bytes: &mut BytesMut) {
+    let length = u32::try_from(bytes.len() - PREFIX).unwrap_or(u32::MAX);
+    bytes[..PREFIX].copy_from_slice(&[&[0], &length.to_be_bytes()[..]].concat());
 }
 
 /// The response whose messages are `messages` (each with its prefix); an error ends it with that status.
@@ -274,6 +281,18 @@ mod tests {
             assert_eq!(status.code(), code, "{status}");
             assert!(status.message().contains(text), "expected {text:?} in {status}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_message_that_the_budget_never_has_room_for_is_refused_at_once() {
+        let message = framed(&[7; 200]);
+        let frames = [Ok::<_, Status>(Frame::data(message))];
+        let body = Body::new(StreamBody::new(tokio_stream::iter(frames)));
+        let bounds = Bounds { budget: Budget::new(100), max_message: 1000, stall: Duration::from_secs(60) };
+        let status = Messages::new(body, bounds.clone()).next().await.expect_err("must be refused");
+        assert_eq!(status.code(), tonic::Code::ResourceExhausted, "{status}");
+        assert!(status.message().contains("api.max_buffered_bytes"), "{status}");
+        assert_eq!(bounds.budget.used(), 0);
     }
 
     #[tokio::test]

@@ -73,10 +73,8 @@ impl Provisioner {
         let Received { bytes, reserved } = received;
         own::BUFFERED_BYTES.set(self.bounds.budget.used());
         // The reservation is held to the end of the work, also if the sender has gone meanwhile.
-        let answer = self.engine.apply(bytes, kind, self.origin, move |applied| {
-            let reply = codec::framed(&reply::encode(applied));
-            (reply, reserved)
-        });
+        let answer =
+            self.engine.apply(bytes, kind, self.origin, move |applied| (reply::encode(applied), reserved));
         match answer.await {
             Ok((reply, reserved)) => {
                 drop(reserved);

@@ -4,5 +4,6 @@ pub mod budget;
 pub mod codec;
 pub mod goalstate;
 pub mod inspect;
+mod peer;
 pub mod reply;
 pub mod server;

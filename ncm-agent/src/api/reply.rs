@@ -1,16 +1,20 @@
 //! The reply to a goal state: one row for each of its resources, as many as fit the senders' own limit.
 
-use bytes::{Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use ncm_model::Row;
 use ncm_model::wire::ResourceType;
 use ncm_model::wire::goal_state_operation_reply::GoalStateOperationStatus;
 use prost::Message as _;
 use prost::encoding::{WireType, encode_key, encode_varint};
 
+use super::codec::{self, PREFIX};
 use crate::engine::Applied;
 
 /// Senders take 4 MiB a message; the contract wants replies below 3.5 MiB.
 const LIMIT: usize = (7 << 20) / 2;
+
+/// Bytes of an ordinary row: a UUID, three numbers and three times.
+const ROW: usize = 64;
 
 /// Room for the fields beside the rows.
 const OTHER_FIELDS: usize = 64;
@@ -22,10 +26,12 @@ const TOTAL_TIME: u32 = 3;
 
 /// Encodes the reply. Rows come with what is not SUCCESS first and neighbours last, so that leaving out the end leaves
 /// out the right ones. The times are the whole message's, in microseconds: its resources share batches of writes.
+/// The result begins with gRPC's prefix.
 pub(super) fn encode(applied: &Applied<'_>) -> Bytes {
     let times = applied.times;
     rows(
         applied.rows(),
+        applied.model.row_count(applied.run),
         applied.run.message().format_version(),
         [times.dataplane_us(), times.network_us()],
         || times.elapsed_us(),
@@ -34,11 +40,13 @@ pub(super) fn encode(applied: &Applied<'_>) -> Bytes {
 
 fn rows<'a>(
     rows: impl Iterator<Item = Row<'a>>,
+    expected: usize,
     format_version: u32,
     [dataplane, network]: [u32; 2],
     elapsed: impl Fn() -> u32,
 ) -> Bytes {
-    let mut reply = BytesMut::new();
+    let mut reply = BytesMut::with_capacity(LIMIT.min(PREFIX + OTHER_FIELDS + expected * ROW));
+    reply.put_bytes(0, PREFIX);
     if format_version != 0 {
         encode_key(FORMAT_VERSION, WireType::Varint, &mut reply);
         encode_varint(format_version.into(), &mut reply);
@@ -57,7 +65,7 @@ fn rows<'a>(
         status.operation_type = row.operation;
         status.operation_status = row.status.into();
         let length = status.encoded_len();
-        if reply.len() + length + OTHER_FIELDS > LIMIT {
+        if reply.len() + length + OTHER_FIELDS > LIMIT + PREFIX {
             tracing::info!("the reply shows only as many rows as fit its limit of {LIMIT} bytes");
             break;
         }
@@ -68,6 +76,7 @@ fn rows<'a>(
     }
     encode_key(TOTAL_TIME, WireType::Varint, &mut reply);
     encode_varint(elapsed().max(1).into(), &mut reply);
+    codec::frame(&mut reply);
     reply.freeze()
 }
 
@@ -93,11 +102,19 @@ mod tests {
         }
     }
 
+    /// The message behind a prefix that tells its length.
+    fn unframed(bytes: &[u8]) -> &[u8] {
+        let (prefix, message) = bytes.split_at(PREFIX);
+        assert_eq!(prefix[0], 0, "it is not compressed");
+        assert_eq!(prefix[1..], (message.len() as u32).to_be_bytes());
+        message
+    }
+
     #[test]
     fn a_reply_is_what_its_message_says() {
         let list = [row(1, OperationStatus::Failure), row(2, OperationStatus::Success)];
-        let bytes = rows(list.into_iter(), 101, [7, 8], || 9);
-        let reply = GoalStateOperationReply::decode(bytes).expect("a reply");
+        let bytes = rows(list.into_iter(), 2, 101, [7, 8], || 9);
+        let reply = GoalStateOperationReply::decode(unframed(&bytes)).expect("a reply");
         assert_eq!(reply.format_version, 101);
         assert_eq!(reply.message_total_operation_time, 9);
         let ids: Vec<_> = reply.operation_statuses.iter().map(|status| status.resource_id.as_str()).collect();
@@ -114,9 +131,10 @@ mod tests {
     fn a_million_rows_are_cut_at_the_limit_and_the_first_stay() {
         let failing = (0..1000).map(|id| row(id, OperationStatus::Failure));
         let list = failing.chain((1000..1_000_000).map(|id| row(id, OperationStatus::Success)));
-        let bytes = rows(list, 1, [0, 0], || u32::MAX);
-        assert!(bytes.len() <= LIMIT && bytes.len() > LIMIT - 1024, "{} bytes", bytes.len());
-        let reply = GoalStateOperationReply::decode(bytes).expect("a reply");
+        let bytes = rows(list, 1_000_000, 1, [0, 0], || u32::MAX);
+        let length = unframed(&bytes).len();
+        assert!(length <= LIMIT && length > LIMIT - 1024, "{length} bytes");
+        let reply = GoalStateOperationReply::decode(unframed(&bytes)).expect("a reply");
         let failed =
             reply.operation_statuses.iter().filter(|row| row.operation_status() == OperationStatus::Failure);
         assert_eq!(failed.count(), 1000);

@@ -22,6 +22,7 @@ use tonic::transport::server::Connected;
 use super::budget::Budget;
 use super::codec::Bounds;
 use super::goalstate::{GoalStates, Provisioner, Subscriptions, Topics};
+use super::peer;
 use crate::config::{Api, Listener};
 use crate::engine::Engine;
 use crate::telemetry::own;
@@ -53,7 +54,20 @@ pub struct Bound {
     unix: Vec<UnixListener>,
     tool: UnixListener,
     tool_group: Option<Gid>,
-    paths: Vec<PathBuf>,
+    paths: Paths,
+}
+
+/// Unix sockets of ours in the file system: they go with this.
+#[derive(Debug, Default)]
+struct Paths(Vec<PathBuf>);
+
+impl Drop for Paths {
+    fn drop(&mut self) {
+        for path in &self.0 {
+            // Another file there now is not ours to complain about.
+            drop(fs::remove_file(path));
+        }
+    }
 }
 
 /// Binds everything that the configuration names.
@@ -70,20 +84,20 @@ pub async fn bind(api: &Api) -> anyhow::Result<Bound> {
             Some(group.with_context(|| format!("api.group: there is no group {name:?} on this host"))?.gid)
         }
     };
-    let (mut tcp, mut unix, mut paths) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut tcp, mut unix, mut paths) = (Vec::new(), Vec::new(), Paths::default());
     for listener in &api.listeners {
         let failed = || format!("api.listeners: cannot listen on {listener}");
         match listener {
             Listener::Tcp(address) => tcp.push(TcpListener::bind(address).await.with_context(failed)?),
             Listener::Unix(path) => {
                 unix.push(bind_unix(path, tool_group).with_context(failed)?);
-                paths.push(path.clone());
+                paths.0.push(path.clone());
             }
         }
     }
     let tool = bind_unix(&api.socket, tool_group)
         .with_context(|| format!("api.socket: cannot listen on {}", api.socket.display()))?;
-    paths.push(api.socket.clone());
+    paths.0.push(api.socket.clone());
     Ok(Bound { tcp, unix, tool, tool_group, paths })
 }
 
@@ -167,10 +181,7 @@ pub async fn serve(bound: Bound, engine: Engine, stop: impl Future<Output = ()>)
         },
     };
     servers.abort_all();
-    for path in &bound.paths {
-        // Another file there now is not ours to complain about.
-        drop(fs::remove_file(path));
-    }
+    drop(bound.paths);
     outcome
 }
 
@@ -214,7 +225,7 @@ fn incoming(
                 }
             };
             if let Socket::Unix(stream) = &socket
-                && let Err(refusal) = admit(stream, group)
+                && let Err(refusal) = peer::admit(stream, group)
             {
                 tracing::warn!("a connection to a Unix socket is refused: {refusal}");
                 continue;
@@ -223,24 +234,6 @@ fn incoming(
             return Some((Ok(connection), (source, slots)));
         }
     })
-}
-
-/// The socket's mode keeps others out already; this holds also where a path was opened wider by hand.
-fn admit(stream: &UnixStream, group: Option<Gid>) -> Result<(), String> {
-    let peer = stream.peer_cred().map_err(|error| format!("its credentials cannot be read: {error}"))?;
-    if peer.uid() == 0 || peer.uid() == nix::unistd::geteuid().as_raw() {
-        return Ok(());
-    }
-    match group {
-        Some(group) if peer.gid() == group.as_raw() || is_member(peer.uid(), group) => Ok(()),
-        _ => Err(format!("user {} is neither root nor of api.group", peer.uid())),
-    }
-}
-
-fn is_member(uid: u32, group: Gid) -> bool {
-    let user = nix::unistd::User::from_uid(uid.into()).ok().flatten();
-    let group = Group::from_gid(group).ok().flatten();
-    matches!((user, group), (Some(user), Some(group)) if user.gid == group.gid || group.mem.contains(&user.name))
 }
 
 enum Socket {

@@ -8,7 +8,7 @@ use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 
 use super::args::Global;
-use super::failure::Failure;
+use super::failure::{Failure, closed};
 use crate::inspect::read::TableReader;
 use crate::ncm_v1::inspect_client::InspectClient;
 use crate::ncm_v1::operate_client::OperateClient;
@@ -46,10 +46,7 @@ impl Agent {
             })
         };
         let channel = Endpoint::from_static("http://ncm.local").connect_with_connector(connector).await;
-        let channel = channel.map_err(|error| NoAgent {
-            absent: false,
-            message: format!("{} does not answer as an agent's socket does: {error}", path.display()),
-        })?;
+        let channel = channel.map_err(|error| NoAgent { absent: false, message: closed(&error) })?;
         Ok(Self {
             // What the agent sends is as large as what it holds; it is trusted.
             inspect: InspectClient::new(channel.clone()).max_decoding_message_size(usize::MAX),

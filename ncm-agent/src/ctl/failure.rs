@@ -59,16 +59,22 @@ fn innermost<'e>(mut error: &'e (dyn std::error::Error + 'static)) -> &'e (dyn s
     error
 }
 
+/// What is said of a connection that was made and then broke. Whom the agent does not let in finds it closed, at the
+/// first write or at the first answer, as it happens.
+pub(super) fn closed(error: &(dyn std::error::Error + 'static)) -> String {
+    format!(
+        "the agent closed the connection ({}): it lets in root and members of the group that `[api] group` names; its \
+         log says more",
+        innermost(error)
+    )
+}
+
 impl From<tonic::Status> for Failure {
     fn from(status: tonic::Status) -> Self {
         let message = status.message();
         // The agent did not say this: its statuses have no source.
         if let Some(source) = std::error::Error::source(&status) {
-            return Self::unreachable(format!(
-                "the agent closed the connection ({}): it lets in root and members of the group that `[api] group` \
-                 names; its log says more",
-                innermost(source)
-            ));
+            return Self::unreachable(closed(source));
         }
         match status.code() {
             tonic::Code::InvalidArgument => Self::usage(message),

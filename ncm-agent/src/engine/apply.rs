@@ -15,8 +15,10 @@ use super::writer::Job;
 use super::{Engine, Shared};
 use crate::telemetry::own;
 
-/// States applied in one step: enough to fill the kernel's batches, few enough that no one waits long.
+/// States applied in one step at most: enough to fill the kernel's batches, few enough that no one waits long.
 const STEP: usize = 8192;
+/// States applied in a message's first step; each has twice as many as the one before, so that writing begins early.
+const FIRST_STEP: usize = 128;
 
 /// From this size on, the memory that a message used is given back to the system at once.
 const LARGE: usize = 1 << 20;
@@ -97,12 +99,13 @@ impl Shared {
         let decoded_us = times.elapsed_us();
         let mut run = Run::new(message, origin, unix_seconds());
         let mut model_time = Duration::ZERO;
+        let mut step = FIRST_STEP;
         loop {
             let slot = runtime.block_on(Arc::clone(&self.slots).acquire_owned());
             let slot = slot.map_err(|_| ApplyError::Stopping)?;
             let (progress, wanted) = self.change(Some(&times), Some(slot), |model, changes| {
                 let begun = Instant::now();
-                let progress = model.step(&mut run, STEP, changes);
+                let progress = model.step(&mut run, step, changes);
                 model_time += begun.elapsed();
                 progress
             });
@@ -112,6 +115,7 @@ impl Shared {
             if progress == Progress::Done {
                 break;
             }
+            step = STEP.min(step * 2);
         }
         let (written, wait) = oneshot::channel();
         self.writer.send(Job::Flush(written)).map_err(|_| ApplyError::Stopping)?;

@@ -4,12 +4,13 @@
 //! yield into the kernel, in the order in which the model yielded it. Both work at the same time, a few steps apart.
 
 mod apply;
+mod beside;
 mod epochs;
-mod fault;
 mod flows;
 mod guests;
 mod hosts;
 mod leftover_sets;
+mod leftovers;
 mod lock;
 mod status;
 mod sweep;
@@ -20,6 +21,7 @@ mod wire;
 mod writer;
 
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicUsize;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
@@ -66,11 +68,12 @@ pub(crate) struct Shared {
     status: Mutex<BTreeMap<String, InterfaceStatus>>,
     fill: Mutex<status::FillCache>,
     counts: Mutex<status::CountCache>,
+    /// Entries that the kernel has refused to delete.
+    undeleted: AtomicUsize,
     slots: Arc<Semaphore>,
     turns: Arc<Semaphore>,
     trim: Arc<Notify>,
     started: SystemTime,
-    _lock: InstanceLock,
 }
 
 impl std::fmt::Debug for Shared {
@@ -109,13 +112,13 @@ impl Shared {
 
 impl Engine {
     /// Takes over what an earlier agent of this instance left, or begins anew, and follows the host's interfaces and
-    /// the underlay from now on. Needs a tokio runtime, which the engine's tasks run on.
+    /// the underlay from now on. Needs a tokio runtime, which the engine's tasks run on, and the instance for as long as
+    /// the engine lives.
     ///
     /// # Errors
     ///
-    /// Another agent has the instance, the kernel refuses programs or tables, or netlink cannot be used.
-    pub async fn start(config: Config) -> anyhow::Result<Self> {
-        let lock = InstanceLock::take(&config.paths.run, &config.instance)?;
+    /// The kernel refuses programs or tables, or netlink cannot be used.
+    pub async fn start(config: Config, _instance: &InstanceLock) -> anyhow::Result<Self> {
         let mut kernel = Kernel::open().context("cannot use netlink")?;
         if config.guest.closed_defaults {
             guests::close_defaults()?;
@@ -140,12 +143,12 @@ impl Engine {
             status: Mutex::default(),
             fill: Mutex::default(),
             counts: Mutex::default(),
+            undeleted: AtomicUsize::new(0),
             slots: Arc::new(Semaphore::new(STEPS_AHEAD)),
             turns: Arc::new(Semaphore::new(MESSAGES_AT_ONCE)),
             trim: Arc::default(),
             started: SystemTime::now(),
             config,
-            _lock: lock,
         });
         writer::start(receiver, &shared)?;
         sweep::start(&shared, leftover)?;
@@ -223,6 +226,7 @@ fn settings(config: &Config, tables: &Tables) -> Settings {
             resources: limit(config.limits.resources),
             set_entries: limit(config.limits.set_entries),
             rules: limit(config.limits.rules),
+            ..ncm_model::Limits::default()
         },
         slots: Slots {
             ports: tables.ports.capacity(),

@@ -9,9 +9,10 @@ use std::{io, thread};
 use ncm_common::tables::{Flow, FlowKey, PortFlows, ticks};
 use ncm_dataplane::{Error, Position, Tables};
 
+use super::Shared;
 use super::leftover_sets::LeftoverSets;
 use super::status::monotonic_ns;
-use super::{Shared, fault};
+use crate::fault;
 use crate::inspect::idle_ticks;
 use crate::telemetry::flows::{self, Tally};
 use crate::telemetry::own;
@@ -31,13 +32,7 @@ const GRACE: u32 = ticks(60_000_000_000);
 /// Starts the sweep; it ends when the engine does.
 pub(super) fn start(shared: &Arc<Shared>, leftover: LeftoverSets) -> io::Result<()> {
     let (tables, shared) = (shared.dataplane.tables().clone(), Arc::downgrade(shared));
-    thread::Builder::new().name("ncm-sweep".to_owned()).spawn(move || {
-        let swept =
-            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(&tables, &shared, leftover)));
-        if swept.is_err() {
-            fault::end("the sweep of flows");
-        }
-    })?;
+    fault::supervise_thread("ncm-sweep", "the sweep of flows", move || run(&tables, &shared, leftover))?;
     Ok(())
 }
 

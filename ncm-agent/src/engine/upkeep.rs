@@ -2,8 +2,8 @@
 //! hands on the programs' log, and gives memory back.
 
 use std::os::fd::AsFd;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use ncm_dataplane::ProgramLog;
@@ -14,7 +14,8 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::status::monotonic_ns;
 use super::writer::Job;
-use super::{Engine, Shared, fault};
+use super::{Engine, Shared};
+use crate::fault;
 use crate::netlink::Links;
 use crate::telemetry::own;
 
@@ -41,11 +42,11 @@ pub(super) fn start(shared: &Arc<Shared>, links: Links) {
     fault::supervise("following the interfaces", follow(Arc::downgrade(shared), links));
     fault::supervise("the heartbeat", heartbeat(Arc::downgrade(shared)));
     fault::supervise("the retry of refused entries", retry(Arc::downgrade(shared)));
-    tokio::spawn(trim(Arc::clone(&shared.trim), Arc::downgrade(shared)));
+    fault::supervise("giving memory back", trim(Arc::clone(&shared.trim), Arc::downgrade(shared)));
     if let Some(log) = shared.dataplane.take_log() {
         let shared = Arc::downgrade(shared);
-        let thread = thread::Builder::new().name("ncm-log".to_owned());
-        if let Err(error) = thread.spawn(move || forward_log(&shared, log)) {
+        let forward = move || forward_log(&shared, log);
+        if let Err(error) = fault::supervise_thread("ncm-log", "handing on the programs' log", forward) {
             tracing::warn!(%error, "the programs' log cannot be read");
         }
     }
@@ -96,6 +97,11 @@ async fn retry(shared: Weak<Shared>) {
 impl Shared {
     /// Writes once more what the kernel refused: there may be room by now.
     fn retry_entries(&self) {
+        if self.undeleted.load(Ordering::Relaxed) > 0 {
+            own::RETRIES.increment();
+            // The writer goes only when the engine does. First: what cannot be deleted keeps others from being written.
+            drop(self.writer.send(Job::Delete));
+        }
         let mut left = self.model().failed();
         if left == 0 {
             own::UNWRITTEN.set(0);

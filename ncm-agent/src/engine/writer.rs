@@ -1,27 +1,30 @@
-//! The one thread that writes goal states into the kernel's tables, in the order in which the model yielded them.
+//! The thread that writes goal states into the kernel's tables, in the order in which the model yielded them.
 //!
 //! Additions go first, what is referred to before what refers, then deletions in reverse. Where a table is full, its
 //! deletions of the same step go before what did not fit. What the kernel refuses is told to the model, which answers for it.
 //! Epochs rise when all that they are about is written, so that a flow decided by what was there before is decided anew.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Weak};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use ncm_common::Plain;
+use ncm_common::tables::{Endpoint, MacKey};
 use ncm_dataplane::{Table, Tables};
 use ncm_model::{Changes, Delta, Handle, Put};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
+use super::Shared;
+use super::beside::Beside;
 use super::epochs::Epochs;
 use super::hosts::RemoteHosts;
+use super::leftovers::{Occupants, Undeleted, take_of};
 use super::tenants::{begin_ports, end_ports};
 use super::times::Times;
-use super::{Shared, fault};
+use crate::fault;
 use crate::netlink::underlay::Underlay;
 use crate::telemetry::own;
 
@@ -36,6 +39,8 @@ pub(super) enum Job {
         /// Bounds how far the model runs ahead.
         slot: Option<OwnedSemaphorePermit>,
     },
+    /// Try once more to delete what the kernel has refused to.
+    Delete,
     /// Say when everything before is written.
     Flush(oneshot::Sender<()>),
 }
@@ -61,26 +66,44 @@ type Logged = HashMap<Arc<str>, Instant>;
 
 /// Starts the writer; it ends when the engine does. A fault in it ends the process: without a writer no message would
 /// ever be answered again, while the next process goes on from the tables.
-pub(super) fn start(jobs: Receiver<Job>, shared: &Arc<Shared>) -> std::io::Result<()> {
-    let (tables, shared) = (shared.dataplane.tables().clone(), Arc::downgrade(shared));
-    thread::Builder::new().name("ncm-writer".to_owned()).spawn(move || {
-        if catch_unwind(AssertUnwindSafe(|| run(&jobs, &tables, &shared))).is_err() {
-            fault::end("the writer of table entries");
-        }
+pub(super) fn start(jobs: Receiver<Job>, shared: &Arc<Shared>) -> anyhow::Result<()> {
+    let tables = shared.dataplane.tables().clone();
+    let writer = Writer {
+        beside: Beside::start(&tables.endpoints_mac)?,
+        remote: RemoteHosts::default(),
+        undeleted: Undeleted::default(),
+        occupants: Occupants::new(tables.ports.entries()?),
+        epochs: Epochs::read(&tables),
+        tables,
+    };
+    let shared = Arc::downgrade(shared);
+    fault::supervise_thread("ncm-writer", "the writer of table entries", move || {
+        run(&jobs, writer, &shared)
     })?;
     Ok(())
 }
 
-fn run(jobs: &Receiver<Job>, tables: &Tables, shared: &Weak<Shared>) {
-    let (mut remote, mut logged) = (RemoteHosts::default(), Logged::new());
-    let mut epochs = Epochs::read(tables);
+/// What the writer goes on from.
+struct Writer {
+    tables: Tables,
+    /// Writes the other table of endpoints at the same time.
+    beside: Beside<MacKey, Endpoint>,
+    remote: RemoteHosts,
+    undeleted: Undeleted,
+    occupants: Occupants,
+    epochs: Epochs,
+}
+
+fn run(jobs: &Receiver<Job>, mut writer: Writer, shared: &Weak<Shared>) {
+    let mut logged = Logged::new();
     for job in jobs {
+        let undeleted = writer.undeleted.len();
         match job {
-            Job::Write { changes, times, slot } => {
+            Job::Write { mut changes, times, slot } => {
                 let Some(shared) = shared.upgrade() else { return };
                 let begun = Instant::now();
-                let (refused, waited) =
-                    write(tables, shared.underlay.as_ref(), &mut remote, &mut epochs, *changes);
+                writer.undeleted.supersede(&mut changes);
+                let (refused, waited) = writer.write(shared.underlay.as_ref(), *changes);
                 let elapsed = begun.elapsed().saturating_sub(waited);
                 own::WRITE_MICROSECONDS.add(u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX));
                 if let Some(times) = times {
@@ -90,10 +113,22 @@ fn run(jobs: &Receiver<Job>, tables: &Tables, shared: &Weak<Shared>) {
                 if !refused.is_empty() {
                     report(&shared, refused, &mut logged);
                 }
+                shared.undeleted.store(writer.undeleted.len(), Ordering::Relaxed);
                 drop(slot);
+            }
+            Job::Delete => {
+                let Some(shared) = shared.upgrade() else { return };
+                let changes = writer.undeleted.take();
+                // Nothing is added, and nothing refused but deletions.
+                let _ = writer.write(shared.underlay.as_ref(), changes);
+                shared.undeleted.store(writer.undeleted.len(), Ordering::Relaxed);
             }
             // The asker may have gone.
             Job::Flush(done) => drop(done.send(())),
+        }
+        let left = writer.undeleted.len();
+        if left > undeleted {
+            tracing::error!(entries = left, "table entries cannot be deleted: they will be tried again");
         }
     }
 }
@@ -121,65 +156,104 @@ fn report(shared: &Shared, refused: Refused, logged: &mut Logged) {
     }
 }
 
-/// Writes the changes of one step. Also returns the time spent on waiting for netlink.
-fn write(
-    tables: &Tables,
-    underlay: Option<&Underlay>,
-    remote: &mut RemoteHosts,
-    epochs: &mut Epochs,
-    mut changes: Changes,
-) -> (Refused, Duration) {
-    let mut refused = Refused::new();
-    own::ENTRIES_WRITTEN.add(changes.len() as u64);
+impl Writer {
+    /// Writes the changes of one step. Also returns the time spent on waiting for netlink.
+    fn write(&mut self, underlay: Option<&Underlay>, mut changes: Changes) -> (Refused, Duration) {
+        let mut refused = Refused::new();
+        own::ENTRIES_WRITTEN.add(changes.len() as u64);
+        let reused = self.clear_predecessors(&mut changes, &mut refused);
+        let (tables, left) = (&self.tables, self.undeleted.tables());
 
-    // Names are for people: without one nothing forwards differently, so that failures are only logged.
-    unnamed(tables.names.put_batch(changes.names.put.iter().map(|put| (put.key, put.value))));
-    let begun = Instant::now();
-    let gone = remote.add(underlay, std::mem::take(&mut changes.hosts));
-    remote.check(underlay, "HOSTS", &changes.endpoints_mac.put, &mut refused);
-    remote.check(underlay, "HOSTS", &changes.endpoints_ip.put, &mut refused);
-    let waited = begun.elapsed();
+        // Names are for people: without one nothing forwards differently, so that failures are only logged.
+        unnamed(tables.names.put_batch(changes.names.put.iter().map(|put| (put.key, put.value))));
+        let begun = Instant::now();
+        let gone = self.remote.add(underlay, std::mem::take(&mut changes.hosts));
+        self.remote.check(underlay, "HOSTS", &changes.endpoints_mac.put, &mut refused);
+        self.remote.check(underlay, "HOSTS", &changes.endpoints_ip.put, &mut refused);
+        let waited = begun.elapsed();
 
-    put(&tables.rules, &mut changes.rules, &mut refused);
-    put(&tables.classes, &mut changes.classes, &mut refused);
-    put(&tables.subnets, &mut changes.subnets, &mut refused);
-    begin_ports(tables, &changes.ports.put);
-    put(&tables.ports, &mut changes.ports, &mut refused);
-    put(&tables.vnis, &mut changes.vnis, &mut refused);
-    put(&tables.subnet_prefixes, &mut changes.subnet_prefixes, &mut refused);
-    put(&tables.vteps, &mut changes.vteps, &mut refused);
-    put(&tables.endpoints_mac, &mut changes.endpoints_mac, &mut refused);
-    put(&tables.endpoints_ip, &mut changes.endpoints_ip, &mut refused);
-    put(&tables.routes, &mut changes.routes, &mut refused);
-    put(&tables.sources, &mut changes.sources, &mut refused);
-    put(&tables.source_prefixes, &mut changes.source_prefixes, &mut refused);
-    put(&tables.devices, &mut changes.devices, &mut refused);
-    put(&tables.port_by_interface, &mut changes.port_by_interface, &mut refused);
+        put(&tables.rules, &mut changes.rules, &mut refused, &mut left.rules.del);
+        put(&tables.classes, &mut changes.classes, &mut refused, &mut left.classes.del);
+        put(&tables.subnets, &mut changes.subnets, &mut refused, &mut left.subnets.del);
+        // Nothing leads to the new ones yet, and nothing to the old ones any more.
+        end_ports(tables, &reused);
+        begin_ports(tables, &changes.ports.put);
+        put(&tables.ports, &mut changes.ports, &mut refused, &mut left.ports.del);
+        put(&tables.vnis, &mut changes.vnis, &mut refused, &mut left.vnis.del);
+        let (delta, undeleted) = (&mut changes.subnet_prefixes, &mut left.subnet_prefixes.del);
+        put(&tables.subnet_prefixes, delta, &mut refused, undeleted);
+        put(&tables.vteps, &mut changes.vteps, &mut refused, &mut left.vteps.del);
+        let (by_mac, by_ip) = (&mut changes.endpoints_mac, &mut changes.endpoints_ip);
+        self.beside.put(by_mac, &mut refused, &mut left.endpoints_mac.del, |refused| {
+            put(&tables.endpoints_ip, by_ip, refused, &mut left.endpoints_ip.del);
+        });
+        put(&tables.routes, &mut changes.routes, &mut refused, &mut left.routes.del);
+        put(&tables.sources, &mut changes.sources, &mut refused, &mut left.sources.del);
+        let (delta, undeleted) = (&mut changes.source_prefixes, &mut left.source_prefixes.del);
+        put(&tables.source_prefixes, delta, &mut refused, undeleted);
+        put(&tables.devices, &mut changes.devices, &mut refused, &mut left.devices.del);
+        let (delta, undeleted) = (&mut changes.port_by_interface, &mut left.port_by_interface.del);
+        put(&tables.port_by_interface, delta, &mut refused, undeleted);
 
-    delete(&tables.port_by_interface, &changes.port_by_interface.del);
-    delete(&tables.devices, &changes.devices.del);
-    delete(&tables.source_prefixes, &changes.source_prefixes.del);
-    delete(&tables.sources, &changes.sources.del);
-    delete(&tables.routes, &changes.routes.del);
-    delete(&tables.endpoints_ip, &changes.endpoints_ip.del);
-    delete(&tables.endpoints_mac, &changes.endpoints_mac.del);
-    delete(&tables.vteps, &changes.vteps.del);
-    delete(&tables.subnet_prefixes, &changes.subnet_prefixes.del);
-    delete(&tables.vnis, &changes.vnis.del);
-    delete(&tables.ports, &changes.ports.del);
-    delete(&tables.subnets, &changes.subnets.del);
-    delete(&tables.classes, &changes.classes.del);
-    delete(&tables.rules, &changes.rules.del);
-    remote.change(underlay, &gone);
-    delete(&tables.names, &changes.names.del);
-    end_ports(tables, &changes.ports.del);
+        delete(&tables.port_by_interface, &changes.port_by_interface.del, &mut left.port_by_interface.del);
+        delete(&tables.devices, &changes.devices.del, &mut left.devices.del);
+        delete(&tables.source_prefixes, &changes.source_prefixes.del, &mut left.source_prefixes.del);
+        delete(&tables.sources, &changes.sources.del, &mut left.sources.del);
+        delete(&tables.routes, &changes.routes.del, &mut left.routes.del);
+        delete(&tables.endpoints_ip, &changes.endpoints_ip.del, &mut left.endpoints_ip.del);
+        delete(&tables.endpoints_mac, &changes.endpoints_mac.del, &mut left.endpoints_mac.del);
+        delete(&tables.vteps, &changes.vteps.del, &mut left.vteps.del);
+        delete(&tables.subnet_prefixes, &changes.subnet_prefixes.del, &mut left.subnet_prefixes.del);
+        delete(&tables.vnis, &changes.vnis.del, &mut left.vnis.del);
+        delete(&tables.ports, &changes.ports.del, &mut left.ports.del);
+        delete(&tables.subnets, &changes.subnets.del, &mut left.subnets.del);
+        delete(&tables.classes, &changes.classes.del, &mut left.classes.del);
+        delete(&tables.rules, &changes.rules.del, &mut left.rules.del);
+        self.remote.change(underlay, &gone);
+        delete(&tables.names, &changes.names.del, &mut left.names.del);
+        end_ports(tables, &changes.ports.del);
+        self.occupants.written(&changes.ports);
 
-    put(&tables.ports, &mut changes.port_epochs, &mut refused);
-    epochs.rise(tables, &changes.epochs);
-    (refused, waited)
+        put(&tables.ports, &mut changes.port_epochs, &mut refused, &mut left.ports.del);
+        self.epochs.rise(tables, &changes.epochs);
+        (refused, waited)
+    }
+
+    /// What a port may send from has no generation: where an index is given to a port, what the last one there had goes
+    /// first. Where it cannot, the new port is not written. Returns the indices that pass from one port to another.
+    fn clear_predecessors(&mut self, changes: &mut Changes, refused: &mut Refused) -> Vec<u32> {
+        let moves = self.occupants.moves(&changes.ports);
+        let (tables, left) = (&self.tables, self.undeleted.tables());
+        let sources = take_of(&mut changes.sources.del, &moves.new, |key| key.port);
+        let prefixes = take_of(&mut changes.source_prefixes.del, &moves.new, |key| key.port);
+        delete(&tables.sources, &sources, &mut left.sources.del);
+        delete(&tables.source_prefixes, &prefixes, &mut left.source_prefixes.del);
+        let haunted: HashSet<u32> = (left.sources.del.iter().map(|key| key.port))
+            .chain(left.source_prefixes.del.iter().map(|key| key.port))
+            .filter(|index| moves.new.contains(index))
+            .collect();
+        if !haunted.is_empty() {
+            let text: Arc<str> = "what the last port under its index may send from cannot be deleted".into();
+            let (kept_out, rest) =
+                changes.ports.put.drain(..).partition::<Vec<_>, _>(|put| haunted.contains(&put.key));
+            changes.ports.put = rest;
+            for put in kept_out {
+                changes.ports.del.push(put.key);
+                refused.push(Refusal { cause: put.cause, table: "PORTS", text: Arc::clone(&text) });
+            }
+        }
+        moves.reused
+    }
 }
 
-fn put<K: Plain, V: Plain>(table: &Table<K, V>, delta: &mut Delta<K, V>, refused: &mut Refused) {
+/// Writes a table's additions; if it is full, its deletions before those that did not fit. Those of the deletions that are
+/// refused go to `undeleted`.
+pub(super) fn put<K: Plain, V: Plain>(
+    table: &Table<K, V>,
+    delta: &mut Delta<K, V>,
+    refused: &mut Refused,
+    undeleted: &mut Vec<K>,
+) {
     if delta.put.is_empty() {
         return;
     }
@@ -187,7 +261,7 @@ fn put<K: Plain, V: Plain>(table: &Table<K, V>, delta: &mut Delta<K, V>, refused
     let mut outcome = table.put_batch(delta.put.iter().map(pair));
     let mut failed: Vec<usize> = outcome.failed.iter().map(|(position, _)| *position).collect();
     if outcome.is_full() && !delta.del.is_empty() {
-        delete(table, &std::mem::take(&mut delta.del));
+        delete(table, &std::mem::take(&mut delta.del), undeleted);
         outcome = table.put_batch(failed.iter().map(|position| pair(&delta.put[*position])));
         failed = outcome.failed.iter().map(|(position, _)| failed[*position]).collect();
     }
@@ -215,16 +289,18 @@ fn explained<K: Plain, V: Plain>(table: &Table<K, V>, error: &std::io::Error) ->
     }
 }
 
-fn delete<K: Plain, V: Plain>(table: &Table<K, V>, keys: &[K]) {
+fn delete<K: Plain, V: Plain>(table: &Table<K, V>, keys: &[K], undeleted: &mut Vec<K>) {
     if keys.is_empty() {
         return;
     }
     let outcome = table.delete_batch(keys.iter().copied());
     if let Some((_, error)) = outcome.failed.first() {
         let table = table.spec().name.to_ascii_lowercase();
-        tracing::error!(table, entries = outcome.failed.len(), %error, "cannot delete table entries");
-        own::ENTRIES_FAILED.add(outcome.failed.len() as u64);
+        let entries = outcome.failed.len();
+        tracing::debug!(table, entries, %error, "cannot delete table entries");
+        own::ENTRIES_FAILED.add(entries as u64);
     }
+    undeleted.extend(outcome.failed.iter().map(|(position, _)| keys[*position]));
 }
 
 fn unnamed(outcome: ncm_dataplane::Outcome) {

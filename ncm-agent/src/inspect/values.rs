@@ -77,8 +77,11 @@ fn hop_text(hop: &NextHop, names: &Names) -> String {
         text.push_str(&format!(" vlan {}", hop.vlan));
     }
     if hop.flags != 0 {
-        let flags =
-            flags_text(u32::from(hop.flags), &[(u32::from(next_hop_flags::XDP_TARGET), "xdp_target")]);
+        let known = [
+            (u32::from(next_hop_flags::XDP_TARGET), "xdp_target"),
+            (u32::from(next_hop_flags::VETH), "veth"),
+        ];
+        let flags = flags_text(u32::from(hop.flags), &known);
         text.push_str(&format!(" ({flags})"));
     }
     text

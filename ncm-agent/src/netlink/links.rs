@@ -11,6 +11,7 @@ use super::generic::XdpFeatures;
 use super::link::{self, Link, LinkMessage, LinkTable};
 use super::socket::{EventSocket, RequestSocket};
 use super::{NetlinkError, RECEIVE_BUFFER};
+use crate::fault;
 
 /// Events that wait for whoever reads them, before the socket's own buffer fills.
 const WAITING_EVENTS: usize = 1024;
@@ -56,7 +57,7 @@ impl Links {
         follower.synchronise(&mut first).await?;
         first.push(LinkEvent::Synchronised);
         let (sender, events) = mpsc::channel(WAITING_EVENTS);
-        let task = tokio::spawn(async move {
+        let task = fault::supervise("following the host's interfaces", async move {
             if send(&sender, &mut first).await {
                 follower.run(&sender, receive_buffer).await;
             }

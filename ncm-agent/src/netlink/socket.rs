@@ -12,6 +12,8 @@ use super::message::{self, Message, Messages, Request, flags, u32_at};
 const DATAGRAM: usize = 128 * 1024;
 /// `NLMSGERR_ATTR_MSG`: the kernel's own words on why it refused.
 const EXTENDED_ACK_TEXT: u16 = 1;
+/// More datagrams than fit into a socket's buffer.
+const MOST_WAITING: usize = 1 << 20;
 /// How often a dump is asked for again when the kernel's table changed under it.
 const DUMP_ATTEMPTS: usize = 8;
 
@@ -55,9 +57,14 @@ impl RequestSocket {
             let interrupted =
                 self.exchange(request.clone(), flags::DUMP, |message| each(&mut collected, message)).await?;
             if !interrupted {
-                break;
+                return Ok(collected);
             }
         }
+        // What changed is told of by notifications as well.
+        tracing::warn!(
+            attempts = DUMP_ATTEMPTS,
+            "the kernel's table changed during each dump: the last one is used"
+        );
         Ok(collected)
     }
 
@@ -114,11 +121,29 @@ impl EventSocket {
     /// The next datagram of notifications, or [`NetlinkError::Overrun`] if some were lost: then only a dump tells
     /// how things are. Dropping the future loses nothing.
     pub(crate) async fn receive(&mut self) -> Result<Messages<'_>, NetlinkError> {
-        receive(&self.socket, &mut self.buffer).await?;
-        if Messages(&self.buffer).any(|message| message.kind == message::OVERRUN) {
-            return Err(NetlinkError::Overrun);
+        let mut outcome = receive(&self.socket, &mut self.buffer).await;
+        if outcome.is_ok() && Messages(&self.buffer).any(|message| message.kind == message::OVERRUN) {
+            outcome = Err(NetlinkError::Overrun);
         }
-        Ok(Messages(&self.buffer))
+        if matches!(outcome, Err(NetlinkError::Overrun)) {
+            self.empty();
+        }
+        outcome.map(|()| Messages(&self.buffer))
+    }
+
+    /// Throws away what waits. Until a socket that overran is empty the kernel gives it nothing more, and does not say
+    /// so again (`NETLINK_S_CONGESTED`): what happened between a dump and the reading of the rest would be lost unseen.
+    fn empty(&mut self) {
+        for _ in 0..MOST_WAITING {
+            self.buffer.clear();
+            match self.socket.socket_ref().recv_from(&mut self.buffer, libc::MSG_DONTWAIT) {
+                Ok(_) => {}
+                // It overran once more, which a dump will tell anyway.
+                Err(error) if matches!(error.raw_os_error(), Some(libc::ENOBUFS | libc::EINTR)) => {}
+                // Empty; any other error the next reader finds as well.
+                Err(_) => return,
+            }
+        }
     }
 }
 
@@ -160,4 +185,45 @@ fn outcome(request: u16, message: &Message<'_>) -> Result<(), NetlinkError> {
         .map(message::text)
         .filter(|_| message.flags & 0x200 != 0);
     Err(NetlinkError::Refused { request, error: io::Error::from_raw_os_error(code.wrapping_neg()), words })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::process::{Command, Stdio};
+    use std::time::Duration;
+
+    use netlink_sys::protocols::NETLINK_ROUTE;
+    use nix::sched::{CloneFlags, unshare};
+
+    use super::super::link::{self, LinkMessage};
+    use super::*;
+
+    /// Gives the loopback device one MTU after the other.
+    fn set_mtus(mtus: impl Iterator<Item = u32>) {
+        let mut ip = Command::new("ip");
+        let mut ip = ip.args(["-batch", "-"]).stdin(Stdio::piped()).spawn().expect("ip can be run");
+        let lines: String = mtus.map(|mtu| format!("link set lo mtu {mtu}\n")).collect();
+        ip.stdin.take().expect("is piped").write_all(lines.as_bytes()).expect("ip reads");
+        assert!(ip.wait().expect("ends").success());
+    }
+
+    #[tokio::test]
+    async fn what_happens_right_after_an_overrun_is_heard() {
+        // The test's thread, with its runtime.
+        unshare(CloneFlags::CLONE_NEWNET).expect("needs root: a network namespace");
+        let mut socket = EventSocket::open(NETLINK_ROUTE, &[link::GROUP_LINK], 4096).expect("opens");
+        set_mtus(2000..2100);
+        while !matches!(socket.receive().await, Err(NetlinkError::Overrun)) {}
+        set_mtus([3000].into_iter());
+        let heard = async {
+            loop {
+                let is_new = |message: Message<'_>| matches!(link::parse(&message), Some(LinkMessage::New(link)) if link.mtu == 3000);
+                if socket.receive().await.expect("no more than one").any(is_new) {
+                    return;
+                }
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(5), heard).await.expect("the last change is told of");
+    }
 }

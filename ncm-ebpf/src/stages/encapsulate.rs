@@ -63,7 +63,12 @@ pub fn encapsulate<C: Context>(
             tunnel.destination = Mac::new(&next.destination).words();
             tunnel.source = Mac::new(&next.source).words();
             packet.encapsulate(tunnel, next.vlan)?;
-            packet.send(next.ifindex).ok_or(DropReason::NoDevice)?
+            let sent = if next.flags & next_hop_flags::VETH == 0 {
+                packet.send(next.ifindex)
+            } else {
+                packet.send_disowned(next.ifindex)
+            };
+            sent.ok_or(DropReason::NoDevice)?
         }
         None => {
             let ifindex =

@@ -30,10 +30,19 @@ impl Model {
             let Some(held) = self.gateways.remove(&id) else {
                 return Ok(self.delete_unheld(ResourceType::Gateway, &id, "gateway"));
             };
+            self.gateway_bytes -= held.state.len();
             self.bury(kind, &id, held.meta.revision, config.revision_number, request);
             return Ok(Outcome::Success);
         }
         self.check_held(self.gateways.len(), revision.is_some(), "gateways")?;
+        let before = self.gateways.get(&id).map_or(0, |kept| kept.state.len());
+        let (after, most) = (self.gateway_bytes - before + bytes.len(), self.settings.limits.kept_bytes);
+        if after > most && bytes.len() > before {
+            return Err(Outcome::failure(format!(
+                "{after} bytes of gateways would be held, and {most} are the most: delete some"
+            )));
+        }
+        self.gateway_bytes = after;
         let held = self.gateways.remove(&id);
         let changed = held.as_ref().is_none_or(|held| held.state != bytes);
         let before = held.as_ref().map(|held| &held.meta);

@@ -8,7 +8,7 @@ use ncm_common::tables::{
 };
 
 /// The resource that an entry comes from: what to name when the kernel refuses the entry.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default)]
 pub struct Handle(pub(crate) u32);
 
 /// What kind of resource a [`Handle`] stands for.

@@ -70,6 +70,19 @@ pub(crate) fn merge<'a>(field: &mut Option<Cow<'a, [u8]>>, bytes: &'a [u8]) {
     }
 }
 
+/// The id of a configuration whose structure was checked before.
+pub(crate) fn id_of(configuration: &[u8]) -> Option<&str> {
+    let mut id = "";
+    let mut reader = Reader::new(configuration);
+    while let Some((number, wire)) = reader.field().ok()? {
+        match number {
+            3 => id = reader.text(wire).ok()?,
+            _ => reader.skip(number, wire).ok()?,
+        }
+    }
+    Some(id)
+}
+
 /// Reads the configuration's fields.
 pub(crate) fn read<'a>(operation: i32, configuration: Option<&'a [u8]>) -> Result<NeighbourView<'a>, Fault> {
     let mut view =

@@ -26,9 +26,9 @@ fn heading<'a>(resource: ResourceType, entry: &Entry<'a>) -> (Cow<'a, str>, i32)
     if resource == ResourceType::Neighbor
         && let Cow::Borrowed(state) = entry.state
         && let Ok((operation, Some(Cow::Borrowed(configuration)))) = split_state(state)
-        && let Ok(view) = neighbour_view::read(operation, Some(configuration))
+        && let Some(id) = neighbour_view::id_of(configuration)
     {
-        return (Cow::Borrowed(view.id), operation);
+        return (Cow::Borrowed(id), operation);
     }
     let (id, operation) = head(resource, &entry.state);
     (Cow::Owned(id), operation)

@@ -6,7 +6,9 @@ use super::kernel::Node;
 use super::states::*;
 use crate::settings::{Limits, Settings, Slots};
 use crate::wire::OperationStatus::{Failure, Pending, Success};
-use crate::wire::{GoalState, RouterConfiguration, SecurityGroupConfiguration, SecurityGroupState};
+use crate::wire::{
+    GatewayConfiguration, GatewayState, GoalState, RouterConfiguration, SecurityGroupConfiguration, SecurityGroupState,
+};
 
 fn node(slots: Slots) -> Node {
     Node::with(Settings { slots, ..Settings::default() })
@@ -206,6 +208,32 @@ fn what_is_held_is_bounded_by_type() {
     let answer = node.one(&empty().port(CREATE, port("p3", &mac(1), &[("x2", "10.0.2.9")])));
     assert!(answer.cause.contains("limits.resources reached"), "{}", answer.cause);
     node.check();
+}
+
+#[test]
+fn what_is_kept_unsupported_is_bounded_in_bytes() {
+    let limits = Limits { kept_bytes: 1000, ..Limits::default() };
+    let mut node = Node::with(Settings { limits, ..Settings::default() });
+    let group = |number: u8, length: usize, operation: crate::wire::OperationType| {
+        let name = "x".repeat(length);
+        let configuration =
+            GatewayConfiguration { id: format!("g{number}"), request_id: name, ..Default::default() };
+        let mut state = empty();
+        state.gateway_states.push(GatewayState {
+            operation_type: operation as i32,
+            configuration: Some(configuration),
+        });
+        state
+    };
+    let mut refused = |state: GoalState| node.one(&state).cause.contains("bytes of gateways");
+    assert!(!refused(group(1, 700, CREATE)) && !refused(group(2, 200, CREATE)));
+    assert!(refused(group(3, 200, CREATE)), "beyond the limit");
+    assert!(refused(group(2, 400, CREATE)), "it grows beyond the limit");
+    assert!(!refused(group(1, 600, CREATE)), "it shrinks");
+    assert!(!refused(group(2, 300, CREATE)), "as much as that left room for");
+    assert!(!refused(group(1, 600, DELETE)) && !refused(group(3, 500, CREATE)));
+    assert!(refused(group(4, 500, CREATE)));
+    assert_eq!(node.list().len(), 2);
 }
 
 fn changes_of(node: &mut Node, state: &GoalState) -> crate::Changes {

@@ -26,7 +26,7 @@ pub(super) fn measure(plan: &Plan, done: &mut dyn FnMut(Row)) -> Result<()> {
         if !plan.wants(&time) && !plan.wants(&rate) && !wants_memory {
             continue;
         }
-        let rounds = if last { plan.rounds().min(2) } else { plan.rounds() };
+        let rounds = rounds(plan, count);
         let (mut pushes, mut writes, mut resident, mut peaks) = (vec![], vec![], vec![], vec![]);
         let mut message_bytes = 0;
         for _ in 0..rounds {
@@ -70,14 +70,29 @@ pub(super) fn measure(plan: &Plan, done: &mut dyn FnMut(Row)) -> Result<()> {
     Ok(())
 }
 
+/// How often a size is measured: the smaller, the more a single run is up to chance.
+fn rounds(plan: &Plan, count: u32) -> usize {
+    let full: usize = match count {
+        ..10_000 => 15,
+        10_000..1_000_000 => 7,
+        _ => 3,
+    };
+    if plan.quick { full.div_ceil(3) } else { full }
+}
+
 struct Push {
-    /// Seconds from the first byte to the reply.
+    /// Seconds from the first byte to the reply's last.
     time: f64,
     /// Resident bytes after the wait.
     resident: f64,
     /// Largest resident bytes ever.
     peak: f64,
     message_bytes: usize,
+}
+
+/// Waits until the kernel has freed the tables of the measurement before, so that its work counts for neither side.
+fn settle(count: u32) {
+    std::thread::sleep(Duration::from_millis(100) + Duration::from_micros(count.into()) * 2);
 }
 
 /// Pushes the message, encoded beforehand, to an agent that has just started.
@@ -101,9 +116,9 @@ fn push(count: u32, wait: Option<Duration>) -> Result<Push> {
     let message = bytes::Bytes::from(state.encode_to_vec());
     drop(state);
     let message_bytes = message.len();
-    let begin = Instant::now();
-    let reply = agent.push_encoded(message)?;
-    let time = begin.elapsed().as_secs_f64();
+    settle(count);
+    let (reply, time) = agent.push_encoded(message)?;
+    let time = time.as_secs_f64();
     let failed = reply.count(OperationStatus::Failure);
     ensure!(failed == 0, "{failed} of {count} neighbours are FAILURE");
     std::thread::sleep(wait.unwrap_or_default());
@@ -127,6 +142,7 @@ fn raw_writes(count: u32) -> Result<f64> {
     let ip = |number| (Ipv4Key { vni: 100, ip: many::address(number).octets() }, value(number));
     let by_mac: Vec<_> = (0..count).map(mac).collect();
     let by_ip: Vec<_> = (0..count).map(ip).collect();
+    settle(count);
     let begin = Instant::now();
     let outcomes = [
         dataplane.tables().endpoints_mac.put_batch(by_mac),

@@ -13,25 +13,33 @@ use crate::testbed::HostOptions;
 
 pub(super) fn measure(plan: &Plan, done: &mut dyn FnMut(Row)) -> Result<()> {
     let reference = "Linux bridge + vxlan, same wire, same guests";
-    for (wire, nic) in [("nic", true), ("virtual", false)] {
+    let shared = "Linux bridge + vxlan, same wire, same guests; ours with mode = \"tc\", relay_port = 4789";
+    let at_least = Some(Bound::AtLeast(1.0));
+    // A wire that is a veth cannot be a network card in this: native XDP copies each of its frames. What is measured
+    // against the budget is therefore what `docs/operations.md` advises there; with the defaults it is reported.
+    let wires = [
+        ("nic", true, true, shared, at_least),
+        ("nic_defaults", true, false, reference, None),
+        ("virtual", false, false, reference, at_least),
+    ];
+    for (wire, nic, advised, reference, bound) in wires {
         for (guests, taps) in [("veth", false), ("tap", true)] {
             let stream = format!("tcp_stream_{wire}_{guests}");
             let requests = format!("tcp_requests_{wire}_{guests}");
             if !plan.wants(&stream) && !plan.wants(&requests) {
                 continue;
             }
-            // What `docs/operations.md` advises for bulk TCP over a wire that is a veth: XDP would copy each of its frames.
             let options = || {
-                HostOptions { nic, ..HostOptions::default() }.with("underlay", "mode", "\"tc\"").with(
-                    "underlay",
-                    "relay_port",
-                    "4789",
-                )
+                let defaults = HostOptions { nic, ..HostOptions::default() };
+                if !advised {
+                    return defaults;
+                }
+                defaults.with("underlay", "mode", "\"tc\"").with("underlay", "relay_port", "4789")
             };
             let pairs = [ours(options(), taps)?, kernel(options(), taps)?];
             if plan.wants(&stream) {
                 let [own, other] = in_turn(plan, &pairs, |pair| gigabits(pair, plan.seconds()))?;
-                done(Row::new(stream, "Gb/s", own, reference, other, Some(Bound::AtLeast(1.0))));
+                done(Row::new(stream, "Gb/s", own, reference, other, bound));
             }
             if plan.wants(&requests) {
                 let time = Duration::from_secs(u64::from(plan.seconds()) / 2);

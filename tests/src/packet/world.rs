@@ -179,6 +179,11 @@ impl World {
         };
         put(&self.tables().subnets, index, value);
         put(&self.tables().vnis, vni, Vni { subnets: 1, reserved: 0 });
+        self.add_prefix(vni, network, index);
+    }
+
+    /// Says that a /24 of a VNI is a subnet's.
+    pub fn add_prefix(&self, vni: u32, network: Ipv4, index: u32) {
         let key = SubnetPrefixKey { prefix_len: 56, vni, ip: network };
         put(&self.tables().subnet_prefixes, key, Reference { index, generation: index });
     }

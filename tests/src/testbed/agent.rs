@@ -105,7 +105,7 @@ impl Agent {
     /// Starts an agent and waits until it takes goal states. `run` is the lab's `/run` as seen from here.
     ///
     /// # Errors
-    /// If it ends, or does not listen within ten seconds; the message has its log.
+    /// If it ends, or is not ready within ten seconds; the message has its log.
     pub fn start(
         ns: &Namespace,
         run: &std::path::Path,
@@ -137,6 +137,8 @@ impl Agent {
                 Err(_) => std::thread::sleep(Duration::from_millis(10)),
             }
         };
+        // It listens before it has loaded anything.
+        process.wait_for("the agent is ready", Duration::from_secs(10))?;
         let channel = runtime.block_on(connect(stream))?;
         Ok(Self { process, ns: ns.clone(), instance: instance.to_owned(), runtime, channel })
     }
@@ -177,18 +179,22 @@ impl Agent {
         self.unary("PushNetworkResourceStates", state.clone())
     }
 
-    /// Pushes a V1 goal state that is encoded already, so that only the agent's time counts.
+    /// Pushes a V1 goal state that is encoded already, and says how long it took until all of the reply was there: only
+    /// then is it decoded.
     ///
     /// # Errors
     /// On a gRPC error, or a reply over the limit.
-    pub fn push_encoded(&self, state: bytes::Bytes) -> Result<Statuses> {
+    pub fn push_encoded(&self, state: bytes::Bytes) -> Result<(Statuses, Duration)> {
         let path = PathAndQuery::from_static("/alcor.schema.GoalStateProvisioner/PushNetworkResourceStates");
         let mut client = tonic::client::Grpc::new(self.channel.clone());
+        let begin = Instant::now();
         let reply = self.runtime.block_on(async {
             client.ready().await.map_err(|error| anyhow!("{error}"))?;
             client.unary(tonic::Request::new(state), path, Encoded).await.context("the agent refused")
         });
-        Statuses::new(reply?.into_inner())
+        let time = begin.elapsed();
+        let reply = prost::Message::decode(reply?.into_inner()).context("the reply cannot be read")?;
+        Ok((Statuses::new(reply)?, time))
     }
 
     /// Pushes neighbours by `PushGoalstates`.
@@ -279,21 +285,21 @@ pub(super) fn ncmctl(ns: &Namespace, instance: &str, arguments: &[&str]) -> Resu
     ns.outcome(&words)
 }
 
-/// Sends bytes as they are.
+/// Bytes as they are, both ways.
 struct Encoded;
 
 impl tonic::codec::Codec for Encoded {
     type Encode = bytes::Bytes;
-    type Decode = wire::GoalStateOperationReply;
+    type Decode = bytes::Bytes;
     type Encoder = Self;
-    type Decoder = <ProstCodec<wire::GoalState, Self::Decode> as tonic::codec::Codec>::Decoder;
+    type Decoder = Self;
 
     fn encoder(&mut self) -> Self::Encoder {
         Self
     }
 
     fn decoder(&mut self) -> Self::Decoder {
-        ProstCodec::<wire::GoalState, Self::Decode>::default().decoder()
+        Self
     }
 }
 
@@ -309,6 +315,19 @@ impl tonic::codec::Encoder for Encoded {
         use bytes::BufMut;
         target.put(item);
         Ok(())
+    }
+}
+
+impl tonic::codec::Decoder for Encoded {
+    type Item = bytes::Bytes;
+    type Error = tonic::Status;
+
+    fn decode(
+        &mut self,
+        source: &mut tonic::codec::DecodeBuf<'_>,
+    ) -> Result<Option<bytes::Bytes>, tonic::Status> {
+        use bytes::Buf;
+        Ok(Some(source.copy_to_bytes(source.remaining())))
     }
 }
 

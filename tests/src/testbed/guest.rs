@@ -67,6 +67,15 @@ impl Guest {
     /// # Errors
     /// If the host already has an interface of that name.
     pub fn plug(&mut self) -> Result<()> {
+        self.plug_down()?;
+        self.host.run(&format!("ip link set {} up", self.spec.interface)).map(drop)
+    }
+
+    /// Like [`Self::plug`], leaving the host's side down for the agent to bring up.
+    ///
+    /// # Errors
+    /// If the host already has an interface of that name.
+    pub fn plug_down(&mut self) -> Result<()> {
         let Self { ns, host, spec, shuttle } = self;
         let (interface, mac, mtu) = (&spec.interface, format_mac(spec.mac), spec.mtu);
         if spec.tap {
@@ -80,7 +89,7 @@ impl Guest {
             ns.features("eth0", "gro on")?;
         }
         ns.ip(&format!("link set eth0 address {mac} mtu {mtu}\nlink set eth0 up"))?;
-        host.ip(&format!("link set {interface} mtu {mtu}\nlink set {interface} up"))?;
+        host.run(&format!("ip link set {interface} mtu {mtu}"))?;
         for (address, length) in &spec.addresses {
             ns.run(&format!("ip address add {address}/{length} dev eth0"))?;
         }
@@ -289,6 +298,18 @@ pub struct RunningPing {
 }
 
 impl RunningPing {
+    /// Waits until `count` more pings were answered.
+    ///
+    /// # Errors
+    /// If they are not within ten seconds.
+    pub fn goes_on(&mut self, count: u32) -> Result<()> {
+        // 64 bytes from 10.1.0.12: icmp_seq=17 ttl=64 time=0.052 ms
+        let number = |line: &String| line.split_once("icmp_seq=")?.1.split(' ').next()?.parse::<u32>().ok();
+        let last = self.process.output().lines().iter().rev().find_map(number).unwrap_or(0);
+        let wanted = format!("icmp_seq={} ", last + count);
+        self.process.wait_for(&wanted, Duration::from_secs(10)).map(drop).with_context(|| self.what.clone())
+    }
+
     /// Ends it; how many were sent and how many were answered.
     ///
     /// # Errors

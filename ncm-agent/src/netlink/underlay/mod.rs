@@ -25,6 +25,7 @@ use tokio::task::JoinHandle;
 use self::state::State;
 use self::write::Flushed;
 use super::{NetlinkError, RECEIVE_BUFFER};
+use crate::fault;
 
 /// What the agent knows of its own side of the underlay.
 #[derive(Clone, Debug)]
@@ -201,8 +202,9 @@ impl Underlay {
             following: AtomicBool::new(true),
         });
         shared.care.notify_one();
-        let following = tokio::spawn(follow::follow(follower, Arc::clone(&shared), receive_buffer));
-        let caring = tokio::spawn(follow::care(Arc::clone(&shared)));
+        let following = follow::follow(follower, Arc::clone(&shared), receive_buffer);
+        let following = fault::supervise("following the underlay", following);
+        let caring = fault::supervise("looking after next hops", follow::care(Arc::clone(&shared)));
         Ok(Self { shared, tasks: [following, caring] })
     }
 

@@ -453,7 +453,8 @@ impl State {
             };
         // Only the named interfaces are in the table of devices that XDP programs redirect to.
         let redirects = device.takes_xdp() && self.settings.interfaces.contains(&device.name);
-        let flags = if redirects { next_hop_flags::XDP_TARGET } else { 0 };
+        let flags = if redirects { next_hop_flags::XDP_TARGET } else { 0 }
+            | if device.is_veth() { next_hop_flags::VETH } else { 0 };
         Some(NextHop { ifindex: device.index, destination, source: link.mac?, vlan, flags })
     }
 

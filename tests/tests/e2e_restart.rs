@@ -1,0 +1,67 @@
+//! What an agent finds of an earlier run: the indices that were given out stay with whom they were given to.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result, ensure};
+use ncm_tests::testbed::{Cloud, Guest, Host, HostOptions, Lab, TwoHosts};
+
+/// Ports of one subnet on the first host, and an address that tells them apart.
+fn cloud(ports: &[(&str, u8)]) -> Cloud {
+    let mut cloud = Cloud::new();
+    cloud.vpc("red", 100).subnet("web", "red", "10.1.0.0/24");
+    for (port, last) in ports {
+        cloud.port(port, "web", &format!("10.1.0.{last}"), "host1");
+    }
+    cloud
+}
+
+fn guests(lab: &Lab, host: &Host, cloud: &Cloud) -> Result<Vec<Guest>> {
+    cloud.ports.keys().map(|port| cloud.guest(lab, host, port)).collect()
+}
+
+/// The table of ports: (generation, MAC) by index.
+fn ports(host: &Host) -> Result<BTreeMap<String, (String, String)>> {
+    let text = host.expect_ncmctl(&["map", "dump", "ports", "-o", "json"])?;
+    let rows: Vec<serde_json::Value> = serde_json::from_str(&text)?;
+    let of = |row: &serde_json::Value| {
+        let field = |name: &str| Some(row["entry"].get(name)?.to_string());
+        Some((row["key"].to_string(), (field("generation")?, field("mac")?)))
+    };
+    rows.iter().map(|row| of(row).with_context(|| format!("no index, generation and MAC in {row}"))).collect()
+}
+
+/// An index that were given out anew under its old generation would deliver to another what still refers to it.
+#[test]
+fn an_index_whose_name_was_not_kept_is_not_given_to_another_after_a_restart() {
+    Lab::story(|lab| {
+        let net = TwoHosts::unstarted(lab, HostOptions::default().with("capacity", "names", "3"))?;
+        let host = &net.host1;
+        host.start()?;
+        let first = cloud(&[("a", 11), ("b", 12), ("c", 13), ("d", 14)]);
+        let first_guests = guests(lab, host, &first)?;
+        host.agent().push(&first.goal_state("host1"))?.expect_success()?;
+        first_guests[0].expect_ping(first_guests[3].ip())?;
+        let before = ports(host)?;
+        ensure!(before.len() == 4, "four ports are in the table: {before:?}");
+        let names = host.expect_ncmctl(&["map", "dump", "names", "-o", "json"])?;
+        let names: Vec<serde_json::Value> = serde_json::from_str(&names)?;
+        ensure!(names.len() == 3, "there is no room for more than three names: {names:?}");
+
+        host.stop()?;
+        host.start()?;
+        let second = cloud(&[("e", 21), ("f", 22), ("g", 23), ("h", 24)]);
+        let second_guests = guests(lab, host, &second)?;
+        host.agent().push(&second.goal_state("host1"))?.expect_success()?;
+        second_guests[0].expect_ping(second_guests[3].ip())?;
+        let after = ports(host)?;
+        for (index, port) in &before {
+            ensure!(
+                after.get(index) == Some(port),
+                "index {index} was {port:?} and is {:?}",
+                after.get(index)
+            );
+        }
+        ensure!(after.len() == 8, "the new ports have indices of their own: {after:?}");
+        Ok(())
+    });
+}
