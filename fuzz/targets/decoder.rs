@@ -28,15 +28,22 @@ fuzz_target!(|data: &[u8]| {
         addresses: vec![Ipv4Addr::new(192, 168, 50, 1).into()],
         endpoints: vec![Ipv4Addr::new(192, 168, 50, 1).into()],
         // Small, so that the bounds are met.
-        limits: Limits { tombstones: 4, tombstone_age_s: 60, parked: 4, neighbours: 16, resources: 8 },
+        limits: Limits {
+            tombstones: 4,
+            tombstone_age_s: 60,
+            parked: 4,
+            neighbours: 16,
+            resources: 8,
+            set_entries: 64,
+            rules: 64,
+        },
         ..Settings::default()
     };
     let mut model = Model::new(settings, &Seed::default());
     // Twice: the second time everything is a repetition.
     for now in [1_000, 1_001] {
         let mut run = Run::new(message.clone(), Origin::Controller, now);
-        let mut changes = Changes::default();
-        while let Progress::More = model.step(&mut run, 3, &mut changes) {}
+        while let Progress::More = model.step(&mut run, 3, &mut Changes::default()) {}
         assert_eq!(model.rows(&run).count(), model.row_count(&run));
         black_box(run.take_warnings());
     }

@@ -20,6 +20,8 @@ pub mod count;
 #[cfg(target_arch = "bpf")]
 pub mod drop;
 #[cfg(target_arch = "bpf")]
+pub mod scratch;
+#[cfg(target_arch = "bpf")]
 pub mod stages;
 #[cfg(target_arch = "bpf")]
 pub mod tables;

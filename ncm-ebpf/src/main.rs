@@ -16,7 +16,7 @@ mod programs {
     };
     use ncm_ebpf::{
         context::{Tc, Xdp},
-        stages::{guest, tunnel},
+        stages::{guest, hand, tunnel},
     };
 
     /// Native XDP on an underlay interface.
@@ -47,6 +47,18 @@ mod programs {
     #[xdp(frags)]
     fn guest_xdp(context: XdpContext) -> u32 {
         guest::run(Xdp::new(&context)) as u32
+    }
+
+    /// tcx ingress on the interface that hands packets up to the agent.
+    #[classifier]
+    fn hand_up_tc(_: TcContext) -> i32 {
+        hand::ended()
+    }
+
+    /// tcx egress on that interface.
+    #[classifier]
+    fn hand_down_tc(context: TcContext) -> i32 {
+        hand::down(Tc::new(&context))
     }
 
     #[panic_handler]

@@ -1,7 +1,7 @@
 //! The maps. What each holds, who writes it and who reads it is declared once, in `ncm_common::tables`; kinds, sizes and
 //! capacities come from there, so that the object cannot disagree with the loader.
 
-use core::{cell::UnsafeCell, ffi::c_void, marker::PhantomData};
+use core::{arch::asm, cell::UnsafeCell, ffi::c_void, marker::PhantomData};
 
 use aya_ebpf::{
     bindings::{
@@ -23,6 +23,10 @@ use ncm_common::tables::{
     Vni, VtepKey, capacity,
 };
 
+use crate::scratch::Scratch;
+
+/// `-EEXIST`
+pub const EXISTS: i64 = -17;
 /// `BPF_ANY`
 const ANY: u64 = 0;
 /// `BPF_NOEXIST`
@@ -83,7 +87,7 @@ impl<K, V> Table<K, V> {
 
     /// The entry of `key`, to be written; null if there is none.
     #[inline(always)]
-    fn lookup(&self, key: &K) -> *mut V {
+    pub(crate) fn lookup(&self, key: &K) -> *mut V {
         // SAFETY: the definition is a map's, and the key is of the declared size.
         unsafe { bpf_map_lookup_elem(self.definition.get().cast(), core::ptr::from_ref(key).cast()).cast() }
     }
@@ -102,20 +106,20 @@ impl<K, V> Table<K, V> {
         }
     }
 
-    /// Adds an entry, unless there is one already or no room; tells whether.
+    /// Adds an entry; gives 0 or the kernel's error, [`EXISTS`] if there is one already.
     #[inline(always)]
-    pub fn add(&self, key: &K, value: &V) -> bool {
+    pub fn add(&self, key: &K, value: &V) -> i64 {
         self.update(key, value, NO_EXIST)
     }
 
     /// Puts a whole new value in the place of an entry, if there is one; tells whether.
     #[inline(always)]
     pub fn replace(&self, key: &K, value: &V) -> bool {
-        self.update(key, value, EXIST)
+        self.update(key, value, EXIST) == 0
     }
 
     #[inline(always)]
-    fn update(&self, key: &K, value: &V, flags: u64) -> bool {
+    fn update(&self, key: &K, value: &V, flags: u64) -> i64 {
         // SAFETY: the definition is a map's, key and value are of the declared sizes.
         unsafe {
             bpf_map_update_elem(
@@ -123,7 +127,25 @@ impl<K, V> Table<K, V> {
                 core::ptr::from_ref(key).cast(),
                 core::ptr::from_ref(value).cast(),
                 flags,
-            ) == 0
+            )
+        }
+    }
+}
+
+impl<V> Table<u32, V> {
+    /// One value for each CPU.
+    const fn per_cpu() -> Self {
+        Self {
+            definition: UnsafeCell::new(bpf_map_def {
+                type_: BPF_MAP_TYPE_PERCPU_ARRAY,
+                key_size: 4,
+                value_size: size_of::<V>() as u32,
+                max_entries: 1,
+                map_flags: 0,
+                id: 0,
+                pinning: 0,
+            }),
+            entries: PhantomData,
         }
     }
 }
@@ -204,6 +226,26 @@ maps! {
     LIMITS: u32 => PortLimits;
 }
 
+/// Memory of each CPU for the packet at hand. No table: nobody else reads it, and it is not kept.
+#[map]
+pub static SCRATCH: Table<u32, Scratch> = Table::per_cpu();
+
+impl Table<u32, PortFlows> {
+    /// One more established flow of a port.
+    #[inline(always)]
+    pub fn add_established(&self, port: u32) {
+        let flows = self.lookup(&port);
+        if !flows.is_null() {
+            // SAFETY: the kernel keeps the value as long as the program runs; the instruction adds to an aligned word. (The
+            // target has no atomic types.)
+            unsafe {
+                asm!("lock *(u32 *)({count} + 0) += {one}", count = in(reg) &raw mut (*flows).established,
+                    one = in(reg) 1u64, options(nostack));
+            }
+        }
+    }
+}
+
 /// Entries of the inner table that the kernel learns the inner tables' type from; the agent gives each port's its size.
 const TEMPLATE_ENTRIES: usize = 64;
 
@@ -212,6 +254,73 @@ const TEMPLATE_ENTRIES: usize = 64;
 #[btf_map]
 pub static HALF_OPEN: ArrayOfMaps<LruHashMap<FlowKey, Flow, TEMPLATE_ENTRIES>, { capacity::HALF_OPEN as usize }> =
     ArrayOfMaps::new();
+
+/// An entry of a table of flows. Its state and times are changed in place, by several CPUs.
+#[derive(Clone, Copy)]
+pub struct Entry(*mut Flow);
+
+impl Entry {
+    #[inline(always)]
+    fn new(flow: *mut Flow) -> Option<Self> {
+        if flow.is_null() { None } else { Some(Self(flow)) }
+    }
+
+    /// The entry of the table `FLOWS`.
+    #[inline(always)]
+    #[must_use]
+    pub fn established(key: &FlowKey) -> Option<Self> {
+        Self::new(FLOWS.lookup(key))
+    }
+
+    /// What only changes with the whole value.
+    #[inline(always)]
+    #[must_use]
+    pub fn flow(self) -> &'static Flow {
+        // SAFETY: the kernel keeps the value as long as the program runs.
+        unsafe { &*self.0 }
+    }
+
+    /// `Flow::state`
+    #[inline(always)]
+    #[must_use]
+    pub fn state(self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (&raw const (*self.0).state).read_volatile() }
+    }
+
+    /// `Flow::seen`
+    #[inline(always)]
+    #[must_use]
+    pub fn seen(self) -> [u32; 2] {
+        // SAFETY: as above.
+        unsafe {
+            [(&raw const (*self.0).seen[0]).read_volatile(), (&raw const (*self.0).seen[1]).read_volatile()]
+        }
+    }
+
+    /// Notes when a packet was seen: in the guest's direction, or to it.
+    #[inline(always)]
+    pub fn see(self, to_guest: bool, now: u32) {
+        // SAFETY: as above; one aligned word is written.
+        unsafe {
+            if to_guest {
+                (&raw mut (*self.0).seen[1]).write_volatile(now);
+            } else {
+                (&raw mut (*self.0).seen[0]).write_volatile(now);
+            }
+        }
+    }
+
+    /// Changes the state, and the timeout that goes with it.
+    #[inline(always)]
+    pub fn turn(self, state: u32, timeout: u32) {
+        // SAFETY: as above; aligned words are written, each by itself.
+        unsafe {
+            (&raw mut (*self.0).state).write_volatile(state);
+            (&raw mut (*self.0).timeout).write_volatile(timeout);
+        }
+    }
+}
 
 /// A port's half-open flows.
 #[derive(Clone, Copy)]
@@ -228,9 +337,9 @@ impl HalfOpen {
     /// The entry of `key`.
     #[inline(always)]
     #[must_use]
-    pub fn get(self, key: &FlowKey) -> Option<&'static Flow> {
+    pub fn get(self, key: &FlowKey) -> Option<Entry> {
         // SAFETY: the kernel gave the table, and gives a pointer to a value of the declared size.
-        unsafe { bpf_map_lookup_elem(self.0, core::ptr::from_ref(key).cast()).cast::<Flow>().as_ref() }
+        Entry::new(unsafe { bpf_map_lookup_elem(self.0, core::ptr::from_ref(key).cast()) }.cast())
     }
 
     /// Puts a whole value for `key`; the table makes room if it is full.

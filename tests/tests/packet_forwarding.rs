@@ -6,7 +6,7 @@ use ncm_common::tables::{NextHop, SourceKey, endpoint_flags, port_flags};
 use ncm_dataplane::{Hook, TestRun};
 use ncm_tests::packet::{
     A1, A2, B1, C1, C2, GATEWAY_A, GATEWAY_B, Guest, HERE, HOST_1, HOST_2, Ip, Ipv4, Mac, RA, RB, RC,
-    SUBNET_A, SUBNET_B, Seen, Verdict, World, mac, tcp, udp, udp_checksum_holds,
+    SUBNET_A, SUBNET_B, Seen, Verdict, World, mac, mapped, tcp, udp, udp_checksum_holds,
 };
 
 const HOOKS: [Hook; 2] = [Hook::GuestTc, Hook::GuestXdp];
@@ -135,7 +135,7 @@ fn a_guests_packet_behind_a_next_hop_guest_needs_an_allowed_pair() {
     let world = World::new();
     let foreign = udp(([172, 16, 0, 9], 1), (A1.ip, 2), b"").frame(A1.mac, A2.mac);
     world.from_guest(A2, foreign.clone()).assert_dropped(DropReason::SpoofedIp, A2.port);
-    let key = SourceKey { port: A2.port, mac: A2.mac, reserved: [0; 2], ip: [172, 16, 0, 9] };
+    let key = SourceKey { port: A2.port, mac: A2.mac, reserved: [0; 2], ip: mapped([172, 16, 0, 9]) };
     let source = ncm_common::tables::Source { subnet: SUBNET_A.index, subnet_generation: SUBNET_A.index };
     world.tables().sources.put(&key, &source).expect("room");
     world.change_port(A2, |port| port.flags |= port_flags::SOURCES);

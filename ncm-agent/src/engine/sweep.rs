@@ -224,3 +224,7 @@ fn lower(tables: &Tables, port: u32, by: u32) -> Result<(), Error> {
     let established = established(tables, port)?.saturating_sub(by);
     tables.port_flows.put(&port, &PortFlows { established, ..PortFlows::default() })
 }
+
+#[cfg(test)]
+#[path = "sweep_tests.rs"]
+mod tests;

@@ -95,13 +95,27 @@ pub trait Context: Frame + Copy {
     /// The kernel refused.
     fn readdress(&self, old: [u8; 2], new: [u8; 2], checksum: u16) -> Result<(), Refused>;
 
-    /// Keeps the first `kept` bytes behind the Ethernet header, puts 28 bytes for new headers before them, and ends
+    /// Keeps the first `kept` bytes behind the Ethernet header, puts `headers` bytes for new ones before them, and ends
     /// segmentation: what an ICMP error needs.
     ///
     /// # Errors
     ///
     /// The kernel refused, or the hook cannot do it.
-    fn make_room_for_error(&self, kept: u32) -> Result<(), Refused>;
+    fn make_room_for_error(&self, kept: u32, headers: i32) -> Result<(), Refused>;
+
+    /// Cuts or lengthens the frame to that many bytes.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refused.
+    fn resize(&self, bytes: u32) -> Result<(), Refused>;
+
+    /// Hands the frame to the interface `ifindex` as if it had come in there, with a mark.
+    ///
+    /// # Errors
+    ///
+    /// The hook cannot do it.
+    fn hand_up(&self, ifindex: u32, mark: u32) -> Result<i32, Refused>;
 
     /// Sends the frame out of an interface; `None` if the hook knows no such device.
     fn send(&self, ifindex: u32) -> Option<i32>;

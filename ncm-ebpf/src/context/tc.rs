@@ -3,7 +3,7 @@
 use aya_ebpf::{
     bindings::{
         __sk_buff, BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
-        BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_MARK_MANGLED_0, BPF_F_RECOMPUTE_CSUM, BPF_FIB_LKUP_RET_NO_NEIGH,
+        BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_RECOMPUTE_CSUM, BPF_FIB_LKUP_RET_NO_NEIGH,
         BPF_FIB_LKUP_RET_SUCCESS, TC_ACT_OK, TC_ACT_SHOT, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
         bpf_fib_lookup as bpf_fib_lookup_parameters,
     },
@@ -54,6 +54,21 @@ impl Tc {
         self.0
     }
 
+    /// The frame's mark.
+    #[inline(always)]
+    #[must_use]
+    pub fn mark(&self) -> u32 {
+        // SAFETY: the context is the kernel's.
+        unsafe { (*self.0).mark }
+    }
+
+    /// Takes the frame's mark away: it is ours, and nobody else's to see.
+    #[inline(always)]
+    pub fn clear_mark(&self) {
+        // SAFETY: the context is the kernel's.
+        unsafe { (*self.0).mark = 0 };
+    }
+
     /// Replaces bytes of the frame, under `flags` of `bpf_skb_store_bytes`.
     ///
     /// # Errors
@@ -84,6 +99,14 @@ impl Frame for Tc {
     fn length(&self) -> u32 {
         // SAFETY: the context is the kernel's.
         unsafe { (*self.0).len }
+    }
+
+    #[inline(always)]
+    fn reach(&self, bytes: u32) {
+        let length = self.length();
+        // Where this fails the bytes stay out of reach, and parsing says so.
+        // SAFETY: the context is the kernel's.
+        unsafe { bpf_skb_pull_data(self.0, if length < bytes { length } else { bytes }) };
     }
 }
 
@@ -168,16 +191,31 @@ impl Context for Tc {
     }
 
     #[inline(always)]
-    fn make_room_for_error(&self, kept: u32) -> Result<(), Refused> {
+    fn make_room_for_error(&self, kept: u32, headers: i32) -> Result<(), Refused> {
         // SAFETY: the context is the kernel's.
         unsafe {
             if bpf_skb_change_tail(self.0, 14 + kept, 0) != 0
-                || bpf_skb_adjust_room(self.0, 28, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO.into()) != 0
+                || bpf_skb_adjust_room(self.0, headers, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO.into()) != 0
             {
                 return Err(Refused);
             }
         }
         Ok(())
+    }
+
+    #[inline(always)]
+    fn resize(&self, bytes: u32) -> Result<(), Refused> {
+        // SAFETY: the context is the kernel's.
+        if unsafe { bpf_skb_change_tail(self.0, bytes, 0) } == 0 { Ok(()) } else { Err(Refused) }
+    }
+
+    #[inline(always)]
+    fn hand_up(&self, ifindex: u32, mark: u32) -> Result<i32, Refused> {
+        // SAFETY: the context is the kernel's, and the helper only notes the interface.
+        unsafe {
+            (*self.0).mark = mark;
+            Ok(bpf_redirect(ifindex, BPF_F_INGRESS.into()) as i32)
+        }
     }
 
     #[inline(always)]

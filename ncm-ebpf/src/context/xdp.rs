@@ -132,7 +132,19 @@ impl Context for Xdp {
     }
 
     #[inline(always)]
-    fn make_room_for_error(&self, _: u32) -> Result<(), Refused> {
+    fn make_room_for_error(&self, _: u32, _: i32) -> Result<(), Refused> {
+        // XDP programs pass such packets up to tc.
+        Err(Refused)
+    }
+
+    #[inline(always)]
+    fn resize(&self, _: u32) -> Result<(), Refused> {
+        // XDP programs pass such packets up to tc.
+        Err(Refused)
+    }
+
+    #[inline(always)]
+    fn hand_up(&self, _: u32, _: u32) -> Result<i32, Refused> {
         // XDP programs pass such packets up to tc.
         Err(Refused)
     }

@@ -1,6 +1,6 @@
-//! MAC and IPv4 addresses in the form in which programs compare and copy them: words with the bytes as in memory.
+//! MAC and IP addresses in the form in which programs compare and copy them: words with the bytes as in memory.
 
-use super::Window;
+use super::{Window, checksum};
 
 /// A MAC address: its six bytes, in the order of the wire, as two words.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -92,21 +92,6 @@ impl Ipv4Address {
         self.0.to_ne_bytes()
     }
 
-    /// The address as an IPv4-mapped IPv6 address (RFC 4291, section 2.5.5.2), which tables hold.
-    #[inline(always)]
-    #[must_use]
-    pub const fn mapped(self) -> [u8; 16] {
-        let [a, b, c, d] = self.bytes();
-        [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
-    }
-
-    /// The address of that IPv4-mapped one; of its last four bytes, as anything else is not to be here.
-    #[inline(always)]
-    #[must_use]
-    pub const fn of_mapped(bytes: &[u8; 16]) -> Self {
-        Self::new([bytes[12], bytes[13], bytes[14], bytes[15]])
-    }
-
     /// The four bytes as one word, in memory order.
     #[inline(always)]
     #[must_use]
@@ -119,6 +104,144 @@ impl Ipv4Address {
     #[must_use]
     pub const fn is_group(self) -> bool {
         self.bytes()[0] & 0xf0 == 0xe0 || self.0 == u32::MAX
+    }
+}
+
+/// An IPv6 address, or an IPv4 one as an IPv4-mapped IPv6 address (RFC 4291, section 2.5.5.2): its sixteen bytes, in the order
+/// of the wire, as four words.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(transparent)]
+pub struct Address([u32; 4]);
+
+impl Address {
+    /// `::`
+    pub const UNSPECIFIED: Self = Self([0; 4]);
+
+    /// `0.0.0.0`
+    pub const UNSPECIFIED_V4: Self = Self::v4(Ipv4Address::UNSPECIFIED);
+
+    /// An IPv4 address.
+    #[inline(always)]
+    #[must_use]
+    pub const fn v4(address: Ipv4Address) -> Self {
+        Self([0, 0, u32::from_ne_bytes([0, 0, 0xff, 0xff]), address.0])
+    }
+
+    /// The address of these bytes.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(bytes: &[u8; 16]) -> Self {
+        let b = bytes;
+        Self([
+            u32::from_ne_bytes([b[0], b[1], b[2], b[3]]),
+            u32::from_ne_bytes([b[4], b[5], b[6], b[7]]),
+            u32::from_ne_bytes([b[8], b[9], b[10], b[11]]),
+            u32::from_ne_bytes([b[12], b[13], b[14], b[15]]),
+        ])
+    }
+
+    /// The IPv6 address at `A` of a window; `B`, `C` and `D` are 4, 8 and 12 more.
+    #[inline(always)]
+    #[must_use]
+    pub fn at<const A: usize, const B: usize, const C: usize, const D: usize, const N: usize>(
+        window: &Window<'_, N>,
+    ) -> Self {
+        const { assert!(B == A + 4 && C == A + 8 && D == A + 12) };
+        Self([window.raw32::<A>(), window.raw32::<B>(), window.raw32::<C>(), window.raw32::<D>()])
+    }
+
+    /// The link-local address of a MAC (RFC 4291, appendix A).
+    #[inline(always)]
+    #[must_use]
+    pub const fn link_local(mac: Mac) -> Self {
+        let [a, b, c, d, e, f] = mac.bytes();
+        Self::new(&[0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f])
+    }
+
+    /// The MAC that a link-local address was made of, if it was made of one.
+    #[inline(always)]
+    #[must_use]
+    pub const fn link_local_mac(self) -> Option<Mac> {
+        let b = self.bytes();
+        if self.0[0] == u32::from_ne_bytes([0xfe, 0x80, 0, 0]) && self.0[1] == 0 && b[11] == 0xff && b[12] == 0xfe {
+            Some(Mac::new(&[b[8] ^ 2, b[9], b[10], b[13], b[14], b[15]]))
+        } else {
+            None
+        }
+    }
+
+    /// The sixteen bytes.
+    #[inline(always)]
+    #[must_use]
+    pub const fn bytes(self) -> [u8; 16] {
+        let [a, b, c, d] =
+            [self.0[0].to_ne_bytes(), self.0[1].to_ne_bytes(), self.0[2].to_ne_bytes(), self.0[3].to_ne_bytes()];
+        [
+            a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3],
+        ]
+    }
+
+    /// The four words, in memory order.
+    #[inline(always)]
+    #[must_use]
+    pub const fn words(self) -> [u32; 4] {
+        self.0
+    }
+
+    /// The IPv4 address that is mapped.
+    #[inline(always)]
+    #[must_use]
+    pub const fn as_v4(self) -> Ipv4Address {
+        Ipv4Address(self.0[3])
+    }
+
+    /// Whether the address is `::` or 0.0.0.0.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_unspecified(self) -> bool {
+        self.0[0] == 0
+            && self.0[1] == 0
+            && self.0[3] == 0
+            && (self.0[2] == 0 || self.0[2] == Self::UNSPECIFIED_V4.0[2])
+    }
+
+    /// Whether the address is an IPv4 one.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_v4(self) -> bool {
+        self.0[0] == 0 && self.0[1] == 0 && self.0[2] == Self::UNSPECIFIED_V4.0[2]
+    }
+
+    /// Whether the address is no single station's: multicast, or IPv4's limited broadcast.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_group(self) -> bool {
+        self.0[0].to_ne_bytes()[0] == 0xff || (self.is_v4() && self.as_v4().is_group())
+    }
+
+    /// Whether the address is a link-local one: fe80::/10.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_link_local(self) -> bool {
+        let [a, b, _, _] = self.0[0].to_ne_bytes();
+        a == 0xfe && b & 0xc0 == 0x80
+    }
+
+    /// The sum of the address as sixteen-bit words, not folded.
+    #[inline(always)]
+    #[must_use]
+    pub const fn sum(self) -> u32 {
+        checksum::halves(self.0[0])
+            + checksum::halves(self.0[1])
+            + checksum::halves(self.0[2])
+            + checksum::halves(self.0[3])
+    }
+
+    /// The sum of an address of that family, as its own pseudo-header counts it.
+    #[inline(always)]
+    #[must_use]
+    pub const fn sum_in(self, family: u8) -> u32 {
+        if family == 4 { checksum::halves(self.0[3]) } else { self.sum() }
     }
 }
 
@@ -136,6 +259,21 @@ mod tests {
         assert!(!mac.is_group());
         assert!(Mac::new(&[0x33, 0x33, 0, 0, 0, 1]).is_group());
         assert_eq!(mac.words().map(u16::to_ne_bytes).concat(), bytes);
+    }
+
+    #[test]
+    fn both_families_are_told_apart() {
+        let v4 = Address::v4(Ipv4Address::new([10, 0, 0, 1]));
+        assert!(v4.is_v4() && !v4.is_link_local() && !v4.is_group() && !v4.is_unspecified());
+        assert_eq!(v4.bytes(), [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 0, 0, 1]);
+        assert!(Address::UNSPECIFIED.is_unspecified() && Address::UNSPECIFIED_V4.is_unspecified());
+        assert!(!Address::UNSPECIFIED.is_v4());
+        let mac = Mac::new(&[2, 0, 0, 1, 2, 3]);
+        let link_local = Address::link_local(mac);
+        assert_eq!(link_local.bytes(), [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xfe, 1, 2, 3]);
+        assert!(link_local.is_link_local());
+        assert_eq!(link_local.link_local_mac(), Some(mac));
+        assert_eq!(v4.link_local_mac(), None);
     }
 
     #[test]

@@ -31,6 +31,9 @@ pub struct Ethernet {
 }
 
 impl Ethernet {
+    /// A header of zeros.
+    pub const EMPTY: Self = Self { destination: Mac::ZERO, source: Mac::ZERO, ethertype: 0 };
+
     /// The header at `offset`.
     #[inline(always)]
     #[must_use]

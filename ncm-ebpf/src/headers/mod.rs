@@ -7,15 +7,18 @@ pub mod address;
 pub mod arp;
 pub mod checksum;
 pub mod ethernet;
-pub mod ipv4;
+mod ipv4;
 pub mod ipv6;
+pub mod nd;
+pub mod packet;
 pub mod transport;
 pub mod vxlan;
 mod window;
 
-pub use address::{Ipv4Address, Mac};
+pub use address::{Address, Ipv4Address, Mac};
+pub use packet::Packet;
 pub use window::{Frame, Window};
 
-/// How many bytes from the start of a frame hold all headers that are ever looked at: Ethernet 14, IPv4 with all its
-/// options 60, and the fixed part of a TCP header 20.
+/// How many bytes from the start of a frame hold all headers that most frames have: Ethernet 14, IPv4 with all its
+/// options 60, and the fixed part of a TCP header 20. IPv6 without extension headers needs fewer.
 pub const HEADERS: u32 = 14 + 60 + 20;

@@ -1,6 +1,6 @@
 //! VXLAN over IPv4 (RFC 7348): the headers around a guest's frame.
 
-use super::{Frame, Ipv4Address, ethernet::ethertype, ipv4::protocol};
+use super::{Frame, Ipv4Address, ethernet::ethertype, packet::protocol};
 
 /// Bytes in front of the inner frame: Ethernet 14, IPv4 without options 20, UDP 8, VXLAN 8.
 pub const LEN: usize = 14 + 20 + 8 + 8;

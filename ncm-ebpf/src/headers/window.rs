@@ -9,6 +9,9 @@ pub trait Frame {
 
     /// Bytes of the whole frame, from the Ethernet header on.
     fn length(&self) -> u32;
+
+    /// Brings as many bytes from the start into reach, where that takes anything; invalidates all windows.
+    fn reach(&self, _bytes: u32) {}
 }
 
 /// `N` bytes of a frame, checked once to be there. Offsets count from the window's start and are checked while compiling.

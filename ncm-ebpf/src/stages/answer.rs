@@ -1,74 +1,177 @@
-//! What is answered on the spot, in the packet itself: ARP, pings of a gateway, and packets whose TTL ran out.
+//! What is answered on the spot, in the packet itself: ARP, neighbour solicitations, pings of a gateway.
 //!
 //! Where an answer needs another packet than the one at hand, or the guest takes no XDP frames, XDP leaves it to tc.
 
-use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use ncm_common::{
     counters::PathCounter,
     drops::DropReason,
-    tables::{Bucket, PortLimits, Subnet, endpoint_flags, port_flags},
+    tables::{Subnet, SubnetPrefixKey, endpoint_flags, port_flags},
 };
 
 use super::{
-    Step, Verdict, admit::Sender, by_ip, deliver::Packet, guest::PAYLOAD, route::is_gateway, subnet,
+    Ended, Step, admit::Sender, by_ip, by_mac, errors::TTL, guest::PAYLOAD, refuse, route::is_gateway, subnet,
 };
 use crate::{
     context::Context,
     count::{count, received},
     headers::{
-        Ipv4Address, Mac,
+        Address, Ipv4Address, Mac, Packet,
         arp::{self, Arp},
         checksum,
-        ethernet::{Ethernet, ethertype},
-        ipv4::protocol,
-        transport::{TCP_LEN, Transport, UDP_LEN, icmp},
+        ethernet::Ethernet,
+        nd::{self, Advertisement, Neighbour},
+        packet::{class, icmp, protocol},
     },
-    tables::LIMITS,
+    scratch::Scratch,
+    tables::SUBNET_PREFIXES,
 };
-
-/// TTL of packets that a gateway sends.
-const TTL: u8 = 64;
-
-/// ICMP errors a port is sent per second in the long run, and at once.
-const ERRORS_PER_SECOND: u64 = 100;
-const ERRORS_AT_ONCE: u64 = 50;
 
 /// Answers a guest's ARP request for a gateway or a known endpoint of its subnet.
 #[inline(always)]
-pub fn arp<C: Context>(packet: C, sender: Sender, ethernet: &Ethernet) -> Step<Verdict> {
+pub fn arp<C: Context>(packet: C, sender: Sender, ethernet: &Ethernet) -> Step<()> {
     let message = Arp::parse(&packet, PAYLOAD).ok_or(DropReason::Malformed)?;
     if message.sender_mac != ethernet.source {
         sender.mac(ethernet.source)?;
-        return Err(DropReason::SpoofedArp);
+        return refuse(DropReason::SpoofedArp);
     }
     // A guest that looks whether an address is taken asks without a sender's address (RFC 5227, section 2.1.1).
     let (index, generation) = if message.sender_ip == Ipv4Address::UNSPECIFIED {
         sender.mac(ethernet.source)?;
         (sender.port.subnet, sender.port.subnet_generation)
     } else {
-        let source = sender.source(message.sender_mac, message.sender_ip).map_err(as_arp)?;
+        let source = sender.source(&message.sender_mac, &Address::v4(message.sender_ip)).map_err(as_arp)?;
         (source.subnet, source.subnet_generation)
     };
     if message.operation != arp::REQUEST || message.sender_ip == message.target_ip {
-        return Err(DropReason::ArpIgnored);
+        return refuse(DropReason::ArpIgnored);
     }
-    if sender.owns(message.target_ip) {
-        return Err(DropReason::ArpUnknown);
+    let target = Address::v4(message.target_ip);
+    if sender.owns(&target) {
+        return refuse(DropReason::ArpUnknown);
     }
-    let mac =
-        owner(sender, index, subnet(index, generation)?, message.target_ip).ok_or(DropReason::ArpUnknown)?;
+    let (mac, _) = owner(sender, index, subnet(index, generation)?, target).ok_or(DropReason::ArpUnknown)?;
     if !can_reply::<C>(sender) {
-        return Ok(Verdict::PassUp);
+        return Err(Ended::PASS_UP);
     }
     packet.store(0, &message.answer(mac))?;
     count(PathCounter::ArpAnswered, arp::FRAME_LEN as u32);
-    back(packet, sender)
+    Err(Ended::sent(back(packet, sender.index)?))
 }
 
 /// A spoofed address as what it is in ARP.
 #[inline(always)]
-fn as_arp(reason: DropReason) -> DropReason {
-    if matches!(reason, DropReason::SpoofedIp) { DropReason::SpoofedArp } else { reason }
+fn as_arp(ended: Ended) -> Ended {
+    if ended == DropReason::SpoofedIp.into() { DropReason::SpoofedArp.into() } else { ended }
+}
+
+/// Ends a neighbour solicitation or advertisement: see [`solicitation`] and [`advertisement`].
+#[inline(never)]
+pub fn discovery<C: Context>(packet: C, sender: Sender, scratch: &mut Scratch) -> u32 {
+    Ended::number(if scratch.packet.icmp[0] == icmp::NEIGHBOUR_SOLICITATION {
+        solicitation(packet, sender, scratch)
+    } else {
+        advertisement(packet, sender, &scratch.packet)
+    })
+}
+
+/// Answers a guest's neighbour solicitation (RFC 4861, section 7.2.4) for a gateway or a known endpoint of its subnet.
+#[inline(always)]
+fn solicitation<C: Context>(packet: C, sender: Sender, scratch: &mut Scratch) -> Step<()> {
+    let whole = &scratch.packet;
+    let message = neighbour(&packet, whole)?;
+    // A guest that looks whether an address is taken asks without an own one (RFC 4862, section 5.4.2).
+    let is_probe = whole.source.is_unspecified();
+    if message.mac != Mac::ZERO && (is_probe || message.mac != whole.from) {
+        sender.mac(whole.from)?;
+        return refuse(DropReason::SpoofedNd);
+    }
+    if is_probe {
+        sender.mac(whole.from)?;
+        scratch.subnet = 0;
+    } else {
+        let source = sender.asker(&whole.from, &whole.source).map_err(as_nd)?;
+        (scratch.subnet, scratch.subnet_generation) = (source.subnet, source.subnet_generation);
+    }
+    scratch.target = message.target;
+    Ended::step(seek(sender, scratch))?;
+    write(scratch);
+    let fits = packet.length() == nd::FRAME_LEN as u32;
+    if !can_reply::<C>(sender) || C::PASSES_UP && !fits {
+        return Err(Ended::PASS_UP);
+    }
+    let Some(frame) = scratch.frame.bytes.first_chunk::<{ nd::FRAME_LEN }>() else {
+        return refuse(DropReason::RewriteFailed);
+    };
+    if !fits {
+        packet.resize(nd::FRAME_LEN as u32)?;
+    }
+    packet.store(0, frame)?;
+    count(PathCounter::NdAnswered, nd::FRAME_LEN as u32);
+    Err(Ended::sent(back(packet, sender.index)?))
+}
+
+/// Finds who is to be answered for as `scratch.target` towards the asker.
+#[inline(never)]
+fn seek(sender: Sender, scratch: &mut Scratch) -> u32 {
+    Ended::number(found(sender, scratch))
+}
+
+#[inline(always)]
+fn found(sender: Sender, scratch: &mut Scratch) -> Step<()> {
+    let target = scratch.target;
+    let (index, generation) = if scratch.subnet == 0 {
+        let key = SubnetPrefixKey { prefix_len: 160, vni: sender.port.vni, ip: target.bytes() };
+        match SUBNET_PREFIXES.get(&key) {
+            Some(subnet) => (subnet.index, subnet.generation),
+            None => (sender.port.subnet, sender.port.subnet_generation),
+        }
+    } else {
+        (scratch.subnet, scratch.subnet_generation)
+    };
+    if sender.owns(&scratch.target) {
+        return refuse(DropReason::NdUnknown);
+    }
+    let (mac, router) =
+        owner(sender, index, subnet(index, generation)?, target).ok_or(DropReason::NdUnknown)?;
+    scratch.owner = mac;
+    scratch.is_router = u32::from(router);
+    Ok(())
+}
+
+/// Writes the answer to `scratch.frame`.
+#[inline(never)]
+fn write(scratch: &mut Scratch) {
+    let Scratch { packet, target, owner, is_router, frame, .. } = scratch;
+    if let Some(frame) = frame.bytes.first_chunk_mut::<{ nd::FRAME_LEN }>() {
+        let asker = (packet.source, packet.from);
+        Advertisement { target: (*target, *owner), asker, router: *is_router != 0 }.write(frame);
+    }
+}
+
+/// Refuses a guest's neighbour advertisement: of an address that is not its own by another reason.
+#[inline(always)]
+fn advertisement<C: Context>(packet: C, sender: Sender, whole: &Packet) -> Step<()> {
+    let message = neighbour(&packet, whole)?;
+    sender.mac(whole.from)?;
+    let is_own = sender.asker(&whole.from, &message.target).is_ok()
+        && (message.mac == Mac::ZERO || message.mac == whole.from);
+    refuse(if is_own { DropReason::NdIgnored } else { DropReason::SpoofedNd })
+}
+
+/// A message about a neighbour, if it has come as such messages do: not routed, nor in fragments (RFC 6980).
+#[inline(always)]
+fn neighbour<C: Context>(packet: &C, whole: &Packet) -> Step<Neighbour> {
+    if whole.ttl != nd::HOP_LIMIT || whole.class & class::FIRST != 0 {
+        return refuse(DropReason::Malformed);
+    }
+    let at = PAYLOAD + (whole.transport & 0x1ff) as usize;
+    Ok(Neighbour::parse(packet, at, whole.payload_len()).ok_or(DropReason::Malformed)?)
+}
+
+/// A spoofed address as what it is in neighbour discovery.
+#[inline(always)]
+fn as_nd(ended: Ended) -> Ended {
+    if ended == DropReason::SpoofedIp.into() { DropReason::SpoofedNd.into() } else { ended }
 }
 
 /// Whether an answer from this hook reaches the guest: an XDP program's does where its interface takes XDP frames.
@@ -77,201 +180,76 @@ fn can_reply<C: Context>(sender: Sender) -> bool {
     !C::PASSES_UP || sender.port.flags & port_flags::XDP_TARGET != 0
 }
 
-/// The MAC that answers for an address towards a guest of that subnet.
+/// The MAC that answers for an address towards a guest of that subnet, and whether it is a router's.
 #[inline(always)]
-fn owner(sender: Sender, index: u32, subnet: &Subnet, ip: Ipv4Address) -> Option<Mac> {
+fn owner(sender: Sender, index: u32, subnet: &Subnet, ip: Address) -> Option<(Mac, bool)> {
     if is_gateway(subnet, ip) {
-        return Some(Mac::new(&subnet.gateway_mac));
+        return Some((Mac::new(&subnet.gateway_mac), true));
     }
-    let endpoint = by_ip(subnet.vni, ip)?;
+    let endpoint = match ip.link_local_mac() {
+        // Known by the MAC in it.
+        Some(mac) => by_mac(subnet.vni, mac)?,
+        None => by_ip(subnet.vni, ip).filter(|endpoint| endpoint.subnet == index)?,
+    };
     let local = endpoint.flags & endpoint_flags::LOCAL != 0;
-    if endpoint.subnet != index || !(local || endpoint.flags & endpoint_flags::L2 != 0) {
+    if !(local || endpoint.flags & endpoint_flags::L2 != 0) || local && endpoint.target == sender.index {
         return None;
     }
-    (!local || endpoint.target != sender.index).then_some(Mac::new(&endpoint.mac))
+    Some((Mac::new(&endpoint.mac), false))
 }
 
 /// Answers a ping of a gateway. Later fragments of a large one go back as they are: the change of the first one's checksum
 /// covers all of them.
 #[inline(always)]
-pub fn gateway<C: Context>(packet: C, sender: Sender, whole: &Packet<'_>) -> Step<Verdict> {
-    let ip = whole.ip;
-    let request = match whole.transport {
-        Transport::Icmp { kind: icmp::ECHO_REQUEST, code, checksum } => Some((*code, *checksum)),
-        Transport::Opaque if ip.protocol == protocol::ICMP => None,
-        _ => return Err(DropReason::GatewayUnserved),
+pub fn ping<C: Context>(packet: C, sender: Sender, whole: &Packet) -> Step<()> {
+    let is_later = whole.class & class::LATER != 0;
+    let is_ping = if is_later {
+        if whole.family == 4 { whole.protocol == protocol::ICMP } else { whole.icmp[0] == protocol::ICMPV6 }
+    } else {
+        whole.is_echo_request()
     };
+    if !is_ping {
+        return refuse(DropReason::GatewayUnserved);
+    }
     if !can_reply::<C>(sender) {
-        return Ok(Verdict::PassUp);
+        return Err(Ended::PASS_UP);
     }
     let bytes = packet.length();
-    if let Some((code, sum)) = request {
-        let old = u16::from_ne_bytes([icmp::ECHO_REQUEST, code]);
-        let new = u16::from_ne_bytes([icmp::ECHO_REPLY, code]);
-        let sum = checksum::update(sum, old, new).to_ne_bytes();
-        packet.store(PAYLOAD + ip.header_len, &[icmp::ECHO_REPLY, code, sum[0], sum[1]])?;
+    if !is_later {
+        let reply = if whole.family == 4 { icmp::ECHO_REPLY } else { icmp::V6_ECHO_REPLY };
+        let new = [reply, whole.icmp[1]];
+        let (old_word, new_word) = (u16::from_ne_bytes(whole.icmp), u16::from_ne_bytes(new));
+        let sum = checksum::update(whole.checksum, old_word, new_word).to_ne_bytes();
+        let at = PAYLOAD + (whole.transport & 0x1ff) as usize;
+        packet.store(at, &[new[0], new[1], sum[0], sum[1]])?;
     }
-    let (to, from) = (whole.ethernet.source.bytes(), whole.ethernet.destination.bytes());
+    let (to, from) = (whole.from.bytes(), whole.to.bytes());
     packet.store(
         0,
         &[to[0], to[1], to[2], to[3], to[4], to[5], from[0], from[1], from[2], from[3], from[4], from[5]],
     )?;
-    let (ttl, from, to) = (ip.with_ttl(TTL), ip.destination.bytes(), ip.source.bytes());
-    packet.store(
-        PAYLOAD + 8,
-        &[ttl[0], ttl[1], ttl[2], ttl[3], from[0], from[1], from[2], from[3], to[0], to[1], to[2], to[3]],
-    )?;
+    if whole.family == 4 {
+        let (ttl, from, to) = (whole.with_ttl(TTL), whole.destination.as_v4().bytes(), whole.source.as_v4().bytes());
+        packet.store(
+            PAYLOAD + 8,
+            &[
+                ttl[0], ttl[1], ttl[2], ttl[3], from[0], from[1], from[2], from[3], to[0], to[1], to[2], to[3],
+            ],
+        )?;
+    } else {
+        packet.store(PAYLOAD + 7, &[TTL])?;
+        packet.store(PAYLOAD + 8, &whole.destination.bytes())?;
+        packet.store(PAYLOAD + 24, &whole.source.bytes())?;
+    }
     count(PathCounter::EchoAnswered, bytes);
-    back(packet, sender)
-}
-
-/// Tells a guest, from the gateway of its subnet, that its packet's TTL ran out (RFC 792; RFC 1812, section 4.3.2).
-#[inline(always)]
-pub fn time_exceeded<C: Context>(
-    packet: C,
-    sender: Sender,
-    from: &Subnet,
-    whole: &Packet<'_>,
-) -> Step<Verdict> {
-    if !is_reported(whole) {
-        return Err(DropReason::TtlExceeded);
-    }
-    if C::PASSES_UP {
-        return Ok(Verdict::PassUp);
-    }
-    let quote = quote(&packet, whole).ok_or(DropReason::TtlExceeded)?;
-    if !is_within_limit(sender.index) {
-        count(PathCounter::IcmpLimited, packet.length());
-        return Err(DropReason::TtlExceeded);
-    }
-    let kept = whole.ip.header_len as u32 + quote.payload;
-    packet.make_room_for_error(kept)?;
-    if let Some(sum) = quote.checksum {
-        let sum = sum.to_ne_bytes();
-        packet.store(PAYLOAD + 28 + whole.ip.header_len + quote.checksum_at, &sum)?;
-    }
-    packet.store(0, &error_headers(whole, from, kept, quote.sum))?;
-    count(PathCounter::TimeExceededSent, packet.length());
-    back(packet, sender)
-}
-
-/// What an ICMP error quotes behind the IP header.
-struct Quote {
-    /// Bytes.
-    payload: u32,
-    /// Their sum, with `checksum` in its place.
-    sum: u32,
-    /// What to write over a checksum that is only begun.
-    checksum: Option<u16>,
-    /// Where it is, counted from the payload's start.
-    checksum_at: usize,
-}
-
-/// Whether an error may be sent about a packet: not about another error, nor about a later fragment (RFC 1122, section
-/// 3.2.2), nor about what has too little to quote.
-#[inline(always)]
-fn is_reported(whole: &Packet<'_>) -> bool {
-    if let Transport::Icmp { kind, .. } = whole.transport
-        && *kind != icmp::ECHO_REQUEST
-        && *kind != icmp::ECHO_REPLY
-    {
-        return false;
-    }
-    whole.ip.starts_payload() && usize::from(whole.ip.payload_len()) >= UDP_LEN
-}
-
-/// What to quote of a packet; `None` if it cannot be read.
-///
-/// The IP header needs no summing up: with its own checksum it sums up to zero. A checksum that a device is to complete
-/// would be written over later by the kernel, as that cannot be called off, and the ICMP checksum would be wrong then:
-/// the one that stays as it is when it is computed takes its place (`f = !(rest + f)`, so `2 f = !rest`).
-#[inline(always)]
-fn quote<C: Context>(packet: &C, whole: &Packet<'_>) -> Option<Quote> {
-    let at = PAYLOAD + whole.ip.header_len;
-    let partial = whole.transport.is_partial(whole.ip);
-    let (payload, field, sum, checksum_at) = match whole.transport {
-        Transport::Tcp(ports) => {
-            let window = packet.window::<TCP_LEN>(at)?;
-            let sum = checksum::halves(window.raw32::<0>())
-                + checksum::halves(window.raw32::<4>())
-                + checksum::halves(window.raw32::<8>())
-                + checksum::halves(window.raw32::<12>())
-                + checksum::halves(window.raw32::<16>());
-            (TCP_LEN as u32, ports.checksum, sum, 16)
-        }
-        transport => {
-            let window = packet.window::<UDP_LEN>(at)?;
-            let sum = checksum::halves(window.raw32::<0>()) + checksum::halves(window.raw32::<4>());
-            let field = if let Transport::Udp(ports) = transport { ports.checksum } else { 0 };
-            (UDP_LEN as u32, field, sum, 6)
-        }
-    };
-    if !partial {
-        return Some(Quote { payload, sum, checksum: None, checksum_at });
-    }
-    let rest = sum - u32::from(field);
-    let fixed = checksum::half(!checksum::fold(rest));
-    Some(Quote { payload, sum: rest + u32::from(fixed), checksum: Some(fixed), checksum_at })
-}
-
-/// Ethernet, IPv4 and ICMP header of a time exceeded that quotes `kept` bytes, whose payload sums up to `sum`.
-#[inline(always)]
-fn error_headers(whole: &Packet<'_>, from: &Subnet, kept: u32, sum: u32) -> [u8; 42] {
-    let length = (28 + kept) as u16;
-    let (source, destination) = (Ipv4Address::of_mapped(&from.gateway_ip), whole.ip.source);
-    // Internetwork control, do not fragment, as the kernel itself sends errors.
-    let fixed = [
-        u16::from_ne_bytes([0x45, 0xc0]),
-        length.to_be(),
-        u16::from_ne_bytes([0x40, 0]),
-        u16::from_ne_bytes([TTL, protocol::ICMP]),
-    ];
-    let header = u32::from(fixed[0])
-        + u32::from(fixed[1])
-        + u32::from(fixed[2])
-        + u32::from(fixed[3])
-        + checksum::halves(source.word())
-        + checksum::halves(destination.word());
-    let kind = u16::from_ne_bytes([icmp::TIME_EXCEEDED, 0]);
-    let mut frame = [0; 42];
-    frame[0..6].copy_from_slice(&whole.ethernet.source.bytes());
-    frame[6..12].copy_from_slice(&from.gateway_mac);
-    frame[12..14].copy_from_slice(&ethertype::IPV4.to_be_bytes());
-    frame[14..16].copy_from_slice(&fixed[0].to_ne_bytes());
-    frame[16..18].copy_from_slice(&fixed[1].to_ne_bytes());
-    frame[20..22].copy_from_slice(&fixed[2].to_ne_bytes());
-    frame[22..24].copy_from_slice(&fixed[3].to_ne_bytes());
-    frame[24..26].copy_from_slice(&(!checksum::fold(header)).to_ne_bytes());
-    frame[26..30].copy_from_slice(&source.bytes());
-    frame[30..34].copy_from_slice(&destination.bytes());
-    frame[34..36].copy_from_slice(&kind.to_ne_bytes());
-    frame[36..38].copy_from_slice(&(!checksum::fold(sum + u32::from(kind))).to_ne_bytes());
-    frame
-}
-
-/// Takes a token of a port's limit on ICMP errors, if there is one. CPUs that take one at once may both get it.
-#[inline(always)]
-fn is_within_limit(port: u32) -> bool {
-    const COST: u64 = 1_000_000_000 / ERRORS_PER_SECOND;
-    const FULL: u64 = COST * ERRORS_AT_ONCE;
-    // SAFETY: the helper only reads the clock.
-    let now = unsafe { bpf_ktime_get_coarse_ns() };
-    let mut granted = false;
-    LIMITS.change(&port, |PortLimits { errors: Bucket { filled, tokens }, .. }| {
-        let gained = tokens.saturating_add(now.saturating_sub(*filled));
-        let full = if gained > FULL { FULL } else { gained };
-        granted = full >= COST;
-        *tokens = if granted { full - COST } else { full };
-        *filled = now;
-    });
-    granted
+    Err(Ended::sent(back(packet, sender.index)?))
 }
 
 /// Sends the packet, which is an answer now, back to its guest. Not by `XDP_TX`: a veth does not wake up the guest for
 /// such frames unless an XDP program runs there too, as it does for redirected ones.
 #[inline(always)]
-fn back<C: Context>(packet: C, sender: Sender) -> Step<Verdict> {
+pub fn back<C: Context>(packet: C, index: u32) -> Step<i32> {
     let action = packet.send(packet.interface()).ok_or(DropReason::NoDevice)?;
-    received(sender.index, packet.length());
-    Ok(Verdict::Sent(action))
+    received(index, packet.length());
+    Ok(action)
 }

@@ -1,99 +1,114 @@
-//! Delivery of a guest's packet: to another guest of this host, or into the tunnel.
+//! Delivery of a guest's packet by its flow: to another guest of this host, or into the tunnel.
 
 use aya_log_ebpf::trace;
 use ncm_common::{
     counters::PathCounter,
     drops::DropReason,
-    tables::{Endpoint, endpoint_flags, port_flags},
+    tables::{Port, epoch_slot, flow_flags, port_flags},
 };
 
-use super::{Step, Verdict, admit::Sender, encapsulate::encapsulate, open, port};
+use super::{
+    Ended, Step, admit::Sender, by_ip, encapsulate::encapsulate, errors, flow, open, port, settle, subnet,
+};
 use crate::{
     context::{Context, Refused},
     count::{count, received},
-    headers::{
-        Mac,
-        ethernet::{self, Ethernet},
-        ipv4::Ipv4,
-        transport::Transport,
-    },
+    headers::{Mac, Packet, ethernet},
+    scratch::{Scratch, Side, VALID},
+    tables::Entry,
 };
 
-/// The parsed headers of a packet.
-pub struct Packet<'a> {
-    /// Ethernet.
-    pub ethernet: &'a Ethernet,
-    /// IPv4.
-    pub ip: &'a Ipv4,
-    /// What follows.
-    pub transport: &'a Transport,
-}
-
-/// Where a packet goes next.
-pub struct Hop<'a> {
-    /// The endpoint that takes it.
-    pub endpoint: &'a Endpoint,
-    /// The VNI in which that endpoint is.
-    pub vni: u32,
-    /// What routing changes; `None` for a frame that is switched.
-    pub routed: Option<Routed>,
-}
-
-/// What routing changes in a packet, beside its TTL.
-#[derive(Clone, Copy)]
-pub struct Routed {
-    /// The destination's MAC.
-    pub destination: Mac,
-    /// Source MAC towards a guest of this host: its subnet's gateway.
-    pub source_here: Mac,
-    /// Source MAC towards another host: the distributed router's.
-    pub source_remote: Mac,
-}
-
-impl From<Refused> for DropReason {
-    fn from(_: Refused) -> Self {
-        Self::RewriteFailed
-    }
-}
-
-/// Delivers a packet from `sender` to where `hop` says.
+/// Sends a packet from `sender` where its flow leads: the known one, or else what is decided in `scratch.here`.
 #[inline(always)]
-pub fn deliver<C: Context>(packet: C, sender: Sender, whole: &Packet<'_>, hop: &Hop<'_>) -> Step<Verdict> {
-    let endpoint = hop.endpoint;
-    if endpoint.flags & endpoint_flags::LOCAL == 0 {
-        return encapsulate(packet, whole, hop);
+pub fn deliver<C: Context>(
+    packet: C,
+    sender: Sender,
+    scratch: &mut Scratch,
+    known: Option<Entry>,
+) -> Step<i32> {
+    let flow = match known {
+        Some(entry) => entry.flow(),
+        None => &scratch.here.flow,
+    };
+    let routed = flow.flags & flow_flags::ROUTED != 0;
+    if routed && scratch.packet.ttl <= 1 {
+        return Err(errors::time_exceeded(packet, sender, scratch));
     }
-    if endpoint.target == sender.index {
-        return Err(DropReason::Hairpin);
+    if flow.flags & flow_flags::LOCAL == 0 {
+        return match encapsulate(packet, &scratch.packet, flow, &mut scratch.tunnel) {
+            Err(Ended(mtu)) if mtu & TOO_BIG != 0 => {
+                Err(errors::too_big(packet, sender, scratch, mtu & !TOO_BIG))
+            }
+            other => other,
+        };
     }
-    let to = port(endpoint.target, endpoint.generation)?;
+    let (target, to_mac, from_mac) = (flow.target, Mac::new(&flow.to_mac), Mac::new(&flow.from_mac));
+    let to = port(target, flow.target_generation)?;
     open(to)?;
     if to.ifindex == 0 {
-        return Err(DropReason::NoDevice);
+        return Err(DropReason::NoDevice.into());
     }
     if C::PASSES_UP && to.flags & port_flags::XDP_TARGET == 0 {
-        return Ok(Verdict::PassUp);
+        return Err(Ended::PASS_UP);
     }
     let bytes = packet.length();
-    fits(packet.segment_size(), bytes, to.mtu)?;
-    if let Some(routed) = &hop.routed {
-        rewrite_macs(packet, routed.destination, routed.source_here)?;
-        lower_ttl(packet, whole.ip)?;
+    if !fits(packet.segment_size(), bytes, to.mtu) {
+        return Err(errors::too_big(packet, sender, scratch, u32::from(to.mtu)));
+    }
+    receive(sender, target, to, &scratch.packet, &mut scratch.there)?;
+    if routed {
+        rewrite_macs(packet, to_mac, from_mac)?;
+        lower_ttl(packet, &scratch.packet)?;
     }
     let action = packet.send(to.ifindex).ok_or(DropReason::NoDevice)?;
-    received(endpoint.target, bytes);
+    received(target, bytes);
     count(PathCounter::LocalDelivered, bytes);
-    trace!(packet, "port {} to port {}: {} bytes", sender.index, endpoint.target, bytes);
-    Ok(Verdict::Sent(action))
+    trace!(packet, "port {} to port {}: {} bytes", sender.index, target, bytes);
+    Ok(action)
 }
 
-/// Refuses a frame that is larger than the receiving guest's interface takes. The kernel cuts a frame that is to be segmented.
+/// Added to the MTU that a packet is too big for, where it stands for how a packet's way ended.
+pub const TOO_BIG: u32 = 1 << 20;
+
+/// Lets the packet in at the port that it is for, by that port's own flow and policy.
 #[inline(always)]
-pub fn fits(segment_size: u32, bytes: u32, mtu: u16) -> Step<()> {
-    if segment_size == 0 && mtu != 0 && bytes > u32::from(mtu) + ethernet::LEN as u32 {
-        return Err(DropReason::TooBig);
+fn receive(sender: Sender, index: u32, to: &'static Port, packet: &Packet, side: &mut Side) -> Step<()> {
+    let now = flow::now();
+    flow::key(packet, index, true, &mut side.key);
+    if let Some(entry) = flow::find(packet, &side.key)
+        && flow::is_steady(entry, to, now, true)
+    {
+        flow::see(entry, true, now);
+        return Ok(());
     }
-    Ok(())
+    side.now = now;
+    Ended::step(begin(sender, to, packet, side))
+}
+
+/// Decides about a packet from another guest of this host that no flow of its receiver decides about.
+#[inline(never)]
+fn begin(sender: Sender, to: &Port, packet: &Packet, side: &mut Side) -> u32 {
+    settle::look(to, packet, side);
+    let Ok(source) = sender.source(&packet.from, &packet.source) else {
+        return DropReason::SpoofedIp as u32;
+    };
+    let Ok(from) = subnet(source.subnet, source.subnet_generation) else {
+        return DropReason::StaleIndex as u32;
+    };
+    if side.found != VALID {
+        let slot = epoch_slot(from.vni, &packet.source.bytes());
+        side.flow.remote_slot = slot;
+        side.flow.remote_epoch = flow::epoch(slot);
+        side.changed = 1;
+    }
+    side.members = by_ip(from.vni, packet.source).map_or(0, |source| source.members);
+    settle::settle(to, packet, side, true)
+}
+
+/// Whether a frame is no larger than the receiving guest's interface takes. The kernel cuts a frame that is to be segmented.
+#[inline(always)]
+pub fn fits(segment_size: u32, bytes: u32, mtu: u16) -> bool {
+    segment_size != 0 || mtu == 0 || bytes <= u32::from(mtu) + ethernet::LEN as u32
 }
 
 /// Replaces both MACs.
@@ -106,8 +121,13 @@ fn rewrite_macs<C: Context>(packet: C, destination: Mac, source: Mac) -> Result<
     )
 }
 
-/// Lowers the TTL by one, with the header's checksum.
+/// Lowers the TTL or hop limit by one, with the IPv4 header's checksum.
 #[inline(always)]
-pub fn lower_ttl<C: Context>(packet: C, ip: &Ipv4) -> Result<(), Refused> {
-    packet.store(ethernet::LEN + 8, &ip.with_ttl_decremented())
+pub fn lower_ttl<C: Context>(packet: C, whole: &Packet) -> Result<(), Refused> {
+    let ttl = whole.ttl.wrapping_sub(1);
+    if whole.family == 4 {
+        packet.store(ethernet::LEN + 8, &whole.with_ttl(ttl))
+    } else {
+        packet.store(ethernet::LEN + 7, &[ttl])
+    }
 }

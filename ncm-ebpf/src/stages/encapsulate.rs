@@ -5,20 +5,19 @@ use aya_log_ebpf::trace;
 use ncm_common::{
     counters::PathCounter,
     drops::DropReason,
-    tables::{Host, NextHop, NextHopGroup, NextHopHalf, Node, TemplateHalf, next_hop_flags},
+    tables::{Flow, Host, NextHop, NextHopGroup, NextHopHalf, Node, TemplateHalf, flow_flags, next_hop_flags},
 };
 
 use super::{
-    Step, Verdict,
-    deliver::{Hop, Packet, lower_ttl},
+    Ended, Step,
+    deliver::{TOO_BIG, lower_ttl},
 };
 use crate::{
     context::{Context, Question, Tunnel},
     count::count,
     headers::{
-        Mac, checksum,
+        Mac, Packet, checksum,
         ethernet::{self, ethertype},
-        transport::Transport,
     },
     tables::{HEARTBEAT, HOSTS, NEXT_HOP_GROUPS, NODE},
 };
@@ -33,59 +32,74 @@ const OUTER: u32 = 20 + 8 + 8;
 const FIRST_PORT: u16 = 49_152;
 const PORT_MASK: u32 = 0x3fff;
 
-/// Sends a packet to the host of the endpoint that `hop` names.
+/// Sends a packet to the host that its flow names. What does not fit ends with the largest packet that would, and [`TOO_BIG`].
 #[inline(always)]
-pub fn encapsulate<C: Context>(packet: C, whole: &Packet<'_>, hop: &Hop<'_>) -> Step<Verdict> {
-    let template = template(hop.endpoint.target, hop.endpoint.generation)?;
+pub fn encapsulate<C: Context>(
+    packet: C,
+    whole: &Packet,
+    flow: &Flow,
+    tunnel: &mut Tunnel,
+) -> Step<i32> {
+    let routed = flow.flags & flow_flags::ROUTED != 0;
+    let (target, vni) = (flow.target, flow.vni);
+    let template = template(target, flow.target_generation)?;
     let bytes = packet.length();
     fits(&packet, whole, template.mtu)?;
-    let hash = whole.transport.flow_hash(whole.ip);
+    let hash = whole.flow_hash();
     let fresh = is_fresh();
     let (next, ifindex) = next_hop(template.group, hash, fresh);
     if C::PASSES_UP && next.is_none_or(|next| next.flags & next_hop_flags::XDP_TARGET == 0) {
-        return Ok(Verdict::PassUp);
+        return Err(Ended::PASS_UP);
     }
-    let mut tunnel = outer(template, hop.vni, bytes, hash);
-    tunnel.inner_ethertype = ethertype::IPV4.to_be();
-    if let Some(routed) = &hop.routed {
-        tunnel.inner_destination = routed.destination.words();
-        tunnel.inner_source = routed.source_remote.words();
-        lower_ttl(packet, whole.ip)?;
-    } else {
-        tunnel.inner_destination = whole.ethernet.destination.words();
-        tunnel.inner_source = whole.ethernet.source.words();
+    outer(tunnel, template, vni, bytes, hash);
+    tunnel.inner_ethertype = if whole.family == 4 { ethertype::IPV4.to_be() } else { ethertype::IPV6.to_be() };
+    tunnel.inner_destination = Mac::new(&flow.to_mac).words();
+    tunnel.inner_source = Mac::new(&flow.from_mac).words();
+    if routed {
+        lower_ttl(packet, whole)?;
     }
     let action = match next {
         Some(next) => {
             tunnel.destination = Mac::new(&next.destination).words();
             tunnel.source = Mac::new(&next.source).words();
-            packet.encapsulate(&tunnel, next.vlan)?;
+            packet.encapsulate(tunnel, next.vlan)?;
             packet.send(next.ifindex).ok_or(DropReason::NoDevice)?
         }
         None => {
-            let node = NODE.get(&0).ok_or(DropReason::NextHopUnresolved)?;
-            let question = Question {
-                // As which interface the kernel is asked.
-                asking: node.relay_ifindex,
-                source: tunnel.headers[3],
-                destination: tunnel.headers[4],
-                // The agent resolves next hops as long as it is there; without it, the kernel does.
-                unresolved: !fresh,
-                otherwise: if fresh { 0 } else { ifindex },
-            };
-            // The kernel may know a way that is not for tunnels, such as a management network's.
-            let ifindex = packet
-                .way(&question)
-                .filter(|way| *way == question.otherwise || is_uplink(node, *way))
-                .ok_or(DropReason::NextHopUnresolved)?;
-            packet.encapsulate(&tunnel, 0)?;
+            let ifindex =
+                kernels_way(packet, tunnel.headers[3], tunnel.headers[4], if fresh { FRESH } else { ifindex });
+            if ifindex == 0 {
+                return Err(DropReason::NextHopUnresolved.into());
+            }
+            packet.encapsulate(tunnel, 0)?;
             count(PathCounter::KernelResolved, bytes);
             packet.send_to_neighbour(ifindex)
         }
     };
     count(PathCounter::Encapsulated, bytes);
-    trace!(packet, "to host {} in vni {}: {} bytes", hop.endpoint.target, hop.vni, bytes);
-    Ok(Verdict::Sent(action))
+    trace!(packet, "to host {} in vni {}: {} bytes", target, vni, bytes);
+    Ok(action)
+}
+
+/// Stands for the interface of the last way where the agent is there to know it.
+const FRESH: u32 = u32::MAX;
+
+/// The interface by which the kernel itself would reach a host, or 0. `last` is the one by which the way was known last. Apart
+/// from the straight path, for the sake of its stack.
+#[inline(never)]
+fn kernels_way<C: Context>(packet: C, source: u32, destination: u32, last: u32) -> u32 {
+    let Some(node) = NODE.get(&0) else { return 0 };
+    let question = Question {
+        // As which interface the kernel is asked.
+        asking: node.relay_ifindex,
+        source,
+        destination,
+        // The agent resolves next hops as long as it is there; without it, the kernel does.
+        unresolved: last != FRESH,
+        otherwise: if last == FRESH { 0 } else { last },
+    };
+    // The kernel may know a way that is not for tunnels, such as a management network's.
+    packet.way(&question).filter(|way| *way == question.otherwise || is_uplink(node, *way)).unwrap_or(0)
 }
 
 /// The half in use of a host's template.
@@ -93,10 +107,14 @@ pub fn encapsulate<C: Context>(packet: C, whole: &Packet<'_>, hop: &Hop<'_>) -> 
 fn template(index: u32, generation: u32) -> Step<&'static TemplateHalf> {
     let host: &'static Host = HOSTS.get(&index).ok_or(DropReason::StaleIndex)?;
     if host.generation != generation || generation == 0 {
-        return Err(DropReason::StaleIndex);
+        return Err(DropReason::StaleIndex.into());
     }
     let template = if active(&host.active) == 0 { &host.halves[0] } else { &host.halves[1] };
-    if u32::from(template.headers_len) == OUTER { Ok(template) } else { Err(DropReason::NextHopUnresolved) }
+    if u32::from(template.headers_len) == OUTER {
+        Ok(template)
+    } else {
+        Err(DropReason::NextHopUnresolved.into())
+    }
 }
 
 /// The next hop for a flow, if the group has a resolved one and the agent is there to keep it true. Otherwise, the
@@ -145,24 +163,23 @@ fn is_uplink(node: &Node, ifindex: u32) -> bool {
 
 /// Refuses what is too large for the path: an IP packet of `mtu` bytes has to carry the frame, or each of its segments.
 #[inline(always)]
-fn fits<C: Context>(packet: &C, whole: &Packet<'_>, mtu: u16) -> Step<()> {
+fn fits<C: Context>(packet: &C, whole: &Packet, mtu: u16) -> Step<()> {
     let segment = packet.segment_size();
     let frame = if segment == 0 {
         packet.length()
     } else {
-        let header = match whole.transport {
-            Transport::Tcp(ports) | Transport::Udp(ports) => u32::from(ports.header_len),
-            _ => 0,
-        };
-        ethernet::LEN as u32 + whole.ip.header_len as u32 + header + segment
+        ethernet::LEN as u32 + whole.transport + u32::from(whole.header_len) + segment
     };
-    if mtu != 0 && frame + OUTER > u32::from(mtu) { Err(DropReason::TooBig) } else { Ok(()) }
+    if mtu != 0 && frame + OUTER > u32::from(mtu) {
+        return Err(Ended(TOO_BIG | u32::from(mtu).saturating_sub(OUTER + ethernet::LEN as u32)));
+    }
+    Ok(())
 }
 
 /// The template's headers with what is different for each packet: lengths, checksum, source port and VNI.
 #[inline(always)]
-fn outer(template: &TemplateHalf, vni: u32, bytes: u32, hash: u32) -> Tunnel {
-    let mut headers = [0; 9];
+fn outer(tunnel: &mut Tunnel, template: &TemplateHalf, vni: u32, bytes: u32, hash: u32) {
+    let headers = &mut tunnel.headers;
     macro_rules! copy {
         ($($index:literal)+) => {$(
             headers[$index] = u32::from_ne_bytes([
@@ -183,17 +200,7 @@ fn outer(template: &TemplateHalf, vni: u32, bytes: u32, hash: u32) -> Tunnel {
     headers[5] = (headers[5] & 0xffff_0000) | u32::from(port.to_be());
     headers[6] = (headers[6] & 0xffff_0000) | u32::from(total.wrapping_sub(20).to_be());
     headers[8] = (vni << 8).to_be();
-    Tunnel {
-        before: 0,
-        destination: [0; 3],
-        source: [0; 3],
-        ethertype: ethertype::IPV4.to_be(),
-        headers,
-        inner_destination: [0; 3],
-        inner_source: [0; 3],
-        inner_ethertype: 0,
-        after: 0,
-    }
+    tunnel.ethertype = ethertype::IPV4.to_be();
 }
 
 /// The first two bytes of a word.

@@ -1,19 +1,21 @@
 //! A frame from a guest: which port it is, what kind of frame, and which stages it goes through.
 
-use ncm_common::{counters::PathCounter, drops::DropReason};
+use ncm_common::{counters::PathCounter, drops::DropReason, tables::flow_flags};
 
-use super::{Step, Verdict, admit::Sender, answer, by_mac, deliver, open, port, route, subnet};
+use super::{
+    Ended, Step, admit::Sender, answer, control, deliver, flow, fragment, open, port, refuse, related, route,
+    settle, subnet,
+};
 use crate::{
     context::Context,
     count::{count, sent},
     drop::drop,
     headers::{
-        Ipv4Address, Mac,
+        Address, Mac, Packet,
         ethernet::{self, Ethernet, ethertype},
-        ipv4::Ipv4,
-        ipv6,
-        transport::{DHCP_SERVER, Transport},
+        packet::{class, icmp},
     },
+    scratch::{Scratch, scratch},
     tables::PORT_BY_INTERFACE,
 };
 
@@ -26,15 +28,18 @@ pub fn run<C: Context>(packet: C) -> i32 {
     let bytes = packet.length();
     let mut from = 0;
     let action = match forward(packet, &mut from) {
-        Ok(Verdict::Sent(action)) => action,
-        Ok(Verdict::PassUp) => {
+        Ok(action) => action,
+        Err(Ended::PASS_UP) => {
             count(PathCounter::PassedToTc, bytes);
             return C::PASS_UP;
         }
-        Err(reason) => {
-            drop(packet, from, reason, bytes);
-            C::DROP
-        }
+        Err(ended) => match ended.action() {
+            Some(action) => action,
+            None => {
+                drop(packet, from, ended.0, bytes);
+                C::DROP
+            }
+        },
     };
     sent(from, bytes);
     action
@@ -42,75 +47,128 @@ pub fn run<C: Context>(packet: C) -> i32 {
 
 /// Forwards, answers or refuses a frame; `from` becomes the index of the port that it came from.
 #[inline(always)]
-fn forward<C: Context>(packet: C, from: &mut u32) -> Step<Verdict> {
+fn forward<C: Context>(packet: C, from: &mut u32) -> Step<i32> {
     let reference = PORT_BY_INTERFACE.get(&packet.interface()).ok_or(DropReason::UnknownPort)?;
     let port = port(reference.index, reference.generation)?;
     if !packet.is_linear() {
-        return Ok(Verdict::PassUp);
+        return Err(Ended::PASS_UP);
     }
     *from = reference.index;
     open(port)?;
     let sender = Sender { index: reference.index, port };
+    let scratch = scratch().ok_or(DropReason::RewriteFailed)?;
     let ethernet = Ethernet::parse(&packet, 0).ok_or(DropReason::Malformed)?;
     if ethernet.ethertype == ethertype::IPV4 && !packet.is_tagged() {
-        return ipv4(packet, sender, &ethernet);
+        scratch.packet.read_v4(&packet, PAYLOAD, &ethernet)?;
+    } else if ethernet.ethertype == ethertype::IPV6 && !packet.is_tagged() {
+        scratch.packet.read_v6(&packet, PAYLOAD, &ethernet)?;
+    } else {
+        return Err(Ended(other(packet, sender)));
     }
-    if ethernet.ethertype == ethertype::ARP && !packet.is_tagged() {
-        return answer::arp(packet, sender, &ethernet);
+    if C::PASSES_UP && scratch.packet.is_partial() {
+        return Err(Ended::PASS_UP);
     }
-    sender.mac(ethernet.source)?;
-    if packet.is_tagged() {
-        return Err(DropReason::Vlan);
-    }
-    match ethernet.ethertype {
-        ethertype::VLAN | ethertype::SERVICE_VLAN => Err(DropReason::Vlan),
-        ethertype::IPV6 => Err(match ipv6::kind(&packet, PAYLOAD) {
-            None => DropReason::Malformed,
-            Some(ipv6::Kind::Router) => DropReason::RogueRouter,
-            Some(_) => DropReason::Ipv6,
-        }),
-        _ => Err(DropReason::UnsupportedEthertype),
-    }
-}
-
-/// An IPv4 packet.
-#[inline(always)]
-fn ipv4<C: Context>(packet: C, sender: Sender, ethernet: &Ethernet) -> Step<Verdict> {
-    let ip = Ipv4::parse(&packet, PAYLOAD).ok_or(DropReason::Malformed)?;
-    let transport = Transport::parse(&packet, PAYLOAD, &ip).ok_or(DropReason::Malformed)?;
-    if let Transport::Udp(ports) = transport {
-        // Before the source address counts: a client without an address yet asks from 0.0.0.0.
-        if ports.source == DHCP_SERVER {
-            sender.mac(ethernet.source)?;
-            return Err(DropReason::RogueDhcpServer);
+    let now = flow::now();
+    flow::key(&scratch.packet, sender.index, false, &mut scratch.here.key);
+    let known = flow::find(&scratch.packet, &scratch.here.key).filter(|entry| {
+        let flow = entry.flow();
+        flow::is_steady(*entry, port, now, false)
+            && Mac::new(&flow.local_mac) == scratch.packet.from
+            && Mac::new(&flow.via_mac) == scratch.packet.to
+            && flow.flags & flow_flags::OUT != 0
+    });
+    match known {
+        Some(entry) => {
+            flow::see(entry, false, now);
+            deliver::deliver(packet, sender, scratch, known)
         }
-        if ports.destination == DHCP_SERVER {
-            sender.mac(ethernet.source)?;
-            if ip.source != Ipv4Address::UNSPECIFIED {
-                sender.source(ethernet.source, ip.source)?;
+        None => {
+            scratch.here.now = now;
+            if is_discovery(&scratch.packet) {
+                return Err(Ended(answer::discovery(packet, sender, scratch)));
             }
-            return Err(DropReason::DhcpUnanswered);
+            Ended::step(undecided(packet, sender, scratch))?;
+            deliver::deliver(packet, sender, scratch, None)
         }
     }
-    let source = sender.source(ethernet.source, ip.source)?;
-    let subnet = subnet(source.subnet, source.subnet_generation)?;
-    if ethernet.destination.is_group() || ip.destination.is_group() {
-        return Err(DropReason::Multicast);
-    }
-    if C::PASSES_UP && transport.is_partial(&ip) {
-        return Ok(Verdict::PassUp);
-    }
-    let whole = deliver::Packet { ethernet, ip: &ip, transport: &transport };
-    if route::is_for_gateway(subnet, ethernet.destination) {
-        return route::route(packet, sender, source.subnet, subnet, &whole);
-    }
-    let endpoint = by_mac(subnet.vni, ethernet.destination).ok_or(DropReason::UnknownMac)?;
-    deliver::deliver(packet, sender, &whole, &deliver::Hop { endpoint, vni: subnet.vni, routed: None })
 }
 
-/// The MAC of a table entry, if it is set.
+/// Whether a packet is a neighbour solicitation or advertisement.
 #[inline(always)]
-pub(super) fn set(mac: &[u8; 6]) -> Option<Mac> {
-    let mac = Mac::new(mac);
-    (mac != Mac::ZERO).then_some(mac)
+fn is_discovery(whole: &Packet) -> bool {
+    whole.family == 6
+        && whole.is_icmp()
+        && matches!(whole.icmp[0], icmp::NEIGHBOUR_SOLICITATION | icmp::NEIGHBOUR_ADVERTISEMENT)
+}
+
+/// A frame that is no untagged IP.
+#[inline(never)]
+fn other<C: Context>(packet: C, sender: Sender) -> u32 {
+    let refused = |packet: C| -> Step<()> {
+        let ethernet = Ethernet::parse(&packet, 0).ok_or(DropReason::Malformed)?;
+        if ethernet.ethertype == ethertype::ARP && !packet.is_tagged() {
+            return answer::arp(packet, sender, &ethernet);
+        }
+        sender.mac(ethernet.source)?;
+        if packet.is_tagged() || matches!(ethernet.ethertype, ethertype::VLAN | ethertype::SERVICE_VLAN) {
+            return refuse(DropReason::Vlan);
+        }
+        refuse(DropReason::UnsupportedEthertype)
+    };
+    Ended::number(refused(packet))
+}
+
+/// Decides about a packet that no flow decides about; the decision is in `scratch.here.flow` then.
+#[inline(never)]
+fn undecided<C: Context>(packet: C, sender: Sender, scratch: &mut Scratch) -> u32 {
+    Ended::number(decide(packet, sender, scratch))
+}
+
+#[inline(always)]
+fn decide<C: Context>(packet: C, sender: Sender, scratch: &mut Scratch) -> Step<()> {
+    Ended::step(control::control(packet, sender, scratch))?;
+    // Any link-local address may ping the gateway.
+    let any = scratch.packet.source.is_link_local() && scratch.packet.is_echo_request();
+    let source = if any {
+        sender.asker(&scratch.packet.from, &scratch.packet.source)?
+    } else {
+        sender.source(&scratch.packet.from, &scratch.packet.source)?
+    };
+    subnet(source.subnet, source.subnet_generation)?;
+    scratch.subnet = source.subnet;
+    scratch.subnet_generation = source.subnet_generation;
+    if scratch.packet.to.is_group() || scratch.packet.destination.is_group() {
+        return refuse(DropReason::Multicast);
+    }
+    if scratch.packet.class & class::LATER != 0 {
+        let unknown = fragment::recall(
+            sender.port,
+            &mut scratch.packet,
+            &mut scratch.here.key,
+            &mut scratch.spare,
+            false,
+        );
+        if unknown != 0 {
+            // One for a gateway is of no flow, and answered like the first.
+            Ended::step(route::resolve(packet, sender, scratch))?;
+            return Err(Ended(unknown));
+        }
+    }
+    settle::look(sender.port, &scratch.packet, &mut scratch.here);
+    if !flow::leads_out(&scratch.here, &scratch.packet) {
+        Ended::step(route::resolve(packet, sender, scratch))?;
+    }
+    if any && scratch.packet.source != Address::link_local(scratch.packet.from) {
+        return refuse(DropReason::LinkLocal);
+    }
+    if scratch.packet.is_icmp_error()
+        && related::lets_through::<C, PAYLOAD>(packet, sender.port, scratch, false) != 0
+    {
+        return Ok(());
+    }
+    Ended::step(settle::settle(sender.port, &scratch.packet, &mut scratch.here, false))?;
+    if scratch.packet.class & class::FIRST != 0 {
+        fragment::remember(sender.port, &scratch.packet, &scratch.here, &mut scratch.spare, false);
+    }
+    Ok(())
 }

@@ -1,14 +1,27 @@
 //! The stations of a packet's path, each generic over the hook's context.
 //!
-//! From a guest: `guest` (which port) → `admit` (may it send this) → `answer` or `route` → `deliver` (to a guest of this
-//! host or into the tunnel). From the wire: `tunnel`. Each stage decides before anything is modified.
+//! From a guest: `guest` (which port) → `flow` (is it decided) → `deliver` (to a guest of this host or into the tunnel). What no
+//! flow decides goes the long way first: `control` (DHCP, neighbour discovery) → `admit` (may it send this) → `route` (where
+//! to) → `policy` → a new flow. From the wire: `tunnel`, likewise. Each stage decides before anything is modified.
+//!
+//! The way of a known flow is straight code. The long way is made of subprograms, for the sake of the program's size and of
+//! its stack: they take what is known from `Scratch`, and give how the way ended as a number ([`Ended`]), 0 if it goes on.
 
 pub mod admit;
 pub mod answer;
+pub mod control;
 pub mod deliver;
 pub mod encapsulate;
+pub mod errors;
+pub mod flow;
+pub mod fragment;
 pub mod guest;
+pub mod hand;
+pub mod limit;
+pub mod policy;
+pub mod related;
 pub mod route;
+pub mod settle;
 pub mod tunnel;
 
 use ncm_common::{
@@ -17,20 +30,86 @@ use ncm_common::{
 };
 
 use crate::{
-    headers::{Ipv4Address, Mac},
+    context::Refused,
+    headers::{Address, Mac, packet::Fault},
     tables::{ENDPOINTS_IP, ENDPOINTS_MAC, PORTS, SUBNETS},
 };
 
-/// What a stage gives: something to go on with, or the reason to drop the packet.
-pub type Step<T> = Result<T, DropReason>;
+/// What a stage gives: something to go on with, or how the way ended.
+pub type Step<T> = Result<T, Ended>;
 
-/// How a frame from a guest ended, other than by a drop.
-#[derive(Clone, Copy)]
-pub enum Verdict {
-    /// It was sent or answered; the program ends with this action.
-    Sent(i32),
-    /// The XDP program leaves it, unmodified, to the tc program of the same interface.
-    PassUp,
+/// How a frame's way ended before its last stage: dropped, passed up to tc, or answered.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Ended(pub u32);
+
+impl Ended {
+    /// The XDP program leaves the frame, unmodified, to the tc program of the same interface.
+    pub const PASS_UP: Self = Self(1 << 8);
+
+    /// Added to the program's action for a frame that was sent.
+    const SENT: u32 = 1 << 16;
+
+    /// The frame was sent; the program ends with this action.
+    #[inline(always)]
+    #[must_use]
+    pub const fn sent(action: i32) -> Self {
+        Self(Self::SENT + action as u32)
+    }
+
+    /// The action, if the frame was sent.
+    #[inline(always)]
+    #[must_use]
+    pub const fn action(self) -> Option<i32> {
+        if self.0 >= Self::SENT { Some((self.0 - Self::SENT) as i32) } else { None }
+    }
+
+    /// What a subprogram gives for a step.
+    #[inline(always)]
+    #[must_use]
+    pub fn number(step: Step<()>) -> u32 {
+        match step {
+            Ok(()) => 0,
+            Err(ended) => ended.0,
+        }
+    }
+
+    /// The step that a subprogram's number stands for.
+    #[inline(always)]
+    pub const fn step(number: u32) -> Step<()> {
+        if number == 0 { Ok(()) } else { Err(Self(number)) }
+    }
+}
+
+impl From<DropReason> for Ended {
+    #[inline(always)]
+    fn from(reason: DropReason) -> Self {
+        Self(reason as u32)
+    }
+}
+
+impl From<Refused> for Ended {
+    #[inline(always)]
+    fn from(_: Refused) -> Self {
+        DropReason::RewriteFailed.into()
+    }
+}
+
+impl From<Fault> for Ended {
+    #[inline(always)]
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::Malformed => DropReason::Malformed,
+            Fault::Tiny => DropReason::FragmentTiny,
+            Fault::Extension => DropReason::ExtensionHeader,
+        }
+        .into()
+    }
+}
+
+/// The end of a frame's way, by a drop.
+#[inline(always)]
+fn refuse<T>(reason: DropReason) -> Step<T> {
+    Err(reason.into())
 }
 
 /// The port at an index, if it still has that generation.
@@ -38,7 +117,7 @@ pub enum Verdict {
 fn port(index: u32, generation: u32) -> Step<&'static Port> {
     match PORTS.get(&index) {
         Some(port) if port.generation == generation && generation != 0 => Ok(port),
-        _ => Err(DropReason::StaleIndex),
+        _ => refuse(DropReason::StaleIndex),
     }
 }
 
@@ -47,7 +126,7 @@ fn port(index: u32, generation: u32) -> Step<&'static Port> {
 fn subnet(index: u32, generation: u32) -> Step<&'static Subnet> {
     match SUBNETS.get(&index) {
         Some(subnet) if subnet.generation == generation && generation != 0 => Ok(subnet),
-        _ => Err(DropReason::StaleIndex),
+        _ => refuse(DropReason::StaleIndex),
     }
 }
 
@@ -55,9 +134,9 @@ fn subnet(index: u32, generation: u32) -> Step<&'static Subnet> {
 #[inline(always)]
 fn open(port: &Port) -> Step<()> {
     if port.flags & port_flags::UP == 0 {
-        Err(DropReason::PortDown)
+        refuse(DropReason::PortDown)
     } else if port.flags & port_flags::CLOSED != 0 {
-        Err(DropReason::PortClosed)
+        refuse(DropReason::PortClosed)
     } else {
         Ok(())
     }
@@ -71,6 +150,13 @@ fn by_mac(vni: u32, mac: Mac) -> Option<&'static Endpoint> {
 
 /// Where an address is in a VNI.
 #[inline(always)]
-fn by_ip(vni: u32, ip: Ipv4Address) -> Option<&'static Endpoint> {
-    ENDPOINTS_IP.get(&IpKey { vni, ip: ip.mapped() })
+fn by_ip(vni: u32, ip: Address) -> Option<&'static Endpoint> {
+    ENDPOINTS_IP.get(&IpKey { vni, ip: ip.bytes() })
+}
+
+/// The MAC of a table entry, if it is set.
+#[inline(always)]
+fn set(mac: &[u8; 6]) -> Option<Mac> {
+    let mac = Mac::new(mac);
+    (mac != Mac::ZERO).then_some(mac)
 }

@@ -1,22 +1,19 @@
-//! The distributed router: a packet for its subnet's gateway is answered or sent on to the subnet that its route names.
+//! Where a guest's packet goes: by MAC within its subnet, or by the distributed router if it is for its gateway's MAC.
 
 use ncm_common::{
     DVR_MAC_PREFIX,
     drops::DropReason,
-    tables::{Endpoint, Route, RouteKey, Subnet, endpoint_flags, route_flags, subnet_flags},
+    tables::{
+        Endpoint, Route, RouteKey, Subnet, endpoint_flags, epoch_slot, flow_flags, mac_slot, route_flags,
+        subnet_flags,
+    },
 };
 
-use super::{
-    Step, Verdict,
-    admit::Sender,
-    answer, by_ip, by_mac,
-    deliver::{Hop, Packet, Routed, deliver},
-    guest::set,
-    subnet,
-};
+use super::{Ended, Step, admit::Sender, answer, by_ip, by_mac, flow, refuse, set, subnet};
 use crate::{
     context::Context,
-    headers::{Ipv4Address, Mac},
+    headers::{Address, Mac, Packet},
+    scratch::{Scratch, Side},
     tables::ROUTES,
 };
 
@@ -32,58 +29,133 @@ pub fn is_for_gateway(subnet: &Subnet, mac: Mac) -> bool {
 
 /// Whether an address is the subnet's gateway.
 #[inline(always)]
-pub fn is_gateway(subnet: &Subnet, ip: Ipv4Address) -> bool {
-    subnet.flags & subnet_flags::GATEWAY != 0 && ip == Ipv4Address::of_mapped(&subnet.gateway_ip)
+pub fn is_gateway(subnet: &Subnet, ip: Address) -> bool {
+    subnet.flags & subnet_flags::GATEWAY != 0
+        && (ip == Address::new(&subnet.gateway_ip) || ip == Address::link_local(Mac::new(&subnet.gateway_mac)))
 }
 
-/// Routes a packet that came from the subnet `from`, at `from_index`, and is for its gateway's MAC.
+/// Notes in `scratch.here` where the packet goes; or answers it, if that is to a gateway. Its subnet is in `scratch`.
+#[inline(never)]
+pub fn resolve<C: Context>(packet: C, sender: Sender, scratch: &mut Scratch) -> u32 {
+    Ended::number(decide(packet, sender, scratch))
+}
+
 #[inline(always)]
-pub fn route<C: Context>(
-    packet: C,
-    sender: Sender,
-    from_index: u32,
-    from: &'static Subnet,
-    whole: &Packet<'_>,
-) -> Step<Verdict> {
-    let destination = whole.ip.destination;
+fn decide<C: Context>(packet: C, sender: Sender, scratch: &mut Scratch) -> Step<()> {
+    let from = subnet(scratch.subnet, scratch.subnet_generation)?;
+    let side = &mut scratch.here;
+    side.flow.local_mac = scratch.packet.from.bytes();
+    side.flow.via_mac = scratch.packet.to.bytes();
+    side.flow.port_generation = sender.port.generation;
+    side.flow.port_epoch = sender.port.epoch;
+    side.changed = 1;
+    let endpoint = if is_for_gateway(from, scratch.packet.to) {
+        match routed(from, scratch)? {
+            Some(endpoint) => endpoint,
+            None => return answer::ping(packet, sender, &scratch.packet),
+        }
+    } else {
+        switched(from, &scratch.packet, side)?
+    };
+    let side = &mut scratch.here;
+    if endpoint.flags & endpoint_flags::LOCAL != 0 {
+        if endpoint.target == sender.index {
+            return refuse(DropReason::Hairpin);
+        }
+        side.flow.flags |= flow_flags::LOCAL;
+    }
+    side.flow.flags |= flow_flags::OUT;
+    side.flow.target = endpoint.target;
+    side.flow.target_generation = endpoint.generation;
+    Ok(())
+}
+
+/// The endpoint of a frame's destination MAC.
+#[inline(always)]
+fn switched(from: &Subnet, packet: &Packet, side: &mut Side) -> Step<&'static Endpoint> {
+    let vni = from.vni;
+    let remote = by_ip(vni, packet.destination);
+    side.members = remote.map_or(0, |remote| remote.members);
+    // Whose change has the flow decided anew: the address's, if it has that MAC; else the MAC's.
+    let slot = match remote {
+        Some(remote) if Mac::new(&remote.mac) == packet.to => epoch_slot(vni, &packet.destination.bytes()),
+        _ => mac_slot(vni, &packet.to.bytes()),
+    };
+    side.flow.remote_slot = slot;
+    side.flow.remote_epoch = flow::epoch(slot);
+    side.flow.vni = vni;
+    side.flow.to_mac = side.flow.via_mac;
+    side.flow.from_mac = side.flow.local_mac;
+    side.flow.flags &= !(flow_flags::LOCAL | flow_flags::ROUTED);
+    Ok(by_mac(vni, packet.to).ok_or(DropReason::UnknownMac)?)
+}
+
+/// The endpoint that a packet for its gateway's MAC is routed to; `None` if it is to a gateway itself.
+#[inline(always)]
+fn routed(from: &Subnet, scratch: &mut Scratch) -> Step<Option<&'static Endpoint>> {
+    let (packet, side) = (&scratch.packet, &mut scratch.here);
+    let destination = packet.destination;
     if from.flags & subnet_flags::ROUTED == 0 {
-        return Err(if is_gateway(from, destination) {
+        return refuse(if is_gateway(from, destination) {
             DropReason::GatewayUnserved
         } else {
             DropReason::NoRoute
         });
     }
+    if destination.is_link_local() && is_gateway(from, destination) {
+        return Ok(None);
+    }
+    // Link-local addresses are not routed (RFC 4291, section 2.5.6).
+    if destination.is_link_local() || packet.source.is_link_local() && !is_gateway(from, destination) {
+        return refuse(DropReason::NoRoute);
+    }
     let route = ROUTES
-        .get(&RouteKey { prefix_len: 160, subnet: from_index, ip: destination.mapped() })
+        .get(&RouteKey { prefix_len: 160, subnet: scratch.subnet, ip: destination.bytes() })
+        .filter(|route| (route.flags & route_flags::V6 != 0) == (packet.family == 6))
         .ok_or(DropReason::NoRoute)?;
     let to = subnet(route.subnet, route.subnet_generation)?;
     let connected = route.flags & route_flags::CONNECTED != 0;
     if connected && is_gateway(to, destination) {
-        return answer::gateway(packet, sender, whole);
+        return Ok(None);
     }
-    if whole.ip.ttl <= 1 {
-        return answer::time_exceeded(packet, sender, from, whole);
-    }
-    let endpoint = if connected { reached(to.vni, destination) } else { next_hop(to.vni, route) }
-        .ok_or(DropReason::UnknownDestination)?;
-    let routed = Routed {
-        destination: Mac::new(&endpoint.mac),
-        source_here: set(&to.gateway_mac).unwrap_or(Mac::new(&from.gateway_mac)),
-        source_remote: set(&from.dvr_mac).unwrap_or(const { Mac::new(&DEFAULT_DVR_MAC) }),
+    let endpoint = if connected {
+        let slot = epoch_slot(to.vni, &destination.bytes());
+        side.flow.remote_slot = slot;
+        side.flow.remote_epoch = flow::epoch(slot);
+        by_ip(to.vni, destination)
+            .filter(|endpoint| endpoint.flags & (endpoint_flags::LOCAL | endpoint_flags::L3) != 0)
+    } else {
+        next_hop(to.vni, route, side)
     };
-    deliver(packet, sender, whole, &Hop { endpoint, vni: to.vni, routed: Some(routed) })
-}
-
-/// The endpoint of an address in a connected subnet, if routing may reach it.
-#[inline(always)]
-fn reached(vni: u32, ip: Ipv4Address) -> Option<&'static Endpoint> {
-    by_ip(vni, ip).filter(|endpoint| endpoint.flags & (endpoint_flags::LOCAL | endpoint_flags::L3) != 0)
+    let endpoint = endpoint.ok_or(DropReason::UnknownDestination)?;
+    side.members = if connected { endpoint.members } else { 0 };
+    side.flow.vni = to.vni;
+    side.flow.to_mac = endpoint.mac;
+    let here = endpoint.flags & endpoint_flags::LOCAL != 0;
+    side.flow.from_mac = if here {
+        set(&to.gateway_mac).unwrap_or(Mac::new(&from.gateway_mac))
+    } else {
+        set(&from.dvr_mac).unwrap_or(const { Mac::new(&DEFAULT_DVR_MAC) })
+    }
+    .bytes();
+    side.flow.flags = side.flow.flags & !flow_flags::LOCAL | flow_flags::ROUTED;
+    Ok(Some(endpoint))
 }
 
 /// The endpoint of a route's next hop, by the MAC that the controller gave or else by its address.
 #[inline(always)]
-fn next_hop(vni: u32, route: &Route) -> Option<&'static Endpoint> {
-    set(&route.next_hop_mac)
-        .and_then(|mac| by_mac(vni, mac))
-        .or_else(|| by_ip(vni, Ipv4Address::of_mapped(&route.next_hop_ip)))
+fn next_hop(vni: u32, route: &Route, side: &mut Side) -> Option<&'static Endpoint> {
+    if let Some(mac) = set(&route.next_hop_mac) {
+        let slot = mac_slot(vni, &mac.bytes());
+        let epoch = flow::epoch(slot);
+        if let Some(endpoint) = by_mac(vni, mac) {
+            side.flow.remote_slot = slot;
+            side.flow.remote_epoch = epoch;
+            return Some(endpoint);
+        }
+    }
+    let slot = epoch_slot(vni, &route.next_hop_ip);
+    side.flow.remote_slot = slot;
+    side.flow.remote_epoch = flow::epoch(slot);
+    by_ip(vni, Address::new(&route.next_hop_ip))
 }

@@ -7,31 +7,28 @@ use ncm_common::{
     counters::PathCounter,
     drops::DropReason,
     tables::{
-        Node, Port, Reference, RouteKey, Subnet, SubnetPrefixKey, VtepKey, endpoint_flags, node_flags,
-        port_flags, route_flags,
+        Endpoint, Node, Port, Reference, RouteKey, Subnet, SubnetPrefixKey, VtepKey, endpoint_flags,
+        epoch_slot, flow_flags, node_flags, port_flags, route_flags,
     },
 };
 
 use super::{
-    Step, by_ip, by_mac,
-    deliver::fits,
-    guest::set,
-    open, port,
+    Ended, Step, by_ip, by_mac, deliver::fits, flow, fragment, open, port, refuse, related,
     route::{is_for_gateway, is_gateway},
-    subnet,
+    set, settle, subnet,
 };
 use crate::{
     context::{Context, Tc, Xdp},
     count::{count, received},
     drop::drop,
     headers::{
-        Frame, Ipv4Address, Mac,
+        Address, Frame, Ipv4Address, Mac, Packet,
         ethernet::{self, Ethernet, ethertype},
-        ipv4::Ipv4,
-        ipv6,
-        transport::Transport,
+        packet::{class, icmp, protocol},
+        transport::{DHCP_CLIENT, DHCP_SERVER, DHCPV6_CLIENT, DHCPV6_SERVER},
         vxlan::{self, Extent, Outer},
     },
+    scratch::{NONE, Scratch, VALID, scratch},
     tables::{NODE, ROUTES, SUBNET_PREFIXES, VNIS, VTEPS},
 };
 
@@ -83,8 +80,8 @@ fn foreign<C: Context>(bytes: u32) -> i32 {
 fn finish<C: Context>(packet: C, action: Step<i32>, to: u32, bytes: u32) -> i32 {
     match action {
         Ok(action) => action,
-        Err(reason) => {
-            drop(packet, to, reason, bytes);
+        Err(ended) => {
+            drop(packet, to, ended.0, bytes);
             C::DROP
         }
     }
@@ -106,24 +103,19 @@ fn claim<C: Context>(packet: &C) -> Step<Option<Claimed>> {
         return Ok(None);
     }
     let Some(outer) = Outer::parse(packet, us, node.tunnel_port) else { return Ok(None) };
-    match VTEPS.get(&vtep(outer.vni, outer.source)) {
+    let key = VtepKey { vni: outer.vni, ip: Address::v4(outer.source).bytes() };
+    match VTEPS.get(&key) {
         Some(host) => Ok(Some(Claimed { node, outer, host })),
-        None if VNIS.get(&outer.vni).is_some() => Err(DropReason::UnknownVtep),
+        None if VNIS.get(&outer.vni).is_some() => refuse(DropReason::UnknownVtep),
         None => Ok(None),
     }
-}
-
-/// The key of a host that sends into a VNI.
-#[inline(always)]
-fn vtep(vni: u32, ip: Ipv4Address) -> VtepKey {
-    VtepKey { vni, ip: ip.mapped() }
 }
 
 /// Leaves the frame to the kernel to decapsulate, by sending it to the relay device's port.
 #[inline(always)]
 fn relay<C: Context>(packet: C, claimed: &Claimed) -> Step<i32> {
     if claimed.node.relay_ifindex == 0 {
-        return Err(DropReason::NoDevice);
+        return refuse(DropReason::NoDevice);
     }
     let bytes = packet.length();
     // On the tunnel's own port the kernel gathers frames (GRO) before this, and takes them as they are.
@@ -137,32 +129,40 @@ fn relay<C: Context>(packet: C, claimed: &Claimed) -> Step<i32> {
 /// Decapsulates the frame and hands it to its guest, or leaves that to the kernel where XDP cannot.
 #[inline(always)]
 fn take(packet: Xdp, claimed: &Claimed, to: &mut u32) -> Step<i32> {
-    const INNER: usize = vxlan::LEN;
-    let inner = match inner::<Xdp, INNER>(&packet) {
+    const INNER: usize = vxlan::LEN + ethernet::LEN;
+    let scratch = scratch().ok_or(DropReason::RewriteFailed)?;
+    match inner::<Xdp, INNER>(&packet, &mut scratch.packet) {
         // The headers may be in another buffer of a large frame, where only the kernel gets at them.
-        Err(DropReason::TunnelMalformed) if !packet.is_linear() => return relay(packet, claimed),
+        Err(ended) if ended == DropReason::TunnelMalformed.into() && !packet.is_linear() => {
+            return relay(packet, claimed);
+        }
         inner => inner?,
-    };
-    let guest = guest(claimed.outer.vni, &inner.ethernet, to)?;
+    }
+    let guest = guest(claimed.outer.vni, scratch.packet.to, to)?;
     let extent = claimed.outer.extent(packet.length());
     if guest.flags & port_flags::XDP_TARGET == 0
         || matches!(extent, Extent::Padded)
         || !packet.is_linear()
-        || inner.transport.is_partial(&inner.ip)
+        || scratch.packet.is_partial()
         // The kernel gathers a stream's segments into large frames before it decapsulates them (GRO), and hands a
         // guest one instead of forty: TCP through the kernel is faster. By protocol, so that no flow is reordered.
-        || matches!(inner.transport, Transport::Tcp(_))
+        || scratch.packet.protocol == protocol::TCP
     {
         return relay(packet, claimed);
     }
     if matches!(extent, Extent::Wrong) {
-        return Err(DropReason::TunnelMalformed);
+        return refuse(DropReason::TunnelMalformed);
     }
-    let source = admit(claimed.node, claimed.outer.vni, claimed.host, guest, &inner)?;
-    let bytes = packet.length().wrapping_sub(INNER as u32);
-    fits(0, bytes, guest.mtu)?;
+    scratch.vni = claimed.outer.vni;
+    scratch.host = claimed.host.index;
+    scratch.peer = Address::v4(claimed.outer.source);
+    let shown = receive::<Xdp, INNER>(packet, *to, guest, scratch)?;
+    let bytes = packet.length().wrapping_sub(vxlan::LEN as u32);
+    if !fits(0, bytes, guest.mtu) {
+        return refuse(DropReason::TooBig);
+    }
     packet.decapsulate()?;
-    let action = hand_over(packet, guest, source)?;
+    let action = hand_over(packet, guest, scratch.packet.from, shown)?;
     received(*to, bytes);
     count(PathCounter::DecapsulatedXdp, bytes);
     trace!(packet, "vni {} to port {}: {} bytes", claimed.outer.vni, *to, bytes);
@@ -172,151 +172,256 @@ fn take(packet: Xdp, claimed: &Claimed, to: &mut u32) -> Step<i32> {
 /// Hands a frame that the kernel has decapsulated to its guest.
 #[inline(always)]
 fn decapsulated(packet: Tc, to: &mut u32) -> Step<i32> {
-    let node = NODE.get(&0).ok_or(DropReason::UnknownVtep)?;
+    let scratch = scratch().ok_or(DropReason::RewriteFailed)?;
     // SAFETY: all bits are a value.
     let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
     // SAFETY: the context is the kernel's, and the key is as long as is said.
     if unsafe { bpf_skb_get_tunnel_key(packet.skb(), &raw mut key, size_of::<bpf_tunnel_key>() as u32, 0) }
         != 0
     {
-        return Err(DropReason::UnknownVtep);
+        return refuse(DropReason::UnknownVtep);
     }
     // SAFETY: without the flag for IPv6, the helper fills in an IPv4 address, in host order.
     let from = Ipv4Address::new(unsafe { key.__bindgen_anon_1.remote_ipv4 }.to_be_bytes());
-    let vni = key.tunnel_id;
-    let host = VTEPS.get(&vtep(vni, from)).ok_or(DropReason::UnknownVtep)?;
-    let inner = inner::<Tc, 0>(&packet)?;
-    let guest = guest(vni, &inner.ethernet, to)?;
-    let source = admit(node, vni, host, guest, &inner)?;
+    scratch.vni = key.tunnel_id;
+    scratch.peer = Address::v4(from);
+    let of = VtepKey { vni: scratch.vni, ip: scratch.peer.bytes() };
+    scratch.host = VTEPS.get(&of).ok_or(DropReason::UnknownVtep)?.index;
+    inner::<Tc, { ethernet::LEN }>(&packet, &mut scratch.packet)?;
+    let guest = guest(scratch.vni, scratch.packet.to, to)?;
+    let shown = receive::<Tc, { ethernet::LEN }>(packet, *to, guest, scratch)?;
     let bytes = packet.length();
-    fits(packet.segment_size(), bytes, guest.mtu)?;
-    let action = hand_over(packet, guest, source)?;
+    if !fits(packet.segment_size(), bytes, guest.mtu) {
+        return refuse(DropReason::TooBig);
+    }
+    let action = hand_over(packet, guest, scratch.packet.from, shown)?;
     received(*to, bytes);
     count(PathCounter::DecapsulatedRelay, bytes);
-    trace!(packet, "vni {} to port {}: {} bytes", vni, *to, bytes);
+    trace!(packet, "vni {} to port {}: {} bytes", scratch.vni, *to, bytes);
     Ok(action)
 }
 
-/// The parsed inner headers.
-struct Inner {
-    ethernet: Ethernet,
-    ip: Ipv4,
-    transport: Transport,
+/// Reads the inner headers, of which the IP header is at `AT`; refuses what is cut short and what never crosses the tunnel.
+#[inline(always)]
+fn inner<C: Context, const AT: usize>(packet: &C, whole: &mut Packet) -> Step<()> {
+    let ethernet = Ethernet::parse(packet, AT - ethernet::LEN).ok_or(DropReason::TunnelMalformed)?;
+    if ethernet.source.is_group() || ethernet.source == Mac::ZERO {
+        return refuse(DropReason::TunnelSource);
+    }
+    let read = match ethernet.ethertype {
+        ethertype::IPV4 if !packet.is_tagged() => whole.read_v4(packet, AT, &ethernet),
+        ethertype::IPV6 if !packet.is_tagged() => whole.read_v6(packet, AT, &ethernet),
+        ethertype::ARP => return refuse(DropReason::TunnelControl),
+        _ => return refuse(DropReason::TunnelEthertype),
+    };
+    if let Err(fault) = read {
+        let ended = Ended::from(fault);
+        return Err(if ended == DropReason::Malformed.into() { DropReason::TunnelMalformed.into() } else { ended });
+    }
+    if is_control(whole) { refuse(DropReason::TunnelControl) } else { Ok(()) }
 }
 
-/// The inner headers at `AT`; refuses what is cut short and what never crosses the tunnel.
+/// Whether a packet is what a network says to its own: DHCP or neighbour discovery.
 #[inline(always)]
-fn inner<C: Context, const AT: usize>(packet: &C) -> Step<Inner> {
-    let ethernet = Ethernet::parse(packet, AT).ok_or(DropReason::TunnelMalformed)?;
-    if ethernet.source.is_group() || ethernet.source == Mac::ZERO {
-        return Err(DropReason::TunnelSource);
+fn is_control(whole: &Packet) -> bool {
+    if whole.begins(protocol::UDP) {
+        let (client, server) =
+            if whole.family == 4 { (DHCP_CLIENT, DHCP_SERVER) } else { (DHCPV6_CLIENT, DHCPV6_SERVER) };
+        return whole.source_port() == server
+            || whole.destination_port() == server
+            || whole.destination_port() == client;
     }
-    match ethernet.ethertype {
-        ethertype::IPV4 if !packet.is_tagged() => {}
-        ethertype::ARP => return Err(DropReason::TunnelControl),
-        ethertype::IPV6 => {
-            return Err(match ipv6::kind(packet, AT + ethernet::LEN) {
-                None => DropReason::TunnelMalformed,
-                Some(ipv6::Kind::Other) => DropReason::TunnelEthertype,
-                Some(_) => DropReason::TunnelControl,
-            });
-        }
-        _ => return Err(DropReason::TunnelEthertype),
-    }
-    let ip = Ipv4::parse(packet, AT + ethernet::LEN).ok_or(DropReason::TunnelMalformed)?;
-    let transport = Transport::parse(packet, AT + ethernet::LEN, &ip).ok_or(DropReason::TunnelMalformed)?;
-    if transport.is_dhcp() {
-        return Err(DropReason::TunnelControl);
-    }
-    Ok(Inner { ethernet, ip, transport })
+    whole.family == 6
+        && whole.is_icmp()
+        && whole.icmp[0] >= icmp::ROUTER_SOLICITATION
+        && whole.icmp[0] <= icmp::REDIRECT
 }
 
 /// The port of the guest that the inner frame is for, which has to be here; `to` becomes its index.
 #[inline(always)]
-fn guest(vni: u32, ethernet: &Ethernet, to: &mut u32) -> Step<&'static Port> {
-    let endpoint = by_mac(vni, ethernet.destination)
+fn guest(vni: u32, mac: Mac, to: &mut u32) -> Step<&'static Port> {
+    let endpoint = by_mac(vni, mac)
         .filter(|endpoint| endpoint.flags & endpoint_flags::LOCAL != 0)
         .ok_or(DropReason::UnknownGuest)?;
     let port = port(endpoint.target, endpoint.generation)?;
     *to = endpoint.target;
     open(port)?;
-    if port.ifindex == 0 { Err(DropReason::NoDevice) } else { Ok(port) }
+    if port.ifindex == 0 { refuse(DropReason::NoDevice) } else { Ok(port) }
 }
 
-/// Admits an inner frame from `host` for the guest behind `port`: its source is no group, no local port's and no
-/// gateway's, and under strict admission is held by that host, where it is known. Gives the MAC that replaces the
-/// source's, if any.
+/// Lets a packet in at its guest's port, by the port's flow or by the long way. Gives the source MAC that the guest sees.
 #[inline(always)]
-fn admit(node: &Node, vni: u32, host: &Reference, port: &Port, inner: &Inner) -> Step<Option<Mac>> {
-    let from = inner.ip.source;
-    if from.is_group() {
-        return Err(DropReason::TunnelSource);
+fn receive<C: Context, const AT: usize>(
+    packet: C,
+    index: u32,
+    guest: &'static Port,
+    scratch: &mut Scratch,
+) -> Step<Mac> {
+    let now = flow::now();
+    flow::key(&scratch.packet, index, true, &mut scratch.here.key);
+    if let Some(entry) = flow::find(&scratch.packet, &scratch.here.key) {
+        let known = entry.flow();
+        if flow::is_steady(entry, guest, now, true)
+            && known.flags & flow_flags::IN != 0
+            && Mac::new(&known.arriving_mac) == scratch.packet.from
+            && Address::new(&known.peer) == scratch.peer
+        {
+            flow::see(entry, true, now);
+            return Ok(Mac::new(&known.shown_mac));
+        }
     }
-    let here = subnet_of(vni, port, inner.ip.destination);
-    let source = inner.ethernet.source;
-    let mut replaced = None;
+    scratch.here.now = now;
+    Ended::step(undecided::<C, AT>(packet, guest, scratch))?;
+    Ok(Mac::new(&scratch.here.flow.shown_mac))
+}
+
+/// Decides about a packet that no flow decides about; the decision is in `scratch.here.flow` then.
+#[inline(never)]
+fn undecided<C: Context, const AT: usize>(packet: C, guest: &'static Port, scratch: &mut Scratch) -> u32 {
+    Ended::number(decide::<C, AT>(packet, guest, scratch))
+}
+
+#[inline(always)]
+fn decide<C: Context, const AT: usize>(packet: C, guest: &'static Port, scratch: &mut Scratch) -> Step<()> {
+    let is_later = scratch.packet.class & class::LATER != 0;
+    if is_later {
+        scratch.here.found = NONE;
+        Ended::step(admit(guest, scratch))?;
+        let (whole, here, spare) = (&mut scratch.packet, &mut scratch.here, &mut scratch.spare);
+        Ended::step(fragment::recall(guest, whole, &mut here.key, spare, true))?;
+    }
+    settle::look(guest, &scratch.packet, &mut scratch.here);
+    Ended::step(admit(guest, scratch))?;
+    if scratch.packet.is_icmp_error()
+        && related::lets_through::<C, AT>(packet, guest, scratch, true) != 0
+    {
+        return Ok(());
+    }
+    Ended::step(settle::settle(guest, &scratch.packet, &mut scratch.here, true))?;
+    if scratch.packet.class & class::FIRST != 0 {
+        fragment::remember(guest, &scratch.packet, &scratch.here, &mut scratch.spare, true);
+    }
+    Ok(())
+}
+
+/// Admits an inner packet from the host in `scratch` for the guest behind `port`: its source is no group, no local port's and
+/// no gateway's, and under strict admission is held by that host, where it is known. Notes how it arrives in the flow.
+#[inline(never)]
+fn admit(port: &Port, scratch: &mut Scratch) -> u32 {
+    Ended::number(admitted(port, scratch))
+}
+
+#[inline(always)]
+fn admitted(port: &Port, scratch: &mut Scratch) -> Step<()> {
+    let (packet, side, vni) = (&scratch.packet, &mut scratch.here, scratch.vni);
+    let (from, source) = (packet.source, packet.from);
+    if from.is_group() || from.is_unspecified() && packet.family == 6 {
+        return refuse(DropReason::TunnelSource);
+    }
+    if from.is_link_local() && from != Address::link_local(source) {
+        return refuse(DropReason::LinkLocal);
+    }
+    let here = subnet_of(vni, port, packet.destination);
+    let mut shown = source;
     let mut is_routed = false;
     if let Some((_, subnet)) = here {
         if is_for_gateway(subnet, source) || is_gateway(subnet, from) {
-            return Err(DropReason::TunnelSource);
+            return refuse(DropReason::TunnelSource);
         }
         is_routed = source.has_prefix(DVR_MAC_PREFIX) || set(&subnet.dvr_mac) == Some(source);
         if is_routed {
-            replaced = set(&subnet.gateway_mac);
+            shown = set(&subnet.gateway_mac).unwrap_or(source);
         }
     }
-    let strict = node.flags & node_flags::STRICT != 0;
+    let by = Origin { host: scratch.host, strict: NODE.get(&0).is_some_and(|node| node.flags & node_flags::STRICT != 0) };
     if !is_routed && let Some(endpoint) = by_mac(vni, source) {
-        held_by(host, endpoint, strict)?;
+        by.holds(endpoint)?;
     }
-    if let Some(endpoint) = by_ip(vni, from) {
-        held_by(host, endpoint, strict)?;
-    } else if let Some((index, _)) = here
+    // A routed packet comes in the VNI of its destination, so that its source is known in another.
+    let mut slot = epoch_slot(vni, &from.bytes());
+    let mut epoch = flow::epoch(slot);
+    let mut endpoint = by_ip(vni, from);
+    if endpoint.is_none()
+        && let Some((index, _)) = here
         && let Some(subnet) = connected(index, from)
     {
-        // A routed packet comes in the VNI of its destination, so that its source is known in another.
         if is_gateway(subnet, from) {
-            return Err(DropReason::TunnelSource);
+            return refuse(DropReason::TunnelSource);
         }
-        if let Some(endpoint) = by_ip(subnet.vni, from) {
-            held_by(host, endpoint, strict)?;
+        slot = epoch_slot(subnet.vni, &from.bytes());
+        epoch = flow::epoch(slot);
+        endpoint = by_ip(subnet.vni, from);
+    }
+    side.members = 0;
+    if let Some(endpoint) = endpoint {
+        by.holds(endpoint)?;
+        side.members = endpoint.members;
+    }
+    if side.found != VALID || side.flow.flags & flow_flags::OUT == 0 {
+        side.flow.remote_slot = slot;
+        side.flow.remote_epoch = epoch;
+    }
+    let peer = scratch.peer.bytes();
+    if side.found == VALID
+        && side.flow.flags & flow_flags::IN != 0
+        && Mac::new(&side.flow.arriving_mac) == source
+        && side.flow.peer == peer
+        && Mac::new(&side.flow.shown_mac) == shown
+    {
+        return Ok(());
+    }
+    side.changed = 1;
+    side.flow.flags |= flow_flags::IN;
+    side.flow.arriving_mac = source.bytes();
+    side.flow.shown_mac = shown.bytes();
+    side.flow.peer = peer;
+    side.flow.port_generation = port.generation;
+    side.flow.port_epoch = port.epoch;
+    Ok(())
+}
+
+/// The host that a tunnel frame is from, and whether admission is strict.
+#[derive(Clone, Copy)]
+struct Origin {
+    host: u32,
+    strict: bool,
+}
+
+impl Origin {
+    /// Refuses the source at `endpoint` if it is here, or under strict admission elsewhere than on the host.
+    #[inline(always)]
+    fn holds(self, endpoint: &Endpoint) -> Step<()> {
+        if endpoint.flags & endpoint_flags::LOCAL != 0 {
+            refuse(DropReason::TunnelSource)
+        } else if self.strict && endpoint.target != self.host {
+            refuse(DropReason::WrongVtep)
+        } else {
+            Ok(())
         }
     }
-    Ok(replaced)
 }
 
 /// The subnet, of those that the router of subnet `index` connects, that an address is in.
 #[inline(always)]
-fn connected(index: u32, ip: Ipv4Address) -> Option<&'static Subnet> {
-    let route = ROUTES.get(&RouteKey { prefix_len: 160, subnet: index, ip: ip.mapped() })?;
-    if route.flags & route_flags::CONNECTED == 0 {
+fn connected(index: u32, ip: Address) -> Option<&'static Subnet> {
+    let route = ROUTES.get(&RouteKey { prefix_len: 160, subnet: index, ip: ip.bytes() })?;
+    let is_v4 = route.flags & route_flags::V6 == 0;
+    if route.flags & route_flags::CONNECTED == 0 || is_v4 != ip.is_v4() {
         return None;
     }
     subnet(route.subnet, route.subnet_generation).ok()
 }
 
-/// Refuses the source at `endpoint` if it is here, or under strict admission elsewhere than on `host`.
-#[inline(always)]
-fn held_by(host: &Reference, endpoint: &ncm_common::tables::Endpoint, strict: bool) -> Step<()> {
-    if endpoint.flags & endpoint_flags::LOCAL != 0 {
-        Err(DropReason::TunnelSource)
-    } else if strict && endpoint.target != host.index {
-        Err(DropReason::WrongVtep)
-    } else {
-        Ok(())
-    }
-}
-
 /// The subnet, with its index, in which a packet for that address reaches the guest behind `port`: the address's own, or
 /// the guest's where the guest is the next hop to an address outside.
 #[inline(always)]
-fn subnet_of(vni: u32, port: &Port, ip: Ipv4Address) -> Option<(u32, &'static Subnet)> {
+fn subnet_of(vni: u32, port: &Port, ip: Address) -> Option<(u32, &'static Subnet)> {
     let own = Reference { index: port.subnet, generation: port.subnet_generation };
-    let is_own = ip == Ipv4Address::of_mapped(&port.ip) && vni == port.vni;
+    let is_own = ip == Address::new(&port.ip) && vni == port.vni;
     let found = if is_own {
         own
     } else {
-        match SUBNET_PREFIXES.get(&SubnetPrefixKey { prefix_len: 160, vni, ip: ip.mapped() }) {
+        match SUBNET_PREFIXES.get(&SubnetPrefixKey { prefix_len: 160, vni, ip: ip.bytes() }) {
             Some(reference) => *reference,
             None if vni == port.vni => own,
             None => return None,
@@ -325,11 +430,11 @@ fn subnet_of(vni: u32, port: &Port, ip: Ipv4Address) -> Option<(u32, &'static Su
     Some((found.index, subnet(found.index, found.generation).ok()?))
 }
 
-/// Hands the inner frame to the guest, from `source` if routing has to show its own MAC.
+/// Hands the inner frame to the guest, whose routing may show a source MAC of its own.
 #[inline(always)]
-fn hand_over<C: Context>(packet: C, guest: &Port, source: Option<Mac>) -> Step<i32> {
-    if let Some(source) = source {
-        packet.store(6, &source.bytes())?;
+fn hand_over<C: Context>(packet: C, guest: &Port, source: Mac, shown: Mac) -> Step<i32> {
+    if shown != source {
+        packet.store(6, &shown.bytes())?;
     }
-    packet.send(guest.ifindex).ok_or(DropReason::NoDevice)
+    Ok(packet.send(guest.ifindex).ok_or(DropReason::NoDevice)?)
 }

@@ -8,7 +8,7 @@ use ncm_common::tables::{
 };
 
 use crate::compile::mirror::Mirror;
-use crate::compile::{Changes, Handle};
+use crate::compile::{Changes, Handle, HandleKind};
 use crate::model::Model;
 
 /// The tables that are kept as written.
@@ -75,6 +75,10 @@ impl Model {
         let again = std::mem::take(&mut self.resend);
         if !again.is_empty() {
             self.tables.resend(|cause| again.contains(&cause));
+            if again.iter().any(|handle| handle.kind() == Some(HandleKind::Group)) {
+                // Flows may have been decided without the rules that the kernel had refused.
+                raised.extend((0..self.ports.bound()).filter(|slot| self.ports[*slot].set != 0));
+            }
         }
         self.tables.flush(changes);
         // What covers more is written later, and goes sooner.

@@ -131,6 +131,26 @@ impl Kernel {
             let from = (port(key.port), key.prefix_len, key.family, key.mac, key.ip);
             row(format!("source prefix {from:?} {}", subnet(value.subnet)));
         }
+        let set = |key: u32| (self.name(kinds::SET, key >> 1), key & 1);
+        // A prefix's own class is the first that its entry lists.
+        let prefixes: BTreeMap<(u32, u32), (u32, [u8; 16])> = self
+            .classes
+            .iter()
+            .map(|(key, value)| ((key.set, value.classes[0]), (key.prefix_len, key.ip)))
+            .collect();
+        let class = |set: u32, class: u32| match class {
+            0 => "any".to_owned(),
+            members if members & MEMBERS != 0 => self.name(kinds::MEMBERS, members & !MEMBERS),
+            prefix => format!("{:?}", prefixes.get(&(set, prefix))),
+        };
+        for (key, value) in &self.classes {
+            let classes: Vec<String> = value.classes.iter().map(|number| class(key.set, *number)).collect();
+            row(format!("classes {:?} {} {:?} {classes:?}", set(key.set), key.prefix_len, key.ip));
+        }
+        for (key, value) in &self.rules {
+            let plain = RuleKey { set: 0, class: 0, ..*key };
+            row(format!("rule {:?} {} {plain:?} {}", set(key.set), class(key.set, key.class), value.rules));
+        }
         self.devices.iter().for_each(|entry| row(format!("device {entry:?}")));
         for (ifindex, value) in &self.port_by_interface {
             row(format!("interface {ifindex} {}", port(value.index)));

@@ -6,11 +6,16 @@ use super::kernel::{HERE, Node};
 use super::states::{
     Build, CREATE, DELETE, FULL, UPDATE, empty, mac, neighbour, port, router, rule, subnet, vpc, with_gateway,
 };
+use crate::wire::port_configuration::SecurityGroupId;
+use crate::wire::security_group_configuration::SecurityGroupRule;
 use crate::wire::{
     GoalState, NeighborState, OperationStatus, OperationType, PortState, ResourceType, RouterState,
-    SubnetState, VpcState,
+    SecurityGroupConfiguration, SecurityGroupState, SubnetState, VpcState,
 };
 use prost::Message as _;
+
+/// A security group's rule, by number: direction, version, protocol, port, and what is at the other end.
+type GroupRule = (u8, u8, u8, u8, u8);
 
 /// A rule's destination, priority and next hop, by number.
 type RuleEvent = (u8, u8, u8);
@@ -18,12 +23,57 @@ type RuleEvent = (u8, u8, u8);
 /// One event of a history over few identities, so that they meet.
 #[derive(Clone, Debug)]
 enum Event {
-    Vpc { id: u8, vni: u8, delete: bool },
-    Subnet { id: u8, vpc: u8, net: u8, vni: u8, gateway: bool, delete: bool },
-    Port { id: u8, mac: u8, fixed: Vec<(u8, u8)>, pair: u8, group: bool, up: bool, operation: u8 },
-    Neighbour { id: u8, mac: u8, host: u8, fixed: Vec<(bool, u8, u8, u8)>, full: bool, delete: bool },
-    Router { id: u8, tables: Vec<(u8, Vec<RuleEvent>)>, full: bool, delete: bool },
-    Interface { id: u8, ifindex: u8 },
+    Vpc {
+        id: u8,
+        vni: u8,
+        delete: bool,
+    },
+    Subnet {
+        id: u8,
+        vpc: u8,
+        net: u8,
+        vni: u8,
+        gateway: bool,
+        delete: bool,
+    },
+    Port {
+        id: u8,
+        mac: u8,
+        fixed: Vec<(u8, u8)>,
+        pair: u8,
+        groups: Vec<u8>,
+        up: bool,
+        operation: u8,
+    },
+    Neighbour {
+        id: u8,
+        mac: u8,
+        host: u8,
+        fixed: Vec<(bool, u8, u8, u8)>,
+        groups: Vec<u8>,
+        full: bool,
+        delete: bool,
+    },
+    Group {
+        id: u8,
+        rules: Vec<GroupRule>,
+        delete: bool,
+    },
+    Router {
+        id: u8,
+        tables: Vec<(u8, Vec<RuleEvent>)>,
+        full: bool,
+        delete: bool,
+    },
+    Interface {
+        id: u8,
+        ifindex: u8,
+    },
+}
+
+/// Security groups of an endpoint: seldom any.
+fn groups() -> impl Strategy<Value = Vec<u8>> {
+    prop_oneof![2 => Just(Vec::new()), 1 => prop::collection::vec(0_u8..3, 1..3)]
 }
 
 fn event() -> impl Strategy<Value = Event> {
@@ -42,16 +92,16 @@ fn event() -> impl Strategy<Value = Event> {
         0_u8..5,
         prop::collection::vec((0_u8..4, 0_u8..9), 1..4),
         0_u8..7,
-        prop::bool::weighted(0.1),
+        groups(),
         any::<bool>(),
         0_u8..4,
     )
-        .prop_map(|(id, mac, fixed, pair, group, up, operation)| Event::Port {
+        .prop_map(|(id, mac, fixed, pair, groups, up, operation)| Event::Port {
             id,
             mac,
             fixed,
             pair,
-            group,
+            groups,
             up,
             operation,
         });
@@ -60,14 +110,16 @@ fn event() -> impl Strategy<Value = Event> {
         0_u8..5,
         0_u8..4,
         prop::collection::vec((any::<bool>(), 0_u8..4, 0_u8..9, 0_u8..6), 0..4),
+        groups(),
         any::<bool>(),
         prop::bool::weighted(0.25),
     )
-        .prop_map(|(id, mac, host, fixed, full, delete)| Event::Neighbour {
+        .prop_map(|(id, mac, host, fixed, groups, full, delete)| Event::Neighbour {
             id,
             mac,
             host,
             fixed,
+            groups,
             full,
             delete,
         });
@@ -76,7 +128,13 @@ fn event() -> impl Strategy<Value = Event> {
         (0_u8..3, prop::collection::vec((0_u8..4, rules), 0..4), any::<bool>(), prop::bool::weighted(0.25))
             .prop_map(|(id, tables, full, delete)| Event::Router { id, tables, full, delete });
     let interface = (few, 0_u8..4).prop_map(|(id, ifindex)| Event::Interface { id, ifindex });
-    prop_oneof![1 => vpc, 3 => subnet, 3 => port, 6 => neighbour, 3 => router, 1 => interface]
+    let rules = prop::collection::vec((0_u8..2, 0_u8..2, 0_u8..3, 0_u8..3, 0_u8..7), 0..5);
+    let group = (0_u8..3, rules, prop::bool::weighted(0.2)).prop_map(|(id, rules, delete)| Event::Group {
+        id,
+        rules,
+        delete,
+    });
+    prop_oneof![1 => vpc, 3 => subnet, 3 => port, 6 => neighbour, 3 => router, 1 => interface, 2 => group]
 }
 
 const NETS: [&str; 5] = ["10.0.0.0/24", "10.0.1.0/24", "10.0.0.0/16", "fd00::/64", "fd00::/16"];
@@ -94,6 +152,31 @@ const IPS: [&str; 9] = [
 const HOSTS: [&str; 4] = ["192.168.0.2", "192.168.0.3", HERE, "fd01::2"];
 const DESTINATIONS: [&str; 5] = ["0.0.0.0/0", "10.0.1.0/24", "10.9.0.0/16", "::/0", "fd00::/64"];
 const NEXT_HOPS: [&str; 7] = ["10.0.0.5", "10.0.1.6", "10.7.0.1", "10.0.2.1", "", "fd00::1", "fd00:1::1"];
+
+const PREFIXES: [&str; 4] = ["10.0.0.0/8", "10.0.0.0/24", "fd00::/16", "::/0"];
+
+fn group_rule(
+    group: &str,
+    number: usize,
+    (direction, version, protocol, port, other): GroupRule,
+) -> SecurityGroupRule {
+    let (version, prefix) = match usize::from(other).checked_sub(1).and_then(|other| PREFIXES.get(other)) {
+        Some(prefix) => (i32::from(prefix.contains(':')), *prefix),
+        None => (i32::from(version), ""),
+    };
+    SecurityGroupRule {
+        security_group_id: group.into(),
+        id: format!("{group}-{number}"),
+        direction: i32::from(direction),
+        ethertype: version,
+        protocol: i32::from(protocol),
+        port_range_min: u32::from(port) * 100,
+        port_range_max: u32::from(port) * 150,
+        remote_ip_prefix: prefix.into(),
+        remote_group_id: if other > 4 { format!("g{}", other - 4) } else { String::new() },
+        ..Default::default()
+    }
+}
 
 impl Event {
     fn add(&self, state: GoalState, revision: Option<u32>) -> GoalState {
@@ -118,7 +201,7 @@ impl Event {
                 }
                 state.subnet(operation(*delete), config)
             }
-            Self::Port { id, mac: number, fixed, pair, group, up, operation } => {
+            Self::Port { id, mac: number, fixed, pair, groups, up, operation } => {
                 let names: Vec<String> = fixed.iter().map(|(subnet, _)| format!("s{subnet}")).collect();
                 let fixed: Vec<(&str, &str)> = names
                     .iter()
@@ -131,10 +214,8 @@ impl Event {
                 config.update_type = FULL;
                 // Ports 2 and 3 want the same interface.
                 config.interface_name = format!("tap{}", (*id).min(2));
-                if *group {
-                    config.security_group_ids =
-                        vec![crate::wire::port_configuration::SecurityGroupId { id: "g".into() }];
-                }
+                config.security_group_ids =
+                    groups.iter().map(|group| SecurityGroupId { id: format!("g{group}") }).collect();
                 let pairs = [
                     ("10.0.0.77", ""),
                     ("10.5.0.0/16", "02:00:00:00:00:03"),
@@ -151,7 +232,7 @@ impl Event {
                 }
                 state.port(if *operation == 0 { DELETE } else { UPDATE }, config)
             }
-            Self::Neighbour { id, mac: number, host, fixed, full, delete } => {
+            Self::Neighbour { id, mac: number, host, fixed, groups, full, delete } => {
                 let names: Vec<String> = fixed.iter().map(|(_, subnet, ..)| format!("s{subnet}")).collect();
                 let list: Vec<(i32, &str, &str)> = names
                     .iter()
@@ -171,6 +252,7 @@ impl Event {
                 let mut config = neighbour(&id_text, &mac(*number), HOSTS[usize::from(*host)], &list);
                 config.revision_number = revision(*id + 150);
                 config.update_type = if *full { FULL } else { 0 };
+                config.security_group_ids = groups.iter().map(|group| format!("g{group}")).collect();
                 for (config, (.., tunnel)) in config.fixed_ips.iter_mut().zip(fixed) {
                     config.tunnel_id = if *tunnel == 0 { 12 } else { 0 };
                 }
@@ -203,6 +285,19 @@ impl Event {
                 config.revision_number = revision(*id + 200);
                 config.host_dvr_mac_address = if *id == 1 { mac(99) } else { String::new() };
                 state.router(operation(*delete), config)
+            }
+            Self::Group { id, rules, delete } => {
+                let id_text = format!("g{id}");
+                let rules =
+                    rules.iter().enumerate().map(|(number, rule)| group_rule(&id_text, number, *rule));
+                let configuration = SecurityGroupConfiguration {
+                    id: id_text.clone(),
+                    revision_number: revision(*id + 50),
+                    update_type: FULL,
+                    security_group_rules: rules.collect(),
+                    ..Default::default()
+                };
+                state.group(operation(*delete), configuration)
             }
             Self::Interface { .. } => state,
         }
@@ -248,6 +343,7 @@ fn add_held(
         ResourceType::Port => add!(port_states, PortState),
         ResourceType::Neighbor => add!(neighbor_states, NeighborState),
         ResourceType::Router => add!(router_states, RouterState),
+        ResourceType::Securitygroup => add!(security_group_states, SecurityGroupState),
         _ => {}
     }
     goal
@@ -345,5 +441,6 @@ proptest! {
         prop_assert_eq!(model.parked, 0);
         prop_assert!(model.vteps.is_empty() && model.vni_owners.is_empty() && model.vni_subnets.is_empty());
         prop_assert!(model.prefix_claims.is_empty() && model.bound.is_empty() && model.interfaces.is_empty());
+        prop_assert!(model.group_ports.is_empty() && model.fresh_ports.is_empty());
     }
 }

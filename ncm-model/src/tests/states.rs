@@ -3,8 +3,9 @@
 use crate::wire::router_configuration::{RoutingRule, RoutingRuleExtraInfo, SubnetRoutingTable};
 use crate::wire::{
     GoalState, NeighborConfiguration, NeighborState, OperationType, PortConfiguration, PortState,
-    RouterConfiguration, RouterState, SubnetConfiguration, SubnetState, UpdateType, VpcConfiguration,
-    VpcState, neighbor_configuration, port_configuration, subnet_configuration,
+    RouterConfiguration, RouterState, SecurityGroupConfiguration, SecurityGroupState, SubnetConfiguration,
+    SubnetState, UpdateType, VpcConfiguration, VpcState, neighbor_configuration, port_configuration,
+    subnet_configuration,
 };
 
 pub(super) const CREATE: OperationType = OperationType::Create;
@@ -111,6 +112,7 @@ pub(super) trait Build: Sized {
     fn port(self, operation: OperationType, config: PortConfiguration) -> Self;
     fn neighbour(self, operation: OperationType, config: NeighborConfiguration) -> Self;
     fn router(self, operation: OperationType, config: RouterConfiguration) -> Self;
+    fn group(self, operation: OperationType, config: SecurityGroupConfiguration) -> Self;
 }
 
 impl Build for GoalState {
@@ -139,6 +141,12 @@ impl Build for GoalState {
     fn router(mut self, operation: OperationType, config: RouterConfiguration) -> Self {
         self.router_states
             .push(RouterState { operation_type: operation as i32, configuration: Some(config) });
+        self
+    }
+
+    fn group(mut self, operation: OperationType, config: SecurityGroupConfiguration) -> Self {
+        self.security_group_states
+            .push(SecurityGroupState { operation_type: operation as i32, configuration: Some(config) });
         self
     }
 }

@@ -1,0 +1,71 @@
+//! Fragments: the first one decides, and is remembered for the later ones, which have no transport header.
+
+use ncm_common::{
+    drops::DropReason,
+    tables::{FlowKey, Port, flow_kinds, timeouts},
+};
+
+use super::{flow, settle};
+use crate::{
+    headers::{
+        Packet,
+        packet::{class, protocol},
+    },
+    scratch::Side,
+    tables::{HalfOpen, TIMEOUTS},
+};
+
+/// The key under which a packet's first fragment is remembered.
+#[inline(always)]
+fn key(packet: &Packet, port: u32, to_guest: bool, key: &mut FlowKey) {
+    flow::key(packet, port, to_guest, key);
+    let [a, b, c, d] = packet.identification.to_ne_bytes();
+    key.local_port = [a, b];
+    key.remote_port = [c, d];
+    key.kind = if to_guest { flow_kinds::FRAGMENT_IN } else { flow_kinds::FRAGMENT_OUT };
+    // In IPv6, later fragments do not say what they are of.
+    if packet.family == 6 {
+        key.protocol = protocol::FRAGMENT;
+    }
+}
+
+/// Remembers a first fragment that was let through: its ports, what it is, and where its transport header ends.
+#[inline(never)]
+pub fn remember(port: &Port, packet: &Packet, side: &Side, spare: &mut Side, to_guest: bool) {
+    let Some(flows) = HalfOpen::of(side.key.port) else { return };
+    key(packet, side.key.port, to_guest, &mut spare.key);
+    let header = if packet.header_len == 0 { 8 } else { u32::from(packet.header_len) };
+    let [a, b, c, d] = packet.ports.to_ne_bytes();
+    settle::clear(&mut spare.flow);
+    spare.flow.timeout = TIMEOUTS.get(&timeouts::FRAGMENT).copied().unwrap_or(0);
+    spare.flow.created = side.now;
+    spare.flow.port_generation = port.generation;
+    spare.flow.to_mac = [a, b, c, d, packet.icmp[0], packet.icmp[1]];
+    spare.flow.target = u32::from(packet.protocol) << 8 | u32::from(packet.class & class::MESSAGE);
+    spare.flow.vni = (packet.transport + header).wrapping_sub(packet.fragmented);
+    spare.flow.seen[usize::from(to_guest)] = side.now;
+    flows.put(&spare.key, &spare.flow);
+}
+
+/// Gives a later fragment what its first one had, and the flow's key with it. Gives the reason of a drop, or 0.
+#[inline(never)]
+pub fn recall(port: &Port, packet: &mut Packet, of: &mut FlowKey, spare: &mut Side, to_guest: bool) -> u32 {
+    key(packet, of.port, to_guest, &mut spare.key);
+    let first = HalfOpen::of(of.port).and_then(|flows| flows.get(&spare.key));
+    let Some(first) = first.filter(|first| {
+        flow::is_alive(*first, flow::now()) && first.flow().port_generation == port.generation
+    }) else {
+        return DropReason::FragmentUnknown as u32;
+    };
+    let first = first.flow();
+    if packet.offset < first.vni {
+        return DropReason::FragmentTiny as u32;
+    }
+    let [a, b, c, d, kind, code] = first.to_mac;
+    packet.ports = u32::from_ne_bytes([a, b, c, d]);
+    packet.icmp = [kind, code];
+    packet.protocol = (first.target >> 8) as u8;
+    packet.class |= first.target as u8 & class::MESSAGE;
+    flow::key(packet, of.port, to_guest, of);
+    0
+}

@@ -1,0 +1,59 @@
+//! The way to the agent and back, for what guests ask for: through a private interface, with a mark that names the port.
+
+use ncm_common::{
+    counters::PathCounter,
+    drops::DropReason,
+    marks,
+};
+
+use super::{Ended, Step, admit::Sender, limit, refuse};
+use crate::{
+    context::{Context, Tc},
+    count::{count, received},
+    drop::drop,
+    headers::Frame,
+    tables::{NODE, PORTS},
+};
+
+/// Hands a guest's packet up to the agent, if that is within its port's share. XDP leaves it to tc.
+#[inline(always)]
+pub fn up<C: Context>(packet: C, sender: Sender, why: u32) -> Step<()> {
+    if C::PASSES_UP {
+        return Err(Ended::PASS_UP);
+    }
+    let ifindex = NODE.get(&0).map_or(0, |node| node.hand_up_ifindex);
+    if ifindex == 0 {
+        return refuse(DropReason::HandUpUnavailable);
+    }
+    if !limit::grants_hand_up(sender.index) {
+        return refuse(DropReason::HandUpLimited);
+    }
+    let action = packet.hand_up(ifindex, marks::mark(why, sender.index))?;
+    count(PathCounter::HandedUp, packet.length());
+    Err(Ended::sent(action))
+}
+
+/// Ends a packet that was handed up: the agent's packet socket has read it.
+#[inline(always)]
+pub fn ended() -> i32 {
+    Tc::DROP
+}
+
+/// Hands what the agent sends to the guest that its mark names, as it is. Nothing else leaves here.
+#[inline(always)]
+pub fn down(packet: Tc) -> i32 {
+    let (mark, bytes) = (packet.mark(), packet.length());
+    let index = mark & ((1 << marks::PORT_BITS) - 1);
+    let port = PORTS.get(&index).filter(|port| {
+        mark >> marks::PORT_BITS == marks::DELIVER && port.generation != 0 && port.ifindex != 0
+    });
+    let Some(port) = port else {
+        drop(packet, 0, DropReason::UnknownPort as u32, bytes);
+        return Tc::DROP;
+    };
+    packet.clear_mark();
+    let Some(action) = packet.send(port.ifindex) else { return Tc::DROP };
+    received(index, bytes);
+    count(PathCounter::HandedDown, bytes);
+    action
+}
