@@ -13,6 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::api::server;
 use crate::config::Config;
 use crate::engine::{Engine, InstanceLock};
+use crate::hand_up;
 use crate::netlink::{Kernel, relay, underlay};
 use crate::telemetry::{log, prometheus};
 
@@ -91,6 +92,7 @@ pub fn teardown(config: &Config) -> anyhow::Result<()> {
         .block_on(async {
             let mut kernel = Kernel::open()?;
             relay::remove(&mut kernel, &name).await?;
+            hand_up::remove_pair(&mut kernel, &config.instance).await?;
             for index in guests {
                 kernel.set_down(index).await?;
             }

@@ -5,8 +5,10 @@ pub mod api;
 pub mod config;
 pub mod ctl;
 pub mod engine;
+pub mod hand_up;
 pub mod inspect;
 pub mod netlink;
+pub mod responders;
 pub mod telemetry;
 
 /// The agent's own services: messages, server and client of package `ncm.v1`.
