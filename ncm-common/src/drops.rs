@@ -99,6 +99,9 @@ reasons! {
     TunnelEthertype = 33, "tunnel_ethertype";
     /// A guest sent a packet to a DHCP server's port from another than a client's, or in fragments: nothing answers it.
     DhcpUnanswered = 34, "dhcp_unanswered";
+    /// A guest's frame goes straight to a guest's MAC, but its destination address is in another subnet of the VNI: subnets
+    /// reach each other by their router only.
+    OtherSubnet = 35, "other_subnet";
     /// No rule of the sending port's security groups allows the packet.
     PolicyEgress = 40, "policy_egress";
     /// No rule of the receiving port's security groups allows the packet.

@@ -647,6 +647,8 @@ pub mod endpoint_flags {
 pub mod next_hop_flags {
     /// The interface takes XDP redirects.
     pub const XDP_TARGET: u16 = 1;
+    /// The interface is a veth: what is sent there is received by the same kernel, with the sender's marks on it.
+    pub const VETH: u16 = 1 << 1;
 }
 
 /// Bits of [`Node::flags`].

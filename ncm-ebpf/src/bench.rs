@@ -11,9 +11,8 @@ use aya_ebpf::{
 use ncm_ebpf::{
     context::{Context, Tc, Xdp},
     headers::{
+        Packet,
         ethernet::{self, Ethernet, ethertype},
-        ipv4::Ipv4,
-        transport::Transport,
         vxlan,
     },
     stages::{guest, tunnel},
@@ -58,17 +57,14 @@ fn reference<C: Context>(packet: C) -> Option<i32> {
     if ethernet.ethertype != ethertype::IPV4 {
         return None;
     }
-    let ip = Ipv4::parse(&packet, ethernet::LEN)?;
-    let ports = match Transport::parse(&packet, ethernet::LEN, &ip)? {
-        Transport::Tcp(ports) | Transport::Udp(ports) => ports.word,
-        _ => 0,
-    };
+    let mut whole = Packet::EMPTY;
+    whole.read_v4(&packet, ethernet::LEN, &ethernet).ok()?;
     let key = FlowKey {
         interface: packet.interface(),
-        source: ip.source.word(),
-        destination: ip.destination.word(),
-        ports,
-        protocol: ip.protocol.into(),
+        source: whole.source.as_v4().word(),
+        destination: whole.destination.as_v4().word(),
+        ports: whole.ports,
+        protocol: whole.protocol.into(),
         reserved: 0,
     };
     // SAFETY: the map is not preallocated, so that an entry is not reused while it is read.

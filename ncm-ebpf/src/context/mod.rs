@@ -120,6 +120,11 @@ pub trait Context: Frame + Copy {
     /// Sends the frame out of an interface; `None` if the hook knows no such device.
     fn send(&self, ifindex: u32) -> Option<i32>;
 
+    /// Like [`Self::send`], but a frame to be cut into segments belongs to no tap's socket any more. The kernel would
+    /// leave the socket to the last segment, and a veth's other end would not gather that one with the others (GRO)
+    /// but let it overtake them.
+    fn send_disowned(&self, ifindex: u32) -> Option<i32>;
+
     /// The interface by which the kernel itself would reach a host; `None` if it knows no way, or the hook cannot ask.
     fn way(&self, question: &Question) -> Option<u32>;
 

@@ -9,8 +9,8 @@ use aya_ebpf::{
     },
     bpf_f_adj_room_encap_l2,
     helpers::{
-        bpf_fib_lookup, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_skb_adjust_room,
-        bpf_skb_change_tail, bpf_skb_pull_data, bpf_skb_store_bytes, bpf_skb_vlan_push,
+        bpf_clone_redirect, bpf_fib_lookup, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh,
+        bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_pull_data, bpf_skb_store_bytes, bpf_skb_vlan_push,
     },
     programs::TcContext,
 };
@@ -52,6 +52,16 @@ impl Tc {
     #[must_use]
     pub const fn skb(&self) -> *mut __sk_buff {
         self.0
+    }
+
+    /// Whether the frame still belongs to a tap: its sockets are of no address family, those of guests' stacks are.
+    #[inline(always)]
+    fn is_of_tap(&self) -> bool {
+        // SAFETY: the context is the kernel's; a socket that it names is there as long as the frame.
+        unsafe {
+            let socket = (*self.0).__bindgen_anon_2.sk;
+            !socket.is_null() && (&raw const (*socket).family).read_volatile() == 0
+        }
     }
 
     /// The frame's mark.
@@ -222,6 +232,17 @@ impl Context for Tc {
     fn send(&self, ifindex: u32) -> Option<i32> {
         // SAFETY: the helper only notes the interface; it reads no memory of ours.
         Some(unsafe { bpf_redirect(ifindex, 0) } as i32)
+    }
+
+    #[inline(always)]
+    fn send_disowned(&self, ifindex: u32) -> Option<i32> {
+        if self.segment_size() == 0 || !self.is_of_tap() {
+            return self.send(ifindex);
+        }
+        // No helper takes a frame from its socket, but a clone has none. The original is of no more use.
+        // SAFETY: the context is the kernel's.
+        unsafe { bpf_clone_redirect(self.0, ifindex, 0) };
+        Some(Self::DROP)
     }
 
     #[inline(always)]

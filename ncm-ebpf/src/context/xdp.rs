@@ -155,6 +155,12 @@ impl Context for Xdp {
     }
 
     #[inline(always)]
+    fn send_disowned(&self, ifindex: u32) -> Option<i32> {
+        // A frame has no socket before the kernel knows of it.
+        self.send(ifindex)
+    }
+
+    #[inline(always)]
     fn way(&self, _: &Question) -> Option<u32> {
         // XDP programs pass such packets up to tc.
         None

@@ -3,11 +3,21 @@
 use super::{Window, checksum};
 
 /// A MAC address: its six bytes, in the order of the wire, as two words.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Mac {
     low: u32,
     high: u16,
 }
+
+impl PartialEq for Mac {
+    /// In one branch: the verifier follows each by itself.
+    #[inline(always)]
+    fn eq(&self, other: &Self) -> bool {
+        (self.low ^ other.low) | u32::from(self.high ^ other.high) == 0
+    }
+}
+
+impl Eq for Mac {}
 
 impl Mac {
     /// The address of six zero bytes, which no station has.
@@ -109,9 +119,20 @@ impl Ipv4Address {
 
 /// An IPv6 address, or an IPv4 one as an IPv4-mapped IPv6 address (RFC 4291, section 2.5.5.2): its sixteen bytes, in the order
 /// of the wire, as four words.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, Debug)]
 #[repr(transparent)]
 pub struct Address([u32; 4]);
+
+impl PartialEq for Address {
+    /// In one branch, likewise.
+    #[inline(always)]
+    fn eq(&self, other: &Self) -> bool {
+        (self.0[0] ^ other.0[0]) | (self.0[1] ^ other.0[1]) | (self.0[2] ^ other.0[2]) | (self.0[3] ^ other.0[3])
+            == 0
+    }
+}
+
+impl Eq for Address {}
 
 impl Address {
     /// `::`
@@ -199,17 +220,15 @@ impl Address {
     #[inline(always)]
     #[must_use]
     pub const fn is_unspecified(self) -> bool {
-        self.0[0] == 0
-            && self.0[1] == 0
-            && self.0[3] == 0
-            && (self.0[2] == 0 || self.0[2] == Self::UNSPECIFIED_V4.0[2])
+        let rest = self.0[2] * (self.0[2] ^ Self::UNSPECIFIED_V4.0[2] != 0) as u32;
+        self.0[0] | self.0[1] | self.0[3] | rest == 0
     }
 
     /// Whether the address is an IPv4 one.
     #[inline(always)]
     #[must_use]
     pub const fn is_v4(self) -> bool {
-        self.0[0] == 0 && self.0[1] == 0 && self.0[2] == Self::UNSPECIFIED_V4.0[2]
+        self.0[0] | self.0[1] | (self.0[2] ^ Self::UNSPECIFIED_V4.0[2]) == 0
     }
 
     /// Whether the address is no single station's: multicast, or IPv4's limited broadcast.

@@ -4,7 +4,7 @@ use ncm_common::{
     DVR_MAC_PREFIX,
     drops::DropReason,
     tables::{
-        Endpoint, Route, RouteKey, Subnet, endpoint_flags, epoch_slot, flow_flags, mac_slot, route_flags,
+        Endpoint, Route, RouteKey, Subnet, SubnetPrefixKey, endpoint_flags, epoch_slot, flow_flags, mac_slot, route_flags,
         subnet_flags,
     },
 };
@@ -14,7 +14,7 @@ use crate::{
     context::Context,
     headers::{Address, Mac, Packet},
     scratch::{Scratch, Side},
-    tables::ROUTES,
+    tables::{ROUTES, SUBNET_PREFIXES},
 };
 
 /// Source MAC of a routed frame that leaves this host, where the router names none.
@@ -55,6 +55,7 @@ fn decide<C: Context>(packet: C, sender: Sender, scratch: &mut Scratch) -> Step<
             None => return answer::ping(packet, sender, &scratch.packet),
         }
     } else {
+        separate(sender, scratch.subnet, from.vni, &scratch.packet)?;
         switched(from, &scratch.packet, side)?
     };
     let side = &mut scratch.here;
@@ -68,6 +69,19 @@ fn decide<C: Context>(packet: C, sender: Sender, scratch: &mut Scratch) -> Step<
     side.flow.target = endpoint.target;
     side.flow.target_generation = endpoint.generation;
     Ok(())
+}
+
+/// Refuses an address that a guest in `own` reaches by its router only: that of another subnet of its VNI (and not of its
+/// port's). An address in no subnet is reached through a guest that routes.
+#[inline(always)]
+fn separate(sender: Sender, own: u32, vni: u32, packet: &Packet) -> Step<()> {
+    let key = SubnetPrefixKey { prefix_len: 160, vni, ip: packet.destination.bytes() };
+    match SUBNET_PREFIXES.get(&key) {
+        Some(found) if found.index != own && found.index != sender.port.subnet => {
+            refuse(DropReason::OtherSubnet)
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The endpoint of a frame's destination MAC.
