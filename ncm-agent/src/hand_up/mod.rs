@@ -71,13 +71,16 @@ pub fn start(device: &str, facts: impl Facts) -> io::Result<()> {
                 Err(_) => own::GUEST_FAULTS.increment(),
             }
             server.queue = Queue::default();
-            thread::sleep(LOOK);
-            // The device may have been made anew.
-            if let Ok(socket) = open(&server.device) {
-                server.socket = socket;
-            }
-            if server.facts.version().is_none() {
-                return;
+            // The device may be made anew.
+            loop {
+                thread::sleep(LOOK);
+                if server.facts.version().is_none() {
+                    return;
+                }
+                if let Ok(socket) = open(&server.device) {
+                    server.socket = socket;
+                    break;
+                }
             }
         }
     })?;
