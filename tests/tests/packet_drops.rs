@@ -233,6 +233,10 @@ drops! {
         use ncm_tests::packet::C1;
         (C1, echo_request(C1.ip, GATEWAY_A.1).frame(GATEWAY_A.0, C1.mac))
     });
+    OtherSubnet at 1: a_frame_past_the_router_to_another_subnet_of_the_vni = Guest(|world| {
+        world.add_prefix(SUBNET_A.vni, [10, 0, 3, 0], SUBNET_B.index);
+        (A1, packet(A1, (A2.mac, [10, 0, 3, 5])))
+    });
     Hairpin at 1: a_frame_for_the_guest_itself = Guest(|_| (A1, packet(A1, A1.pair())));
     Hairpin at 1: a_routed_packet_for_the_guest_itself = Guest(|_| (A1, routed(A1, A1.ip)));
     UnknownVtep at 0: a_tunnel_frame_from_a_host_that_nobody_knows = Tunnel(|_| {

@@ -348,14 +348,14 @@ fn the_path_limits_the_frame_and_segments_count_one_by_one() {
     let fits = udp((A1.ip, 1), (RA.ip, 2), &vec![0; 1450 - 28]).frame(RA.mac, A1.mac);
     world.from_guest(A1, fits).assert_encapsulated();
     let large = udp((A1.ip, 1), (RA.ip, 2), &vec![0; 1451 - 28]).frame(RA.mac, A1.mac);
-    world.from_guest(A1, large).assert_dropped(DropReason::TooBig, A1.port);
+    world.from_guest(A1, large).assert_answered(PathCounter::PacketTooBigSent);
 
     let segmented = |gso_size| {
         let packet = tcp((A1.ip, 1), (RA.ip, 2), &vec![0; 3000], true).frame(RA.mac, A1.mac);
         let run = TestRun { gso_size, ..TestRun::new(packet, world.ifindex(A1.interface)) };
         world.run(Hook::GuestTc, run)
     };
-    segmented(1451 - 40).assert_dropped(DropReason::TooBig, A1.port);
+    segmented(1451 - 40).assert_answered(PathCounter::PacketTooBigSent);
     // It fits. A test run cannot say of which protocol the segments are, and so the kernel will not encapsulate them.
     segmented(1450 - 40).assert_dropped(DropReason::RewriteFailed, A1.port);
 }

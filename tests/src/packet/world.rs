@@ -205,6 +205,12 @@ impl World {
         put(&self.tables().subnet_prefixes, key, Reference { index, generation: index });
     }
 
+    /// Adds a /24 of a subnet.
+    pub fn add_prefix(&self, vni: u32, network: Ipv4, index: u32) {
+        let key = SubnetPrefixKey { prefix_len: 32 + 96 + 24, vni, ip: mapped(network) };
+        put(&self.tables().subnet_prefixes, key, Reference { index, generation: index });
+    }
+
     /// Adds a route of a subnet.
     pub fn add_route(&self, from: SubnetOf, ip: Ipv4, prefix_len: u32, route: Route) {
         let key = RouteKey { prefix_len: 32 + 96 + prefix_len, subnet: from.index, ip: mapped(ip) };
