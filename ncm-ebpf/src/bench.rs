@@ -15,8 +15,9 @@ use ncm_ebpf::{
         ethernet::{self, Ethernet, ethertype},
         vxlan,
     },
-    stages::{guest, tunnel},
 };
+
+use crate::programs::{from_guest, from_wire};
 
 /// The key of a flow: 24 bytes, as in a flow table. All numbers are as in memory.
 #[derive(Clone, Copy)]
@@ -89,7 +90,7 @@ fn bench_reference_tc(context: TcContext) -> i32 {
 /// `guest_xdp` on a frame that goes into the tunnel unrouted; afterwards the frame is as before.
 #[xdp(frags)]
 fn bench_guest_xdp(context: XdpContext) -> u32 {
-    let action = guest::run(Xdp::new(&context)) as u32;
+    let action = from_guest(Xdp::new(&context));
     if move_head(&context, vxlan::LEN as i32) { action } else { Xdp::DROP as u32 }
 }
 
@@ -97,7 +98,7 @@ fn bench_guest_xdp(context: XdpContext) -> u32 {
 /// taken off its front is still there.
 #[xdp(frags)]
 fn bench_wire_xdp(context: XdpContext) -> u32 {
-    let action = tunnel::wire_xdp(Xdp::new(&context)) as u32;
+    let action = from_wire(Xdp::new(&context));
     if move_head(&context, -(vxlan::LEN as i32)) { action } else { Xdp::DROP as u32 }
 }
 

@@ -127,7 +127,10 @@ impl PartialEq for Address {
     /// In one branch, likewise.
     #[inline(always)]
     fn eq(&self, other: &Self) -> bool {
-        (self.0[0] ^ other.0[0]) | (self.0[1] ^ other.0[1]) | (self.0[2] ^ other.0[2]) | (self.0[3] ^ other.0[3])
+        (self.0[0] ^ other.0[0])
+            | (self.0[1] ^ other.0[1])
+            | (self.0[2] ^ other.0[2])
+            | (self.0[3] ^ other.0[3])
             == 0
     }
 }
@@ -184,7 +187,11 @@ impl Address {
     #[must_use]
     pub const fn link_local_mac(self) -> Option<Mac> {
         let b = self.bytes();
-        if self.0[0] == u32::from_ne_bytes([0xfe, 0x80, 0, 0]) && self.0[1] == 0 && b[11] == 0xff && b[12] == 0xfe {
+        if self.0[0] == u32::from_ne_bytes([0xfe, 0x80, 0, 0])
+            && self.0[1] == 0
+            && b[11] == 0xff
+            && b[12] == 0xfe
+        {
             Some(Mac::new(&[b[8] ^ 2, b[9], b[10], b[13], b[14], b[15]]))
         } else {
             None
@@ -195,11 +202,13 @@ impl Address {
     #[inline(always)]
     #[must_use]
     pub const fn bytes(self) -> [u8; 16] {
-        let [a, b, c, d] =
-            [self.0[0].to_ne_bytes(), self.0[1].to_ne_bytes(), self.0[2].to_ne_bytes(), self.0[3].to_ne_bytes()];
-        [
-            a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3],
-        ]
+        let [a, b, c, d] = [
+            self.0[0].to_ne_bytes(),
+            self.0[1].to_ne_bytes(),
+            self.0[2].to_ne_bytes(),
+            self.0[3].to_ne_bytes(),
+        ];
+        [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3]]
     }
 
     /// The four words, in memory order.

@@ -7,9 +7,7 @@ use ncm_common::{
     tables::{Port, epoch_slot, flow_flags, port_flags},
 };
 
-use super::{
-    Ended, Step, admit::Sender, by_ip, encapsulate::encapsulate, flow, open, port, settle, subnet,
-};
+use super::{Ended, Step, admit::Sender, by_ip, encapsulate::encapsulate, flow, open, port, settle, subnet};
 use crate::{
     context::{Context, Refused, Tunnel},
     count::{count, received},

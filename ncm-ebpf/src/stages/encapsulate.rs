@@ -8,10 +8,7 @@ use ncm_common::{
     tables::{Host, NextHop, NextHopGroup, NextHopHalf, Node, TemplateHalf, next_hop_flags},
 };
 
-use super::{
-    Ended, Step,
-    deliver::lower_ttl,
-};
+use super::{Ended, Step, deliver::lower_ttl};
 use crate::{
     context::{Context, Question, Tunnel},
     count::count,
@@ -54,7 +51,8 @@ pub fn encapsulate<C: Context>(
         return Err(Ended::PASS_UP);
     }
     outer(tunnel, template, bytes, hash);
-    tunnel.inner_ethertype = if whole.family == 4 { ethertype::IPV4.to_be() } else { ethertype::IPV6.to_be() };
+    tunnel.inner_ethertype =
+        if whole.family == 4 { ethertype::IPV4.to_be() } else { ethertype::IPV6.to_be() };
     if routed {
         lower_ttl(packet, whole)?;
     }
@@ -71,8 +69,12 @@ pub fn encapsulate<C: Context>(
             sent.ok_or(DropReason::NoDevice)?
         }
         None => {
-            let ifindex =
-                kernels_way(packet, tunnel.headers[3], tunnel.headers[4], if fresh { FRESH } else { ifindex });
+            let ifindex = kernels_way(
+                packet,
+                tunnel.headers[3],
+                tunnel.headers[4],
+                if fresh { FRESH } else { ifindex },
+            );
             if ifindex == 0 {
                 return Err(DropReason::NextHopUnresolved.into());
             }

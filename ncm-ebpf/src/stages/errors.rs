@@ -107,8 +107,7 @@ fn send<C: Context>(packet: C, index: u32, scratch: &mut Scratch) -> Step<Option
         headers_v6(frame, whole, from, owed, kept, quote.sum);
         store::<C, V6>(packet, frame)?;
     }
-    let counter =
-        if owed.mtu == 0 { PathCounter::TimeExceededSent } else { PathCounter::PacketTooBigSent };
+    let counter = if owed.mtu == 0 { PathCounter::TimeExceededSent } else { PathCounter::PacketTooBigSent };
     count(counter, packet.length());
     answer::back(packet, index).map(Some)
 }

@@ -3,8 +3,8 @@
 use ncm_common::{counters::PathCounter, drops::DropReason, tables::flow_flags};
 
 use super::{
-    Ended, Step, admit::Sender, answer, control, deliver, errors, flow, fragment, open, port, refuse, related, route,
-    settle, subnet,
+    Ended, Step, admit::Sender, answer, control, deliver, errors, flow, fragment, open, port, refuse,
+    related, route, settle, subnet,
 };
 use crate::{
     context::Context,

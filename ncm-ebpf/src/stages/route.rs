@@ -4,8 +4,8 @@ use ncm_common::{
     DVR_MAC_PREFIX,
     drops::DropReason,
     tables::{
-        Endpoint, Route, RouteKey, Subnet, SubnetPrefixKey, endpoint_flags, epoch_slot, flow_flags, mac_slot, route_flags,
-        subnet_flags,
+        Endpoint, Route, RouteKey, Subnet, SubnetPrefixKey, endpoint_flags, epoch_slot, flow_flags, mac_slot,
+        route_flags, subnet_flags,
     },
 };
 
@@ -31,7 +31,8 @@ pub fn is_for_gateway(subnet: &Subnet, mac: Mac) -> bool {
 #[inline(always)]
 pub fn is_gateway(subnet: &Subnet, ip: Address) -> bool {
     subnet.flags & subnet_flags::GATEWAY != 0
-        && (ip == Address::new(&subnet.gateway_ip) || ip == Address::link_local(Mac::new(&subnet.gateway_mac)))
+        && (ip == Address::new(&subnet.gateway_ip)
+            || ip == Address::link_local(Mac::new(&subnet.gateway_mac)))
 }
 
 /// Notes in `scratch.here` where the packet goes; or answers it, if that is to a gateway. Its subnet is in `scratch`.

@@ -71,7 +71,8 @@ pub fn clear(flow: &mut Flow) {
 /// Copies a flow, likewise.
 #[inline(always)]
 fn copy(from: &Flow, to: &mut Flow) {
-    let (from, to): (*const u32, *mut u32) = (core::ptr::from_ref(from).cast(), core::ptr::from_mut(to).cast());
+    let (from, to): (*const u32, *mut u32) =
+        (core::ptr::from_ref(from).cast(), core::ptr::from_mut(to).cast());
     let mut at = 0;
     while at < WORDS {
         // SAFETY: the words are the flows'.
@@ -84,7 +85,8 @@ fn copy(from: &Flow, to: &mut Flow) {
 #[inline(never)]
 pub fn settle(port: &Port, packet: &Packet, side: &mut Side, to_guest: bool) -> u32 {
     let flags = packet.tcp_flags;
-    let begins = flags & (tcp_flags::SYN | tcp_flags::ACK | tcp_flags::RST | tcp_flags::FIN) == tcp_flags::SYN;
+    let begins =
+        flags & (tcp_flags::SYN | tcp_flags::ACK | tcp_flags::RST | tcp_flags::FIN) == tcp_flags::SYN;
     const OVER: u32 = flow_state::FIN_OUT | flow_state::FIN_IN;
     let before = side.flow.state;
     if side.found != NONE
@@ -131,7 +133,10 @@ pub fn settle(port: &Port, packet: &Packet, side: &mut Side, to_guest: bool) -> 
         }
     }
     track(flags, side, to_guest);
-    if side.flow.state & flow_state::ANSWERED != 0 && side.place != ESTABLISHED && before & flow_state::ANSWERED == 0 {
+    if side.flow.state & flow_state::ANSWERED != 0
+        && side.place != ESTABLISHED
+        && before & flow_state::ANSWERED == 0
+    {
         side.flow.timeout = timeout(packet.protocol, side.flow.state);
         side.flow.seen[usize::from(to_guest)] = side.now;
         promote(port, packet, side);
