@@ -6,15 +6,14 @@
 
 use std::{hint::black_box, slice, sync::LazyLock};
 
-use etherparse::{IpNumber, Ipv4HeaderSlice, TcpHeaderSlice, UdpHeaderSlice};
+use etherparse::{Ipv4HeaderSlice, Ipv6HeaderSlice, TcpHeaderSlice, UdpHeaderSlice};
 use libfuzzer_sys::fuzz_target;
 use ncm_ebpf::headers::{
     Ipv4Address,
     arp::Arp,
     ethernet::{self, Ethernet, ethertype},
-    ipv4::Ipv4,
-    ipv6,
-    transport::Transport,
+    nd::Neighbour,
+    packet::{Packet, class, protocol},
     vxlan::{self, Outer},
 };
 
@@ -43,56 +42,69 @@ fn overlay(frame: &[u8], offset: usize) {
         ethertype::ARP => {
             black_box(Arp::parse(frame, payload).map(|arp| arp.answer(header.destination)));
         }
-        ethertype::IPV4 => ipv4(frame, payload),
+        ethertype::IPV4 => ipv4(frame, payload, &header),
         ethertype::IPV6 => {
-            black_box(ipv6::kind(frame, payload));
+            ipv6(frame, payload, &header);
+            black_box(Neighbour::parse(frame, payload + 40, 32));
         }
         _ => {}
     }
 }
 
-fn ipv4(frame: &[u8], offset: usize) {
-    let Some(ip) = Ipv4::parse(frame, offset) else { return };
-    let packet = &frame[offset..offset + usize::from(ip.total_len)];
+fn ipv4(frame: &[u8], offset: usize, ethernet: &Ethernet) {
+    let mut ip = Packet::EMPTY;
+    if ip.read_v4(frame, offset, ethernet).is_err() {
+        return;
+    }
+    let packet = &frame[offset..offset + ip.length as usize];
     let theirs = Ipv4HeaderSlice::from_slice(packet).expect("etherparse refuses a header that we take");
-    assert_eq!(theirs.source(), ip.source.bytes());
-    assert_eq!(theirs.destination(), ip.destination.bytes());
-    assert_eq!(theirs.slice().len(), ip.header_len);
+    assert_eq!(theirs.source(), ip.source.as_v4().bytes());
+    assert_eq!(theirs.destination(), ip.destination.as_v4().bytes());
+    assert_eq!(theirs.slice().len(), ip.transport as usize);
     assert_eq!((theirs.ttl(), theirs.protocol().0), (ip.ttl, ip.protocol));
     assert_eq!(theirs.is_fragmenting_payload(), ip.is_fragment());
-    assert_eq!(theirs.fragments_offset().value() == 0, ip.starts_payload());
+    assert_eq!(theirs.fragments_offset().value() == 0, ip.class & class::LATER == 0);
     lower_ttl(&ip, theirs.slice());
-    let Some(transport) = Transport::parse(frame, offset, &ip) else { return };
-    let segment = &packet[ip.header_len..];
-    match transport {
-        Transport::Tcp(ports) => {
-            assert_eq!(theirs.protocol(), IpNumber::TCP);
-            let tcp =
-                TcpHeaderSlice::from_slice(segment).expect("etherparse refuses a TCP header that we take");
-            assert_eq!((tcp.source_port(), tcp.destination_port()), (ports.source, ports.destination));
-            assert_eq!(tcp.slice().len(), usize::from(ports.header_len));
-            assert_eq!(tcp.checksum(), u16::from_be(ports.checksum));
-        }
-        Transport::Udp(ports) => {
-            assert_eq!(theirs.protocol(), IpNumber::UDP);
-            let udp =
-                UdpHeaderSlice::from_slice(segment).expect("etherparse refuses a UDP header that we take");
-            assert_eq!((udp.source_port(), udp.destination_port()), (ports.source, ports.destination));
-            assert_eq!(udp.checksum(), u16::from_be(ports.checksum));
-        }
-        Transport::Icmp { kind, code, .. } => assert_eq!([kind, code], segment[..2]),
-        Transport::Opaque => {}
+    transport(&ip, &packet[ip.transport as usize..]);
+}
+
+fn ipv6(frame: &[u8], offset: usize, ethernet: &Ethernet) {
+    let mut ip = Packet::EMPTY;
+    if ip.read_v6(frame, offset, ethernet).is_err() {
+        return;
     }
-    black_box((transport.is_partial(&ip), transport.is_dhcp(), transport.flow_hash(&ip)));
+    let packet = &frame[offset..offset + ip.length as usize];
+    let theirs = Ipv6HeaderSlice::from_slice(packet).expect("etherparse refuses a header that we take");
+    assert_eq!(theirs.source(), ip.source.bytes());
+    assert_eq!(theirs.destination(), ip.destination.bytes());
+    assert_eq!(theirs.hop_limit(), ip.ttl);
+    transport(&ip, &packet[ip.transport as usize..]);
+}
+
+/// What follows either version's headers.
+fn transport(ip: &Packet, segment: &[u8]) {
+    if ip.begins(protocol::TCP) {
+        let tcp = TcpHeaderSlice::from_slice(segment).expect("etherparse refuses a TCP header that we take");
+        assert_eq!((tcp.source_port(), tcp.destination_port()), (ip.source_port(), ip.destination_port()));
+        assert_eq!(tcp.slice().len(), usize::from(ip.header_len));
+        assert_eq!(tcp.checksum(), u16::from_be(ip.checksum));
+    } else if ip.begins(protocol::UDP) {
+        let udp = UdpHeaderSlice::from_slice(segment).expect("etherparse refuses a UDP header that we take");
+        assert_eq!((udp.source_port(), udp.destination_port()), (ip.source_port(), ip.destination_port()));
+        assert_eq!(udp.checksum(), u16::from_be(ip.checksum));
+    } else if ip.is_icmp() {
+        assert_eq!(ip.icmp, segment[..2]);
+    }
+    black_box((ip.is_partial(), ip.is_icmp_error(), ip.flow_hash()));
 }
 
 /// A header whose checksum is right has a right one after its TTL has been lowered too.
-fn lower_ttl(ip: &Ipv4, header: &[u8]) {
+fn lower_ttl(ip: &Packet, header: &[u8]) {
     let mut lowered = header.to_vec();
     if ip.ttl == 0 || sum(&lowered) != 0xffff {
         return;
     }
-    lowered[8..12].copy_from_slice(&ip.with_ttl_decremented());
+    lowered[8..12].copy_from_slice(&ip.with_ttl(ip.ttl - 1));
     assert_eq!(sum(&lowered), 0xffff, "the checksum of a lowered TTL");
 }
 

@@ -16,6 +16,7 @@ use crate::api::server;
 use crate::config::Config;
 use crate::engine::{Engine, InstanceLock};
 use crate::fault;
+use crate::hand_up;
 use crate::netlink::{Kernel, relay, underlay};
 use crate::telemetry::{log, prometheus};
 
@@ -119,6 +120,7 @@ pub fn teardown(config: &Config) -> anyhow::Result<()> {
         .block_on(async {
             let mut kernel = Kernel::open()?;
             relay::remove(&mut kernel, &name).await?;
+            hand_up::remove_pair(&mut kernel, &config.instance).await?;
             for index in guests {
                 kernel.set_down(index).await?;
             }

@@ -6,8 +6,10 @@ pub mod config;
 pub mod ctl;
 pub mod engine;
 mod fault;
+pub mod hand_up;
 pub mod inspect;
 pub mod netlink;
+pub mod responders;
 pub mod telemetry;
 
 /// The agent's own services: messages, server and client of package `ncm.v1`.

@@ -75,7 +75,7 @@ async fn a_message_of_the_first_format_is_answered_row_by_row() {
     assert_eq!(reply.operation_statuses.len(), 4);
     assert!(reply.operation_statuses.iter().all(|row| row.state_elapse_time > 0));
     assert_eq!(agent.metric("ncm_table_entries{table=\"ports\"}"), Some(1.0));
-    assert_eq!(agent.metric("ncm_table_entries{table=\"endpoints_ipv4\"}"), Some(2.0));
+    assert_eq!(agent.metric("ncm_table_entries{table=\"endpoints_ip\"}"), Some(2.0));
     // The interface is closed and has its program.
     assert_eq!(agent.run("cat /proc/sys/net/ipv6/conf/guest0/disable_ipv6").trim(), "1");
     assert!(agent.run("ip -br link show guest0").contains("UP"), "the guest's interface is up");
@@ -366,7 +366,7 @@ async fn a_million_neighbours_are_applied_in_one_message() {
             client.push_network_resource_states(message.clone()).await.expect("is answered").into_inner();
         println!("{} rows in {} us", reply.operation_statuses.len(), reply.message_total_operation_time);
     }
-    assert_eq!(agent.metric("ncm_table_entries{table=\"endpoints_ipv4\"}"), Some(1_000_000.0));
+    assert_eq!(agent.metric("ncm_table_entries{table=\"endpoints_ip\"}"), Some(1_000_000.0));
     tokio::time::sleep(Duration::from_secs(3)).await;
     println!("{} MiB are resident\n{}", agent.resident() >> 20, agent.log());
 }

@@ -97,7 +97,7 @@ fn what_is_applied_is_held_programmed_and_shown_by_name_until_it_is_deleted() {
     // Both tenants have the address; names tell which is whose.
     let location = |vni: &str| {
         let key = format!("vni={vni},ip=10.0.0.11");
-        tool.json(&["map", "get", "endpoints_ipv4", &key])["entry"]["location"].clone()
+        tool.json(&["map", "get", "endpoints_ip", &key])["entry"]["location"].clone()
     };
     assert_eq!((location("101"), location("200")), (json!("port red-web1"), json!("port blue-web1")));
     let route = tool.json(&["map", "get", "routes", "from=red-web,prefix=10.0.1.7"]);
@@ -114,7 +114,7 @@ fn what_is_applied_is_held_programmed_and_shown_by_name_until_it_is_deleted() {
         tables.as_array().unwrap().iter().map(|table| table["name"].as_str().unwrap()).collect();
     assert_eq!(names.len(), ncm_common::tables::TABLES.len());
     let configured =
-        ["names", "node", "subnets", "ports", "vnis", "vteps", "endpoints_mac", "endpoints_ipv4", "routes"];
+        ["names", "node", "subnets", "ports", "vnis", "vteps", "endpoints_mac", "endpoints_ip", "routes"];
     let dumps = || configured.map(|name| tool.json(&["map", "dump", name]));
     let before = dumps();
     for name in &names {
@@ -145,7 +145,7 @@ fn delete_takes_back_what_apply_did_to_the_last_entry() {
         "subnet_prefixes",
         "vteps",
         "endpoints_mac",
-        "endpoints_ipv4",
+        "endpoints_ip",
         "routes",
     ];
     tool.ok(&["apply", "-f", EXAMPLE]);

@@ -188,6 +188,7 @@ impl Inspect for StandIn {
             reasons: vec![count("", 7)],
             ports: vec![count("good", 7)],
             read_at_ns: 1,
+            policy: Vec::new(),
         }))
     }
 

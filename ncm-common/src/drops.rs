@@ -54,8 +54,6 @@ reasons! {
     UnsupportedEthertype = 10, "unsupported_ethertype";
     /// A guest's frame carries a VLAN tag.
     Vlan = 11, "vlan";
-    /// A guest's frame is IPv6, which is not forwarded yet.
-    Ipv6 = 12, "ipv6";
     /// A guest's frame goes to a multicast or broadcast address, and nothing here answers it.
     Multicast = 13, "multicast";
     /// A guest asked by ARP for an address that is no gateway and no known endpoint of its subnet, or is its own.
@@ -97,10 +95,13 @@ reasons! {
     TooBig = 31, "too_big";
     /// The device that the packet has to leave by is not in the device table: it has just gone.
     NoDevice = 32, "no_device";
-    /// A tunnel frame carries an ethertype that is not forwarded to guests (IPv6 included, for now).
+    /// A tunnel frame carries an ethertype that is not forwarded to guests.
     TunnelEthertype = 33, "tunnel_ethertype";
-    /// A packet for DHCP was sent by a guest, and nothing here answers it yet.
+    /// A guest sent a packet to a DHCP server's port from another than a client's, or in fragments: nothing answers it.
     DhcpUnanswered = 34, "dhcp_unanswered";
+    /// A guest's frame goes straight to a guest's MAC, but its destination address is in another subnet of the VNI: subnets
+    /// reach each other by their router only.
+    OtherSubnet = 35, "other_subnet";
     /// No rule of the sending port's security groups allows the packet.
     PolicyEgress = 40, "policy_egress";
     /// No rule of the receiving port's security groups allows the packet.

@@ -11,13 +11,13 @@ use aya_ebpf::{
 use ncm_ebpf::{
     context::{Context, Tc, Xdp},
     headers::{
+        Packet,
         ethernet::{self, Ethernet, ethertype},
-        ipv4::Ipv4,
-        transport::Transport,
         vxlan,
     },
-    stages::{guest, tunnel},
 };
+
+use crate::programs::{from_guest, from_wire};
 
 /// The key of a flow: 24 bytes, as in a flow table. All numbers are as in memory.
 #[derive(Clone, Copy)]
@@ -58,17 +58,14 @@ fn reference<C: Context>(packet: C) -> Option<i32> {
     if ethernet.ethertype != ethertype::IPV4 {
         return None;
     }
-    let ip = Ipv4::parse(&packet, ethernet::LEN)?;
-    let ports = match Transport::parse(&packet, ethernet::LEN, &ip)? {
-        Transport::Tcp(ports) | Transport::Udp(ports) => ports.word,
-        _ => 0,
-    };
+    let mut whole = Packet::EMPTY;
+    whole.read_v4(&packet, ethernet::LEN, &ethernet).ok()?;
     let key = FlowKey {
         interface: packet.interface(),
-        source: ip.source.word(),
-        destination: ip.destination.word(),
-        ports,
-        protocol: ip.protocol.into(),
+        source: whole.source.as_v4().word(),
+        destination: whole.destination.as_v4().word(),
+        ports: whole.ports,
+        protocol: whole.protocol.into(),
         reserved: 0,
     };
     // SAFETY: the map is not preallocated, so that an entry is not reused while it is read.
@@ -93,7 +90,7 @@ fn bench_reference_tc(context: TcContext) -> i32 {
 /// `guest_xdp` on a frame that goes into the tunnel unrouted; afterwards the frame is as before.
 #[xdp(frags)]
 fn bench_guest_xdp(context: XdpContext) -> u32 {
-    let action = guest::run(Xdp::new(&context)) as u32;
+    let action = from_guest(Xdp::new(&context));
     if move_head(&context, vxlan::LEN as i32) { action } else { Xdp::DROP as u32 }
 }
 
@@ -101,7 +98,7 @@ fn bench_guest_xdp(context: XdpContext) -> u32 {
 /// taken off its front is still there.
 #[xdp(frags)]
 fn bench_wire_xdp(context: XdpContext) -> u32 {
-    let action = tunnel::wire_xdp(Xdp::new(&context)) as u32;
+    let action = from_wire(Xdp::new(&context));
     if move_head(&context, -(vxlan::LEN as i32)) { action } else { Xdp::DROP as u32 }
 }
 

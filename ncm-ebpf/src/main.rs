@@ -19,10 +19,25 @@ mod programs {
         stages::{guest, hand, tunnel},
     };
 
+    /// A frame from a guest, at XDP. The benchmark's programs share it, as the compiler would lay out two copies of it otherwise
+    /// than the one of the product.
+    #[cfg_attr(feature = "bench", inline(never))]
+    #[cfg_attr(not(feature = "bench"), inline(always))]
+    pub(super) fn from_guest(packet: Xdp) -> u32 {
+        guest::run(packet) as u32
+    }
+
+    /// A frame from the wire, at XDP, likewise.
+    #[cfg_attr(feature = "bench", inline(never))]
+    #[cfg_attr(not(feature = "bench"), inline(always))]
+    pub(super) fn from_wire(packet: Xdp) -> u32 {
+        tunnel::wire_xdp(packet) as u32
+    }
+
     /// Native XDP on an underlay interface.
     #[xdp(frags)]
     fn wire_xdp(context: XdpContext) -> u32 {
-        tunnel::wire_xdp(Xdp::new(&context)) as u32
+        from_wire(Xdp::new(&context))
     }
 
     /// tcx ingress on an underlay interface without XDP.
@@ -46,7 +61,7 @@ mod programs {
     /// Native XDP on a guest's interface, in front of `guest_tc`.
     #[xdp(frags)]
     fn guest_xdp(context: XdpContext) -> u32 {
-        guest::run(Xdp::new(&context)) as u32
+        from_guest(Xdp::new(&context))
     }
 
     /// tcx ingress on the interface that hands packets up to the agent.

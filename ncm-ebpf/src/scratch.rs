@@ -1,6 +1,8 @@
 //! What a program knows of the packet at hand, in memory of the CPU's own: a program's stack holds 512 bytes over all
 //! nested calls. One packet at a time uses it, as programs of one CPU do not interrupt each other.
 
+use core::arch::asm;
+
 use ncm_common::tables::{Flow, FlowKey};
 
 use crate::{
@@ -40,6 +42,8 @@ pub struct Scratch {
     pub tunnel: Tunnel,
     /// The headers of an answer.
     pub frame: Frame,
+    /// How the packet's way ended.
+    pub ended: u32,
     /// The ICMP error that is owed.
     pub owed: Owed,
 }
@@ -99,6 +103,18 @@ pub const NOWHERE: u32 = 0;
 pub const ESTABLISHED: u32 = 1;
 /// It is among the port's half-open ones.
 pub const HALF_OPEN: u32 = 2;
+
+/// The same memory, of whose content the compiler and the verifier now know nothing: what stages decide by is read anew, so
+/// that the verifier need not follow every way that led here by itself.
+#[inline(always)]
+pub fn forget(scratch: &mut Scratch) -> &mut Scratch {
+    let mut pointer: *mut Scratch = scratch;
+    // SAFETY: a move from a register to itself; the memory stays as it is.
+    unsafe {
+        asm!("{pointer} = {pointer}", pointer = inout(reg) pointer, options(nostack, preserves_flags));
+        &mut *pointer
+    }
+}
 
 /// This CPU's scratch memory.
 #[inline(always)]

@@ -17,10 +17,10 @@ use aya_ebpf::{
     macros::{btf_map, map},
 };
 use ncm_common::tables::{
-    ClassKey, Classes, Count, Endpoint, Flow, FlowKey, Host, IpKey, MacKey, Name, NameKey, NextHopGroup, Node,
-    PolicyCount, PolicyCountKey, Port, PortDropKey, PortFlows, PortLimits, PortTraffic, Reference, Route,
-    RouteKey, Rule, RuleKey, Source, SourceKey, SourcePrefixKey, Subnet, SubnetPrefixKey, TABLES, TableKind,
-    Vni, VtepKey, capacity,
+    ClassKey, Classes, Count, Endpoint, Flow, FlowKey, Host, IpKey, MacKey, Name, NameKey, NextHopGroup,
+    Node, PolicyCount, PolicyCountKey, Port, PortDropKey, PortFlows, PortLimits, PortTraffic, Reference,
+    Route, RouteKey, Rule, RuleKey, Source, SourceKey, SourcePrefixKey, Subnet, SubnetPrefixKey, TABLES,
+    TableKind, Vni, VtepKey, capacity,
 };
 
 use crate::scratch::Scratch;
@@ -252,8 +252,10 @@ const TEMPLATE_ENTRIES: usize = 64;
 /// The table `HALF_OPEN` of `ncm_common::tables`: for each port a table of its own, so that what one guest begins evicts
 /// nobody else's. Entries may be reused for another flow of the same port while they are read.
 #[btf_map]
-pub static HALF_OPEN: ArrayOfMaps<LruHashMap<FlowKey, Flow, TEMPLATE_ENTRIES>, { capacity::HALF_OPEN as usize }> =
-    ArrayOfMaps::new();
+pub static HALF_OPEN: ArrayOfMaps<
+    LruHashMap<FlowKey, Flow, TEMPLATE_ENTRIES>,
+    { capacity::HALF_OPEN as usize },
+> = ArrayOfMaps::new();
 
 /// An entry of a table of flows. Its state and times are changed in place, by several CPUs.
 #[derive(Clone, Copy)]
@@ -347,7 +349,12 @@ impl HalfOpen {
     pub fn put(self, key: &FlowKey, value: &Flow) {
         // SAFETY: the kernel gave the table; key and value are of the declared sizes.
         unsafe {
-            bpf_map_update_elem(self.0, core::ptr::from_ref(key).cast(), core::ptr::from_ref(value).cast(), ANY);
+            bpf_map_update_elem(
+                self.0,
+                core::ptr::from_ref(key).cast(),
+                core::ptr::from_ref(value).cast(),
+                ANY,
+            );
         }
     }
 

@@ -130,12 +130,9 @@ impl Run {
         if self.message.kind() == Kind::V1 && self.message.section_len(ResourceType::Router) > 0 {
             self.read_next_hops();
         }
-        for resource in [
-            ResourceType::Vpc,
-            ResourceType::Subnet,
-            ResourceType::Router,
-            ResourceType::Securitygroup,
-        ] {
+        for resource in
+            [ResourceType::Vpc, ResourceType::Subnet, ResourceType::Router, ResourceType::Securitygroup]
+        {
             self.find_mixed(resource);
         }
     }

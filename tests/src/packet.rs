@@ -21,13 +21,16 @@ pub use cast::{
     SUBNET_B, SUBNET_C, SubnetOf, UNKNOWN_HOST,
 };
 pub use frame::{
-    Arp, Ip, Outer, arp_request, echo_request, ethernet, icmp, ipv4_checksum_holds, mac, swap_bytes, tcp,
-    tunnel, udp, udp_checksum_holds,
+    Arp, Ip, Ip6, Outer, arp_request, echo_request, ethernet, fragment_header, icmp, icmp6, ipv4_checksum_holds,
+    ipv6_payload_checksum_holds, mac, segment, solicitation, swap_bytes, tcp, tcp6, tunnel, udp, udp6,
+    udp_checksum_holds,
 };
 pub use seen::{Seen, Verdict};
-pub use world::World;
+pub use world::{World, link_local, mapped};
 
 /// A MAC.
 pub type Mac = [u8; 6];
 /// An IPv4 address.
 pub type Ipv4 = [u8; 4];
+/// An IPv6 address.
+pub type Ipv6 = [u8; 16];

@@ -5,7 +5,7 @@ use ncm_common::tables::{Source, SourceKey, SourcePrefixKey, endpoint_flags, por
 use ncm_dataplane::Hook;
 use ncm_tests::packet::{
     A1, A2, Arp, B1, C1, GATEWAY_A, GATEWAY_B, Ip, RA, RB, RC, SUBNET_A, Verdict, World, arp_request,
-    echo_request, mac, tcp, udp,
+    echo_request, mac, mapped, tcp, udp,
 };
 
 const HOOKS: [Hook; 2] = [Hook::GuestTc, Hook::GuestXdp];
@@ -148,16 +148,17 @@ fn a_guest_may_use_its_further_addresses_and_allowed_pairs() {
     let world = World::new();
     let source = Source { subnet: SUBNET_A.index, subnet_generation: SUBNET_A.index };
     let (pair_mac, pair_ip, second) = (mac(0xfa), [10, 0, 1, 50], [10, 0, 1, 51]);
-    let key = |mac, ip| SourceKey { port: A1.port, mac, reserved: [0; 2], ip };
+    let key = |mac, ip| SourceKey { port: A1.port, mac, reserved: [0; 2], ip: mapped(ip) };
     world.add_pair_mac(A1, pair_mac);
     world.tables().sources.put(&key(pair_mac, pair_ip), &source).expect("room");
     world.tables().sources.put(&key(A1.mac, second), &source).expect("room");
     let prefix = SourcePrefixKey {
-        prefix_len: 96 + 24,
+        prefix_len: 96 + 96 + 24,
         port: A1.port,
         mac: A1.mac,
-        reserved: [0; 2],
-        ip: [10, 9, 8, 0],
+        family: 4,
+        reserved: 0,
+        ip: mapped([10, 9, 8, 0]),
     };
     world.tables().source_prefixes.put(&prefix, &source).expect("room");
     world.change_port(A1, |port| port.flags |= port_flags::SOURCES | port_flags::SOURCE_PREFIXES);

@@ -6,9 +6,9 @@ use ncm_common::drops::DropReason;
 use ncm_common::tables::{Reference, Subnet, VtepKey, node_flags, port_flags, subnet_flags};
 use ncm_dataplane::{Hook, TestRun};
 use ncm_tests::packet::{
-    A1, A2, Arp, B1, GATEWAY_A, GATEWAY_B, Guest, HERE, HOST_1, HOST_2, Ip, Ipv4, Mac, Outer, RA, RB,
-    SUBNET_A, SUBNET_B, Seen, UNKNOWN_HOST, World, arp_request, echo_request, ethernet, icmp, mac,
-    swap_bytes, tcp, tunnel, udp,
+    A1, A2, Arp, B1, GATEWAY_A, GATEWAY_B, Guest, HERE, HOST_1, HOST_2, Ip, Ip6, Ipv4, Ipv6, Mac, Outer, RA, RB,
+    SUBNET_A, SUBNET_B, Seen, UNKNOWN_HOST, World, arp_request, echo_request, ethernet, fragment_header, icmp,
+    icmp6, link_local, mac, solicitation, swap_bytes, tcp, tcp6, tunnel, udp, udp6,
 };
 
 /// How a case puts its frame in.
@@ -90,6 +90,17 @@ fn icmpv6(destination: Mac, kind: u8) -> Vec<u8> {
     ethernet(destination, A1.mac, 0x86dd, &packet)
 }
 
+/// All nodes, all routers, all DHCPv6 agents, all listeners to group reports.
+const ALL_NODES: Ipv6 = group(2, 1);
+const ALL_ROUTERS: Ipv6 = group(2, 2);
+const ALL_MLD: Ipv6 = group(2, 0x16);
+const ALL_DHCP: Ipv6 = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 2];
+
+/// A multicast address of that scope.
+const fn group(scope: u8, number: u8) -> Ipv6 {
+    [0xff, scope, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, number]
+}
+
 const BROADCAST: Mac = [0xff; 6];
 const MULTICAST: Mac = [1, 0, 0x5e, 0, 0, 0xfb];
 
@@ -129,7 +140,7 @@ drops! {
     Malformed at 1: a_header_shorter_than_the_least = Guest(|_| (A1, swap_bytes(packet(A1, A2.pair()), 14, &[0x44])));
     Malformed at 1: a_datagram_longer_than_its_packet = Guest(|_| (A1, swap_bytes(packet(A1, A2.pair()), 38, &[0, 16])));
     Malformed at 1: a_datagram_without_a_length = Guest(|_| (A1, swap_bytes(packet(A1, A2.pair()), 38, &[0, 0])));
-    Malformed at 1: a_first_fragment_too_short_for_its_ports = Guest(|_| {
+    FragmentTiny at 1: a_first_fragment_too_short_for_its_ports = Guest(|_| {
         let ip = Ip { fragment: 0x2000, payload: vec![0, 67, 0, 68], ..udp((A1.ip, 67), (A2.ip, 68), b"") };
         (A1, ip.frame(A2.mac, A1.mac))
     });
@@ -180,7 +191,6 @@ drops! {
         let tagged = [&[0, 5][..], &packet(A1, A2.pair())[12..]].concat();
         (A1, ethernet(A2.mac, A1.mac, 0x8100, &tagged))
     });
-    Ipv6 at 1: an_ipv6_packet = Guest(|_| (A1, icmpv6(A2.mac, 128)));
     Multicast at 1: a_multicast_packet = Guest(|_| (A1, packet(A1, (MULTICAST, [224, 0, 0, 251]))));
     Multicast at 1: a_broadcast_packet = Guest(|_| (A1, packet(A1, (BROADCAST, [10, 0, 1, 255]))));
     ArpUnknown at 1: a_question_for_nobody = Guest(|_| (A1, arp_request(A1.pair(), [10, 0, 1, 200])));
@@ -309,8 +319,11 @@ drops! {
         let run = TestRun { gso_size: 1000, ..TestRun::new(frame, world.ifindex(A1.interface)) };
         vec![world.run(Hook::GuestTc, run)]
     });
-    TooBig at 1: a_packet_that_does_not_fit_the_path = Guest(|_| {
-        (A1, udp((A1.ip, 1), (RA.ip, 2), &[0; 1450]).frame(RA.mac, A1.mac))
+    TooBig at 1: a_packet_that_does_not_fit_the_path_with_no_answer_left = Own(|world| {
+        world.exhaust_limit(A1);
+        let seen = world.from_guest(A1, udp((A1.ip, 1), (RA.ip, 2), &[0; 1450]).frame(RA.mac, A1.mac));
+        seen.assert_counted(PathCounter::IcmpLimited);
+        vec![seen]
     });
     NoDevice at 1: a_guests_device_that_has_just_gone = Own(|world| {
         world.tables().devices.delete(&world.ifindex("a1")).expect("deleted");
@@ -320,12 +333,138 @@ drops! {
     TunnelEthertype at 0: an_ethertype_that_guests_are_not_given = Tunnel(|_| {
         (100, HOST_1, ethernet(A1.mac, RA.mac, 0x88b5, &[0; 46]))
     });
-    TunnelEthertype at 0: ipv6_out_of_the_tunnel = Tunnel(|_| (100, HOST_1, swap_bytes(icmpv6(A1.mac, 128), 6, &RA.mac)));
-    DhcpUnanswered at 1: a_dhcp_request = Guest(|_| {
-        (A1, udp(([0; 4], 68), ([255; 4], 67), &[1; 240]).frame(BROADCAST, A1.mac))
+    DhcpUnanswered at 1: a_dhcp_request_from_another_port_than_a_clients = Guest(|_| {
+        (A1, udp(([0; 4], 1068), ([255; 4], 67), &[1; 240]).frame(BROADCAST, A1.mac))
     });
-    DhcpUnanswered at 1: a_dhcp_renewal = Guest(|_| {
-        (A1, udp((A1.ip, 68), (GATEWAY_A.1, 67), &[1; 240]).frame(GATEWAY_A.0, A1.mac))
+    DhcpUnanswered at 1: a_dhcpv6_request_from_another_port_than_a_clients = Guest(|_| {
+        (A1, udp6((A1.ip_v6(), 1546), (ALL_DHCP, 547), &[1; 40]).frame([0x33, 0x33, 0, 1, 0, 2], A1.mac))
+    });
+    HandUpUnavailable at 1: a_dhcp_request_while_there_is_no_way_to_the_agent = Own(|world| {
+        world.change_node(|node| node.hand_up_ifindex = 0);
+        vec![world.from_guest(A1, udp(([0; 4], 68), ([255; 4], 67), &[1; 240]).frame(BROADCAST, A1.mac))]
+    });
+    HandUpLimited at 1: a_router_solicitation_beyond_the_ports_share = Own(|world| {
+        world.exhaust_limit(A1);
+        let packet = icmp6(link_local(A1.mac), ALL_ROUTERS, 133, 0, [0; 4], b"");
+        let frame = Ip6 { hop_limit: 255, ..packet }.frame([0x33, 0x33, 0, 0, 0, 2], A1.mac);
+        vec![world.from_guest(A1, frame)]
+    });
+    PolicyEgress at 1: what_no_rule_lets_out = Guest(|world| {
+        world.change_port(A1, |port| port.set = 1);
+        (A1, packet(A1, RA.pair()))
+    });
+    PolicyEgress at 1: what_no_rule_lets_out_over_ipv6 = Guest(|world| {
+        world.change_port(A1, |port| port.set = 1);
+        (A1, udp6((A1.ip_v6(), 1), (RA.ip_v6(), 2), b"payload").frame(RA.mac, A1.mac))
+    });
+    PolicyIngress at 1: what_no_rule_of_a_local_receiver_lets_in = Guest(|world| {
+        world.change_port(A2, |port| port.set = 1);
+        (A1, packet(A1, A2.pair()))
+    });
+    PolicyIngress at 1: what_no_rule_lets_in_from_the_tunnel = Tunnel(|world| {
+        world.change_port(A1, |port| port.set = 1);
+        (100, HOST_1, inner().frame(A1.mac, RA.mac))
+    });
+    FragmentUnknown at 1: a_later_fragment_that_comes_first = Guest(|_| {
+        let packet = Ip { fragment: 8, payload: vec![9; 32], ..udp((A1.ip, 1), (RA.ip, 2), b"") };
+        (A1, packet.frame(RA.mac, A1.mac))
+    });
+    FragmentUnknown at 1: a_later_fragment_over_ipv6_that_comes_first = Guest(|_| {
+        let packet = udp6((A1.ip_v6(), 1), (RA.ip_v6(), 2), b"12345678");
+        (A1, packet.behind(44, fragment_header(64, false, 7)).frame(RA.mac, A1.mac))
+    });
+    FragmentUnknown at 1: a_later_fragment_from_the_tunnel_that_comes_first = Tunnel(|_| {
+        (100, HOST_1, Ip { fragment: 8, payload: vec![9; 32], ..inner() }.frame(A1.mac, RA.mac))
+    });
+    FragmentTiny at 1: a_later_fragment_that_overlaps_the_tcp_header = Guest(|_| {
+        let packet = Ip { fragment: 1, payload: vec![9; 32], ..tcp((A1.ip, 1), (RA.ip, 2), b"", false) };
+        (A1, packet.frame(RA.mac, A1.mac))
+    });
+    FragmentTiny at 1: a_first_fragment_of_tcp_over_ipv6_without_its_flags = Guest(|_| {
+        let packet = tcp6((A1.ip_v6(), 1), (RA.ip_v6(), 2), 2, b"");
+        let cut = Ip6 { payload: packet.payload[..8].to_vec(), ..packet };
+        (A1, cut.behind(44, fragment_header(0, true, 7)).frame(RA.mac, A1.mac))
+    });
+    SpoofedIp at 1: another_ipv6_source_address = Guest(|_| {
+        (A1, udp6((A2.ip_v6(), 1), (RA.ip_v6(), 2), b"").frame(RA.mac, A1.mac))
+    });
+    SpoofedNd at 1: a_solicitation_from_a_neighbours_address = Guest(|_| {
+        (A1, solicitation((A1.mac, A2.ip_v6()), SUBNET_A.gateway_v6().1))
+    });
+    SpoofedNd at 1: a_solicitation_with_a_neighbours_mac = Guest(|_| {
+        let mut frame = solicitation(A1.pair_v6(), SUBNET_A.gateway_v6().1);
+        let at = frame.len() - 6;
+        frame[at..].copy_from_slice(&A2.mac);
+        (A1, frame)
+    });
+    SpoofedNd at 1: an_advertisement_that_claims_the_gateway = Guest(|_| {
+        let gateway = SUBNET_A.gateway_v6().1;
+        let packet = icmp6(A1.ip_v6(), A2.ip_v6(), 136, 0, [0x20, 0, 0, 0], &gateway);
+        (A1, Ip6 { hop_limit: 255, ..packet }.frame(A2.mac, A1.mac))
+    });
+    NdUnknown at 1: a_solicitation_for_nobody = Guest(|_| {
+        (A1, solicitation(A1.pair_v6(), [0xfd, 10, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 200]))
+    });
+    NdUnknown at 1: a_probe_for_ones_own_address = Guest(|_| (A1, solicitation((A1.mac, [0; 16]), A1.ip_v6())));
+    NdUnknown at 1: a_probe_for_ones_own_link_local_address = Guest(|_| {
+        (A1, solicitation((A1.mac, [0; 16]), link_local(A1.mac)))
+    });
+    NdUnknown at 1: a_solicitation_for_another_subnets_guest = Guest(|_| (A1, solicitation(A1.pair_v6(), B1.ip_v6())));
+    NdIgnored at 1: an_advertisement_of_ones_own_address = Guest(|_| {
+        let packet = icmp6(A1.ip_v6(), ALL_NODES, 136, 0, [0x20, 0, 0, 0], &A1.ip_v6());
+        (A1, Ip6 { hop_limit: 255, ..packet }.frame([0x33, 0x33, 0, 0, 0, 1], A1.mac))
+    });
+    Malformed at 1: a_solicitation_that_was_routed = Guest(|_| {
+        (A1, swap_bytes(solicitation(A1.pair_v6(), SUBNET_A.gateway_v6().1), 21, &[64]))
+    });
+    Multicast at 1: a_listener_report = Guest(|_| {
+        let report = icmp6([0; 16], ALL_MLD, 143, 0, [0, 0, 0, 1], &[4, 0, 0, 0]);
+        let packet = Ip6 { hop_limit: 1, ..report }.behind(0, vec![0, 0, 5, 2, 0, 0, 1, 0]);
+        (A1, packet.frame([0x33, 0x33, 0, 0, 0, 0x16], A1.mac))
+    });
+    Multicast at 1: a_multicast_packet_over_ipv6 = Guest(|_| {
+        (A1, udp6((link_local(A1.mac), 5353), ([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xfb], 5353), b"")
+            .frame([0x33, 0x33, 0, 0, 0, 0xfb], A1.mac))
+    });
+    RogueDhcpServer at 1: a_dhcpv6_advertisement = Guest(|_| {
+        (A1, udp6((link_local(A1.mac), 547), (link_local(A2.mac), 546), &[2; 40]).frame(A2.mac, A1.mac))
+    });
+    RogueRouter at 1: a_router_advertisement_behind_extension_headers = Guest(|_| {
+        let packet = icmp6(link_local(A1.mac), ALL_NODES, 134, 0, [0; 4], &[0; 8])
+            .behind(0, vec![0, 0, 1, 4, 0, 0, 0, 0])
+            .behind(60, vec![0, 1, 1, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        (A1, packet.frame([0x33, 0x33, 0, 0, 0, 1], A1.mac))
+    });
+    ExtensionHeader at 1: a_source_route = Guest(|_| {
+        let packet = udp6((A1.ip_v6(), 1), (RA.ip_v6(), 2), b"");
+        (A1, packet.behind(43, vec![0, 0, 0, 0, 0, 0, 0, 0]).frame(RA.mac, A1.mac))
+    });
+    ExtensionHeader at 1: too_many_extension_headers = Guest(|_| {
+        let mut packet = udp6((A1.ip_v6(), 1), (RA.ip_v6(), 2), b"");
+        for _ in 0..7 {
+            packet = packet.behind(60, vec![0, 0, 1, 4, 0, 0, 0, 0]);
+        }
+        (A1, packet.frame(RA.mac, A1.mac))
+    });
+    LinkLocal at 1: anothers_link_local_address = Guest(|_| {
+        (A1, udp6((link_local(A2.mac), 1), (link_local(RA.mac), 2), b"").frame(RA.mac, A1.mac))
+    });
+    LinkLocal at 1: anothers_link_local_address_from_the_tunnel = Tunnel(|_| {
+        (100, HOST_1, udp6((link_local(A2.mac), 1), (link_local(A1.mac), 2), b"").frame(A1.mac, RA.mac))
+    });
+    TunnelControl at 0: dhcpv6_does_not_cross_the_tunnel = Tunnel(|_| {
+        (100, HOST_1, udp6((link_local(RA.mac), 547), (link_local(A1.mac), 546), &[2; 40]).frame(A1.mac, RA.mac))
+    });
+    TunnelSource at 1: a_tunnel_frame_from_a_local_guests_ipv6_address = Tunnel(|_| {
+        (100, HOST_1, udp6((A2.ip_v6(), 1), (A1.ip_v6(), 2), b"").frame(A1.mac, RA.mac))
+    });
+    GatewayUnserved at 1: a_gateway_runs_no_service_over_ipv6 = Guest(|_| {
+        let (mac, ip) = SUBNET_A.gateway_v6();
+        (A1, tcp6((A1.ip_v6(), 1), (ip, 22), 2, b"").frame(mac, A1.mac))
+    });
+    NoRoute at 1: a_link_local_address_is_not_routed = Guest(|_| {
+        let (mac, _) = SUBNET_A.gateway_v6();
+        (A1, udp6((A1.ip_v6(), 1), (link_local(RB.mac), 2), b"").frame(mac, A1.mac))
     });
 }
 

@@ -6,7 +6,7 @@ use ncm_common::tables::{NextHop, SourceKey, endpoint_flags, port_flags};
 use ncm_dataplane::{Hook, TestRun};
 use ncm_tests::packet::{
     A1, A2, B1, C1, C2, GATEWAY_A, GATEWAY_B, Guest, HERE, HOST_1, HOST_2, Ip, Ipv4, Mac, RA, RB, RC,
-    SUBNET_A, SUBNET_B, Seen, Verdict, World, mac, tcp, udp, udp_checksum_holds,
+    SUBNET_A, SUBNET_B, Seen, Verdict, World, mac, mapped, tcp, udp, udp_checksum_holds,
 };
 
 const HOOKS: [Hook; 2] = [Hook::GuestTc, Hook::GuestXdp];
@@ -144,7 +144,7 @@ fn a_guests_packet_behind_a_next_hop_guest_needs_an_allowed_pair() {
     let world = World::new();
     let foreign = udp(([172, 16, 0, 9], 1), (A1.ip, 2), b"").frame(A1.mac, A2.mac);
     world.from_guest(A2, foreign.clone()).assert_dropped(DropReason::SpoofedIp, A2.port);
-    let key = SourceKey { port: A2.port, mac: A2.mac, reserved: [0; 2], ip: [172, 16, 0, 9] };
+    let key = SourceKey { port: A2.port, mac: A2.mac, reserved: [0; 2], ip: mapped([172, 16, 0, 9]) };
     let source = ncm_common::tables::Source { subnet: SUBNET_A.index, subnet_generation: SUBNET_A.index };
     world.tables().sources.put(&key, &source).expect("room");
     world.change_port(A2, |port| port.flags |= port_flags::SOURCES);
@@ -357,14 +357,14 @@ fn the_path_limits_the_frame_and_segments_count_one_by_one() {
     let fits = udp((A1.ip, 1), (RA.ip, 2), &vec![0; 1450 - 28]).frame(RA.mac, A1.mac);
     world.from_guest(A1, fits).assert_encapsulated();
     let large = udp((A1.ip, 1), (RA.ip, 2), &vec![0; 1451 - 28]).frame(RA.mac, A1.mac);
-    world.from_guest(A1, large).assert_dropped(DropReason::TooBig, A1.port);
+    world.from_guest(A1, large).assert_answered(PathCounter::PacketTooBigSent);
 
     let segmented = |gso_size| {
         let packet = tcp((A1.ip, 1), (RA.ip, 2), &vec![0; 3000], true).frame(RA.mac, A1.mac);
         let run = TestRun { gso_size, ..TestRun::new(packet, world.ifindex(A1.interface)) };
         world.run(Hook::GuestTc, run)
     };
-    segmented(1451 - 40).assert_dropped(DropReason::TooBig, A1.port);
+    segmented(1451 - 40).assert_answered(PathCounter::PacketTooBigSent);
     // It fits. A test run cannot say of which protocol the segments are, and so the kernel will not encapsulate them.
     segmented(1450 - 40).assert_dropped(DropReason::RewriteFailed, A1.port);
 }

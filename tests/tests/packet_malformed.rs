@@ -4,16 +4,25 @@
 use ncm_dataplane::Hook;
 use ncm_tests::packet::{
     A1, A2, B1, GATEWAY_A, Guest, HERE, HOST_1, Ip, Outer, RA, Seen, Verdict, World, arp_request,
-    echo_request, tcp, tunnel, udp,
+    echo_request, fragment_header, icmp6, solicitation, tcp, tcp6, tunnel, udp, udp6,
 };
 
 /// The shortest frame that the kernel puts through a program at tc: an IPv4 header has to fit behind Ethernet.
 const SHORTEST: usize = 34;
 
+/// The shortest one of IPv6.
+const SHORTEST_V6: usize = 54;
+
 const GUEST: [Hook; 2] = [Hook::GuestTc, Hook::GuestXdp];
 
 fn frames(from: Guest) -> Vec<(&'static str, Vec<u8>)> {
     let options = vec![7, 7, 4, 0, 0, 0, 0, 0];
+    let gateway = from.subnet.gateway_v6();
+    let extended = udp6((from.ip_v6(), 1), (RA.ip_v6(), 2), b"data")
+        .behind(0, vec![0, 0, 5, 2, 0, 0, 1, 0])
+        .behind(60, vec![0, 0, 1, 4, 0, 0, 0, 0])
+        .behind(43, vec![0, 0, 2, 0, 0, 0, 0, 0])
+        .behind(44, fragment_header(0, false, 7));
     vec![
         ("udp", udp((from.ip, 1), (A2.ip, 2), b"data").frame(A2.mac, from.mac)),
         ("tcp", tcp((from.ip, 1), (RA.ip, 2), b"data", false).frame(RA.mac, from.mac)),
@@ -21,6 +30,12 @@ fn frames(from: Guest) -> Vec<(&'static str, Vec<u8>)> {
         ("options", Ip { options, ..udp((from.ip, 1), (B1.ip, 2), b"data") }.frame(GATEWAY_A.0, from.mac)),
         ("ping", echo_request(from.ip, GATEWAY_A.1).frame(GATEWAY_A.0, from.mac)),
         ("arp", arp_request(from.pair(), GATEWAY_A.1)),
+        ("udp6", udp6((from.ip_v6(), 1), (A2.ip_v6(), 2), b"data").frame(A2.mac, from.mac)),
+        ("tcp6", tcp6((from.ip_v6(), 1), (RA.ip_v6(), 2), 2, b"data").frame(RA.mac, from.mac)),
+        ("routed6", udp6((from.ip_v6(), 1), (B1.ip_v6(), 2), b"data").frame(gateway.0, from.mac)),
+        ("extended", extended.frame(RA.mac, from.mac)),
+        ("ping6", icmp6(from.ip_v6(), gateway.1, 128, 0, [1, 2, 0, 1], b"data").frame(gateway.0, from.mac)),
+        ("solicitation", solicitation(from.pair_v6(), gateway.1)),
         ("expired", Ip { ttl: 1, ..udp((from.ip, 1), (B1.ip, 2), b"data") }.frame(GATEWAY_A.0, from.mac)),
     ]
 }
@@ -31,7 +46,8 @@ fn a_guests_frame_cut_at_any_length_is_dropped() {
     for (name, frame) in frames(A1) {
         for len in 14..frame.len() {
             for hook in GUEST {
-                if len < SHORTEST && hook == Hook::GuestTc {
+                let shortest = if frame[12..14] == [0x86, 0xdd] { SHORTEST_V6 } else { SHORTEST };
+                if len < shortest && hook == Hook::GuestTc {
                     continue;
                 }
                 let seen = world.from_guest_at(hook, A1, frame[..len].to_vec());

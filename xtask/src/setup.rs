@@ -19,17 +19,21 @@ use crate::{
 };
 
 /// Programs that the tests, the demo and the benchmark run, and the Debian packages they come in.
-const TOOLS: [(&str, &str); 10] = [
+const TOOLS: [(&str, &str); 14] = [
     ("arping", "arping"),
     ("bpftool", "bpftool"),
+    ("dhclient", "isc-dhcp-client"),
+    ("dhcpcd", "dhcpcd-base"),
     ("ethtool", "ethtool"),
     ("ip", "iproute2"),
     ("iperf3", "iperf3"),
     ("nft", "nftables"),
     ("ping", "iputils-ping"),
+    ("rdisc6", "ndisc6"),
     ("sysctl", "procps"),
     ("tcpdump", "tcpdump"),
     ("tracepath", "iputils-tracepath"),
+    ("udhcpc", "udhcpc"),
 ];
 
 /// What fuzzing needs on top: libFuzzer is C++.

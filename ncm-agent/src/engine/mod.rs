@@ -8,6 +8,7 @@ mod beside;
 mod epochs;
 mod flows;
 mod guests;
+mod hand_up;
 mod hosts;
 mod leftover_sets;
 mod leftovers;
@@ -156,6 +157,7 @@ impl Engine {
             shared.status().insert(relay.link.name.clone(), wire::relay_status(relay));
         }
         shared.take_uplinks().await;
+        hand_up::start(&shared).await;
         upkeep::start(&shared, links);
         Ok(Self { shared })
     }

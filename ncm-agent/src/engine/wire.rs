@@ -108,6 +108,15 @@ pub(super) fn node(config: &Config, relay: Option<&Relay>, dataplane: &Dataplane
     nodes.put(&0, &node).context("cannot tell the packet path who this node is")
 }
 
+/// Tells the packet path which interface hands packets up.
+pub(super) fn node_hand_up(dataplane: &Dataplane, ifindex: u32) -> anyhow::Result<()> {
+    let _alone = NODE.lock().unwrap_or_else(PoisonError::into_inner);
+    let nodes = &dataplane.tables().node;
+    let before = nodes.get(&0).context("cannot read what the packet path knows of this node")?;
+    let node = Node { hand_up_ifindex: ifindex, ..before.unwrap_or_default() };
+    nodes.put(&0, &node).context("cannot tell the packet path which interface hands packets up")
+}
+
 /// Begins to follow the underlay, with what an earlier run left in the tables.
 pub(super) async fn underlay(config: &Config, dataplane: &Dataplane) -> anyhow::Result<Option<Underlay>> {
     let Some(endpoint) = config.underlay.endpoint_v4 else { return Ok(None) };

@@ -5,9 +5,9 @@
 
 mod generic;
 mod kernel;
-mod link;
+pub(crate) mod link;
 pub mod links;
-mod message;
+pub(crate) mod message;
 pub mod relay;
 mod socket;
 pub mod sysctl;
@@ -56,6 +56,9 @@ pub enum NetlinkError {
     /// The relay device cannot be had.
     #[error("{0}")]
     Relay(String),
+    /// The pair of devices that hands packets up cannot be had.
+    #[error("{0}")]
+    HandUp(String),
 }
 
 impl NetlinkError {

@@ -96,6 +96,14 @@ own! {
     Counter SWEEP_MICROSECONDS = "ncm_sweep_microseconds_total", "Time spent on walking through the table of flows and freeing.";
     Counter RETRIES = "ncm_retries_total", "Times that refused entries were written again.";
     Counter ATTACH_FAILURES = "ncm_attach_failures_total", "Times that a program could not be attached to an interface.";
+    Counter GUEST_QUESTIONS = "ncm_guest_questions_total", "DHCP and DHCPv6 messages and router solicitations of guests that were handed up.";
+    Counter GUEST_QUESTIONS_SHED = "ncm_guest_questions_shed_total", "Guests' questions that had no room to wait in.";
+    Counter GUEST_QUESTIONS_REFUSED = "ncm_guest_questions_refused_total", "Guests' questions without an answer: malformed, another client's or for another server, or without a binding.";
+    Counter GUEST_ANSWERS = "ncm_guest_answers_total", "Answers and router advertisements that were sent to guests.";
+    Counter GUEST_ANSWERS_LOST = "ncm_guest_answers_lost_total", "Answers and router advertisements that could not be sent.";
+    Counter GUEST_ANSWER_MICROSECONDS = "ncm_guest_answer_microseconds_total", "Time from reading guests' questions to having answered them.";
+    Counter GUEST_DECLINES = "ncm_guest_declines_total", "Leases that guests declined because another has the address.";
+    Counter GUEST_FAULTS = "ncm_guest_faults_total", "Faults of the agent's own while it answered guests.";
     Gauge STREAMS = "ncm_streams", "Open goal-state streams.";
     Gauge CONNECTIONS = "ncm_connections", "Open connections to the listeners.";
     Gauge BUFFERED_BYTES = "ncm_buffered_bytes", "Bytes of messages that are being received or applied.";

@@ -3,9 +3,9 @@
 use aya_ebpf::{
     bindings::{
         __sk_buff, BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
-        BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_RECOMPUTE_CSUM, BPF_FIB_LKUP_RET_NO_NEIGH,
-        BPF_FIB_LKUP_RET_SUCCESS, TC_ACT_OK, TC_ACT_SHOT, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
-        bpf_fib_lookup as bpf_fib_lookup_parameters,
+        BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_RECOMPUTE_CSUM,
+        BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, TC_ACT_OK, TC_ACT_SHOT,
+        bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_fib_lookup as bpf_fib_lookup_parameters,
     },
     bpf_f_adj_room_encap_l2,
     helpers::{
@@ -52,6 +52,16 @@ impl Tc {
     #[must_use]
     pub const fn skb(&self) -> *mut __sk_buff {
         self.0
+    }
+
+    /// Whether the frame still belongs to a tap: its sockets are of no address family, those of guests' stacks are.
+    #[inline(always)]
+    fn is_of_tap(&self) -> bool {
+        // SAFETY: the context is the kernel's; a socket that it names is there as long as the frame.
+        unsafe {
+            let socket = (*self.0).__bindgen_anon_2.sk;
+            !socket.is_null() && (&raw const (*socket).family).read_volatile() == 0
+        }
     }
 
     /// The frame's mark.
@@ -205,7 +215,8 @@ impl Context for Tc {
         // SAFETY: the context is the kernel's.
         unsafe {
             if bpf_skb_change_tail(self.0, 14 + kept, 0) != 0
-                || bpf_skb_adjust_room(self.0, headers, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO.into()) != 0
+                || bpf_skb_adjust_room(self.0, headers, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO.into())
+                    != 0
             {
                 return Err(Refused);
             }

@@ -3,11 +3,21 @@
 use super::{Window, checksum};
 
 /// A MAC address: its six bytes, in the order of the wire, as two words.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Mac {
     low: u32,
     high: u16,
 }
+
+impl PartialEq for Mac {
+    /// In one branch: the verifier follows each by itself.
+    #[inline(always)]
+    fn eq(&self, other: &Self) -> bool {
+        (self.low ^ other.low) | u32::from(self.high ^ other.high) == 0
+    }
+}
+
+impl Eq for Mac {}
 
 impl Mac {
     /// The address of six zero bytes, which no station has.
@@ -109,9 +119,23 @@ impl Ipv4Address {
 
 /// An IPv6 address, or an IPv4 one as an IPv4-mapped IPv6 address (RFC 4291, section 2.5.5.2): its sixteen bytes, in the order
 /// of the wire, as four words.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, Debug)]
 #[repr(transparent)]
 pub struct Address([u32; 4]);
+
+impl PartialEq for Address {
+    /// In one branch, likewise.
+    #[inline(always)]
+    fn eq(&self, other: &Self) -> bool {
+        (self.0[0] ^ other.0[0])
+            | (self.0[1] ^ other.0[1])
+            | (self.0[2] ^ other.0[2])
+            | (self.0[3] ^ other.0[3])
+            == 0
+    }
+}
+
+impl Eq for Address {}
 
 impl Address {
     /// `::`
@@ -163,7 +187,11 @@ impl Address {
     #[must_use]
     pub const fn link_local_mac(self) -> Option<Mac> {
         let b = self.bytes();
-        if self.0[0] == u32::from_ne_bytes([0xfe, 0x80, 0, 0]) && self.0[1] == 0 && b[11] == 0xff && b[12] == 0xfe {
+        if self.0[0] == u32::from_ne_bytes([0xfe, 0x80, 0, 0])
+            && self.0[1] == 0
+            && b[11] == 0xff
+            && b[12] == 0xfe
+        {
             Some(Mac::new(&[b[8] ^ 2, b[9], b[10], b[13], b[14], b[15]]))
         } else {
             None
@@ -174,11 +202,13 @@ impl Address {
     #[inline(always)]
     #[must_use]
     pub const fn bytes(self) -> [u8; 16] {
-        let [a, b, c, d] =
-            [self.0[0].to_ne_bytes(), self.0[1].to_ne_bytes(), self.0[2].to_ne_bytes(), self.0[3].to_ne_bytes()];
-        [
-            a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3],
-        ]
+        let [a, b, c, d] = [
+            self.0[0].to_ne_bytes(),
+            self.0[1].to_ne_bytes(),
+            self.0[2].to_ne_bytes(),
+            self.0[3].to_ne_bytes(),
+        ];
+        [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3]]
     }
 
     /// The four words, in memory order.
@@ -199,17 +229,15 @@ impl Address {
     #[inline(always)]
     #[must_use]
     pub const fn is_unspecified(self) -> bool {
-        self.0[0] == 0
-            && self.0[1] == 0
-            && self.0[3] == 0
-            && (self.0[2] == 0 || self.0[2] == Self::UNSPECIFIED_V4.0[2])
+        let rest = self.0[2] * (self.0[2] ^ Self::UNSPECIFIED_V4.0[2] != 0) as u32;
+        self.0[0] | self.0[1] | self.0[3] | rest == 0
     }
 
     /// Whether the address is an IPv4 one.
     #[inline(always)]
     #[must_use]
     pub const fn is_v4(self) -> bool {
-        self.0[0] == 0 && self.0[1] == 0 && self.0[2] == Self::UNSPECIFIED_V4.0[2]
+        self.0[0] | self.0[1] | (self.0[2] ^ Self::UNSPECIFIED_V4.0[2]) == 0
     }
 
     /// Whether the address is no single station's: multicast, or IPv4's limited broadcast.

@@ -116,12 +116,15 @@ mod tests {
     #[test]
     fn an_advertisement_reads_as_one_and_its_checksum_holds() {
         let owner = (Address::new(&[0xfd; 16]), Mac::new(&[2, 0, 0, 0, 0, 2]));
-        for asker in [(Address::new(&[0xfc; 16]), Mac::new(&[2, 0, 0, 0, 0, 1])), (Address::UNSPECIFIED, Mac::ZERO)] {
+        for asker in
+            [(Address::new(&[0xfc; 16]), Mac::new(&[2, 0, 0, 0, 0, 1])), (Address::UNSPECIFIED, Mac::ZERO)]
+        {
             let mut frame = [0xff; FRAME_LEN];
             Advertisement { target: owner, asker, router: true }.write(&mut frame);
             let message = Neighbour::parse(&frame[..], 54, 32).unwrap();
             assert_eq!(message, Neighbour { target: owner.0, mac: owner.1 });
-            let sum: u32 = frame[22..].chunks(2).map(|pair| u32::from(u16::from_ne_bytes([pair[0], pair[1]]))).sum();
+            let sum: u32 =
+                frame[22..].chunks(2).map(|pair| u32::from(u16::from_ne_bytes([pair[0], pair[1]]))).sum();
             let sum = sum + u32::from(32u16.to_be()) + u32::from(58u16.to_be());
             assert_eq!(checksum::fold(sum), 0xffff);
         }

@@ -313,8 +313,7 @@ impl Packet {
         let (ports, protocol) =
             if self.is_fragment() { (self.identification, 0) } else { (self.ports, self.protocol) };
         let (source, destination) = (self.source.words(), self.destination.words());
-        let addresses =
-            ((source[3] ^ source[1]) as u64) << 32 | (destination[3] ^ destination[1]) as u64;
+        let addresses = ((source[3] ^ source[1]) as u64) << 32 | (destination[3] ^ destination[1]) as u64;
         let more = ((source[2] ^ destination[0]) as u64) << 32 | (destination[2] ^ source[0]) as u64;
         let rest = ((ports as u64) << 8) | protocol as u64;
         // Two rounds of multiply and shift (constants of the 64-bit murmur finaliser) spread every bit over the upper half.

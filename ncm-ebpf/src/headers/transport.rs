@@ -65,7 +65,9 @@ pub(super) fn read(frame: &(impl Frame + ?Sized), offset: usize, packet: &mut Pa
             packet.checksum = window.raw16::<6>();
             packet.header_len = UDP_LEN as u8;
         }
-        protocol::ICMP if packet.family == 4 => echo(frame, at, packet, icmp::ECHO_REQUEST, icmp::ECHO_REPLY, fault)?,
+        protocol::ICMP if packet.family == 4 => {
+            echo(frame, at, packet, icmp::ECHO_REQUEST, icmp::ECHO_REPLY, fault)?
+        }
         protocol::ICMPV6 if packet.family == 6 => {
             echo(frame, at, packet, icmp::V6_ECHO_REQUEST, icmp::V6_ECHO_REPLY, fault)?;
         }

@@ -229,12 +229,11 @@ pub fn ping<C: Context>(packet: C, sender: Sender, whole: &Packet) -> Step<()> {
         &[to[0], to[1], to[2], to[3], to[4], to[5], from[0], from[1], from[2], from[3], from[4], from[5]],
     )?;
     if whole.family == 4 {
-        let (ttl, from, to) = (whole.with_ttl(TTL), whole.destination.as_v4().bytes(), whole.source.as_v4().bytes());
+        let (ttl, from, to) =
+            (whole.with_ttl(TTL), whole.destination.as_v4().bytes(), whole.source.as_v4().bytes());
         packet.store(
             PAYLOAD + 8,
-            &[
-                ttl[0], ttl[1], ttl[2], ttl[3], from[0], from[1], from[2], from[3], to[0], to[1], to[2], to[3],
-            ],
+            &[ttl[0], ttl[1], ttl[2], ttl[3], from[0], from[1], from[2], from[3], to[0], to[1], to[2], to[3]],
         )?;
     } else {
         packet.store(PAYLOAD + 7, &[TTL])?;

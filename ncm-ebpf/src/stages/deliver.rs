@@ -7,14 +7,12 @@ use ncm_common::{
     tables::{Port, epoch_slot, flow_flags, port_flags},
 };
 
-use super::{
-    Ended, Step, admit::Sender, by_ip, encapsulate::encapsulate, errors, flow, open, port, settle, subnet,
-};
+use super::{Ended, Step, admit::Sender, by_ip, encapsulate::encapsulate, flow, open, port, settle, subnet};
 use crate::{
-    context::{Context, Refused},
+    context::{Context, Refused, Tunnel},
     count::{count, received},
     headers::{Mac, Packet, ethernet},
-    scratch::{Scratch, Side, VALID},
+    scratch::{Scratch, Side, VALID, forget},
     tables::Entry,
 };
 
@@ -30,20 +28,20 @@ pub fn deliver<C: Context>(
         Some(entry) => entry.flow(),
         None => &scratch.here.flow,
     };
-    let routed = flow.flags & flow_flags::ROUTED != 0;
+    // All that is needed of the flow, before anything else is done: in which table it is does not matter from here on.
+    let (flags, target, generation) = (flow.flags, flow.target, flow.target_generation);
+    scratch.tunnel.inner_destination = Mac::new(&flow.to_mac).words();
+    scratch.tunnel.inner_source = Mac::new(&flow.from_mac).words();
+    scratch.tunnel.headers[8] = (flow.vni << 8).to_be();
+    let scratch = forget(scratch);
+    let routed = flags & flow_flags::ROUTED != 0;
     if routed && scratch.packet.ttl <= 1 {
-        return Err(errors::time_exceeded(packet, sender, scratch));
+        return Err(Ended::EXPIRED);
     }
-    if flow.flags & flow_flags::LOCAL == 0 {
-        return match encapsulate(packet, &scratch.packet, flow, &mut scratch.tunnel) {
-            Err(Ended(mtu)) if mtu & TOO_BIG != 0 => {
-                Err(errors::too_big(packet, sender, scratch, mtu & !TOO_BIG))
-            }
-            other => other,
-        };
+    if flags & flow_flags::LOCAL == 0 {
+        return encapsulate(packet, &scratch.packet, &mut scratch.tunnel, (target, generation), routed);
     }
-    let (target, to_mac, from_mac) = (flow.target, Mac::new(&flow.to_mac), Mac::new(&flow.from_mac));
-    let to = port(target, flow.target_generation)?;
+    let to = port(target, generation)?;
     open(to)?;
     if to.ifindex == 0 {
         return Err(DropReason::NoDevice.into());
@@ -53,11 +51,11 @@ pub fn deliver<C: Context>(
     }
     let bytes = packet.length();
     if !fits(packet.segment_size(), bytes, to.mtu) {
-        return Err(errors::too_big(packet, sender, scratch, u32::from(to.mtu)));
+        return Err(Ended::too_big(u32::from(to.mtu)));
     }
     receive(sender, target, to, &scratch.packet, &mut scratch.there)?;
     if routed {
-        rewrite_macs(packet, to_mac, from_mac)?;
+        rewrite_macs(packet, &scratch.tunnel)?;
         lower_ttl(packet, &scratch.packet)?;
     }
     let action = packet.send(to.ifindex).ok_or(DropReason::NoDevice)?;
@@ -66,9 +64,6 @@ pub fn deliver<C: Context>(
     trace!(packet, "port {} to port {}: {} bytes", sender.index, target, bytes);
     Ok(action)
 }
-
-/// Added to the MTU that a packet is too big for, where it stands for how a packet's way ended.
-pub const TOO_BIG: u32 = 1 << 20;
 
 /// Lets the packet in at the port that it is for, by that port's own flow and policy.
 #[inline(always)]
@@ -113,12 +108,11 @@ pub fn fits(segment_size: u32, bytes: u32, mtu: u16) -> bool {
 
 /// Replaces both MACs.
 #[inline(always)]
-fn rewrite_macs<C: Context>(packet: C, destination: Mac, source: Mac) -> Result<(), Refused> {
-    let (to, from) = (destination.bytes(), source.bytes());
-    packet.store(
-        0,
-        &[to[0], to[1], to[2], to[3], to[4], to[5], from[0], from[1], from[2], from[3], from[4], from[5]],
-    )
+fn rewrite_macs<C: Context>(packet: C, tunnel: &Tunnel) -> Result<(), Refused> {
+    let (to, from) = (tunnel.inner_destination, tunnel.inner_source);
+    let [[a, b], [c, d], [e, f]] = [to[0].to_ne_bytes(), to[1].to_ne_bytes(), to[2].to_ne_bytes()];
+    let [[g, h], [i, j], [k, l]] = [from[0].to_ne_bytes(), from[1].to_ne_bytes(), from[2].to_ne_bytes()];
+    packet.store(0, &[a, b, c, d, e, f, g, h, i, j, k, l])
 }
 
 /// Lowers the TTL or hop limit by one, with the IPv4 header's checksum.

@@ -5,13 +5,10 @@ use aya_log_ebpf::trace;
 use ncm_common::{
     counters::PathCounter,
     drops::DropReason,
-    tables::{Flow, Host, NextHop, NextHopGroup, NextHopHalf, Node, TemplateHalf, flow_flags, next_hop_flags},
+    tables::{Host, NextHop, NextHopGroup, NextHopHalf, Node, TemplateHalf, next_hop_flags},
 };
 
-use super::{
-    Ended, Step,
-    deliver::{TOO_BIG, lower_ttl},
-};
+use super::{Ended, Step, deliver::lower_ttl};
 use crate::{
     context::{Context, Question, Tunnel},
     count::count,
@@ -28,21 +25,23 @@ const HEARTBEAT_AGE: u64 = 3_000_000_000;
 /// Bytes of IPv4, UDP and VXLAN in front of the inner frame.
 const OUTER: u32 = 20 + 8 + 8;
 
+/// The least MTU that is reported.
+const LEAST: u32 = 68;
+
 /// The first UDP source port, and the mask of what the flow's hash adds to it: 49152 to 65535 (RFC 7348, section 5).
 const FIRST_PORT: u16 = 49_152;
 const PORT_MASK: u32 = 0x3fff;
 
-/// Sends a packet to the host that its flow names. What does not fit ends with the largest packet that would, and [`TOO_BIG`].
+/// Sends a packet to the host that its flow names; the flow's MACs and VNI are in `tunnel` already. What does not fit ends with the largest packet that would.
 #[inline(always)]
 pub fn encapsulate<C: Context>(
     packet: C,
     whole: &Packet,
-    flow: &Flow,
     tunnel: &mut Tunnel,
+    (target, generation): (u32, u32),
+    routed: bool,
 ) -> Step<i32> {
-    let routed = flow.flags & flow_flags::ROUTED != 0;
-    let (target, vni) = (flow.target, flow.vni);
-    let template = template(target, flow.target_generation)?;
+    let template = template(target, generation)?;
     let bytes = packet.length();
     fits(&packet, whole, template.mtu)?;
     let hash = whole.flow_hash();
@@ -51,10 +50,9 @@ pub fn encapsulate<C: Context>(
     if C::PASSES_UP && next.is_none_or(|next| next.flags & next_hop_flags::XDP_TARGET == 0) {
         return Err(Ended::PASS_UP);
     }
-    outer(tunnel, template, vni, bytes, hash);
-    tunnel.inner_ethertype = if whole.family == 4 { ethertype::IPV4.to_be() } else { ethertype::IPV6.to_be() };
-    tunnel.inner_destination = Mac::new(&flow.to_mac).words();
-    tunnel.inner_source = Mac::new(&flow.from_mac).words();
+    outer(tunnel, template, bytes, hash);
+    tunnel.inner_ethertype =
+        if whole.family == 4 { ethertype::IPV4.to_be() } else { ethertype::IPV6.to_be() };
     if routed {
         lower_ttl(packet, whole)?;
     }
@@ -71,8 +69,12 @@ pub fn encapsulate<C: Context>(
             sent.ok_or(DropReason::NoDevice)?
         }
         None => {
-            let ifindex =
-                kernels_way(packet, tunnel.headers[3], tunnel.headers[4], if fresh { FRESH } else { ifindex });
+            let ifindex = kernels_way(
+                packet,
+                tunnel.headers[3],
+                tunnel.headers[4],
+                if fresh { FRESH } else { ifindex },
+            );
             if ifindex == 0 {
                 return Err(DropReason::NextHopUnresolved.into());
             }
@@ -82,7 +84,7 @@ pub fn encapsulate<C: Context>(
         }
     };
     count(PathCounter::Encapsulated, bytes);
-    trace!(packet, "to host {} in vni {}: {} bytes", target, vni, bytes);
+    trace!(packet, "to host {}: {} bytes", target, bytes);
     Ok(action)
 }
 
@@ -176,14 +178,16 @@ fn fits<C: Context>(packet: &C, whole: &Packet, mtu: u16) -> Step<()> {
         ethernet::LEN as u32 + whole.transport + u32::from(whole.header_len) + segment
     };
     if mtu != 0 && frame + OUTER > u32::from(mtu) {
-        return Err(Ended(TOO_BIG | u32::from(mtu).saturating_sub(OUTER + ethernet::LEN as u32)));
+        // At the least what IPv4 promises (RFC 791): 0 would say nothing.
+        let fits = u32::from(mtu).saturating_sub(OUTER + ethernet::LEN as u32);
+        return Err(Ended::too_big(if fits < LEAST { LEAST } else { fits }));
     }
     Ok(())
 }
 
 /// The template's headers with what is different for each packet: lengths, checksum, source port and VNI.
 #[inline(always)]
-fn outer(tunnel: &mut Tunnel, template: &TemplateHalf, vni: u32, bytes: u32, hash: u32) {
+fn outer(tunnel: &mut Tunnel, template: &TemplateHalf, bytes: u32, hash: u32) {
     let headers = &mut tunnel.headers;
     macro_rules! copy {
         ($($index:literal)+) => {$(
@@ -204,7 +208,6 @@ fn outer(tunnel: &mut Tunnel, template: &TemplateHalf, vni: u32, bytes: u32, has
         low(headers[2]) | (u32::from(checksum::update((headers[2] >> 16) as u16, 0, total.to_be())) << 16);
     headers[5] = (headers[5] & 0xffff_0000) | u32::from(port.to_be());
     headers[6] = (headers[6] & 0xffff_0000) | u32::from(total.wrapping_sub(20).to_be());
-    headers[8] = (vni << 8).to_be();
     tunnel.ethertype = ethertype::IPV4.to_be();
 }
 

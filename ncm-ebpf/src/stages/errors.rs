@@ -29,29 +29,25 @@ pub const TTL: u8 = 64;
 const V4: usize = 14 + 20 + 8;
 const V6: usize = 14 + 40 + 8;
 
-/// Tells a guest that its packet's TTL ran out (RFC 792; RFC 1812, section 4.3.2; RFC 4443, section 3.3).
+/// Tells a guest that its packet's TTL ran out (RFC 792; RFC 1812, section 4.3.2; RFC 4443, section 3.3), or how large a
+/// packet may be to its destination (RFC 1191; RFC 4443, section 3.2).
 #[inline(always)]
-pub fn time_exceeded<C: Context>(packet: C, sender: Sender, scratch: &mut Scratch) -> Ended {
-    scratch.owed = Owed {
-        v4: [icmp::TIME_EXCEEDED, 0],
-        v6: [icmp::V6_TIME_EXCEEDED, 0],
-        mtu: 0,
-        reason: DropReason::TtlExceeded as u32,
-    };
-    match locate(sender, scratch) {
-        0 => Ended(report(packet, sender.index, scratch)),
-        ended => Ended(ended),
-    }
-}
-
-/// Tells a guest how large a packet may be to its destination (RFC 1191; RFC 4443, section 3.2).
-#[inline(always)]
-pub fn too_big<C: Context>(packet: C, sender: Sender, scratch: &mut Scratch, mtu: u32) -> Ended {
-    scratch.owed = Owed {
-        v4: [icmp::UNREACHABLE, icmp::FRAGMENTATION_NEEDED],
-        v6: [icmp::V6_PACKET_TOO_BIG, 0],
-        mtu,
-        reason: DropReason::TooBig as u32,
+pub fn owed<C: Context>(packet: C, sender: Sender, scratch: &mut Scratch, ended: Ended) -> Ended {
+    let mtu = ended.mtu();
+    scratch.owed = if mtu == 0 {
+        Owed {
+            v4: [icmp::TIME_EXCEEDED, 0],
+            v6: [icmp::V6_TIME_EXCEEDED, 0],
+            mtu,
+            reason: DropReason::TtlExceeded as u32,
+        }
+    } else {
+        Owed {
+            v4: [icmp::UNREACHABLE, icmp::FRAGMENTATION_NEEDED],
+            v6: [icmp::V6_PACKET_TOO_BIG, 0],
+            mtu,
+            reason: DropReason::TooBig as u32,
+        }
     };
     match locate(sender, scratch) {
         0 => Ended(report(packet, sender.index, scratch)),
@@ -111,8 +107,7 @@ fn send<C: Context>(packet: C, index: u32, scratch: &mut Scratch) -> Step<Option
         headers_v6(frame, whole, from, owed, kept, quote.sum);
         store::<C, V6>(packet, frame)?;
     }
-    let counter =
-        if owed.mtu == 0 { PathCounter::TimeExceededSent } else { PathCounter::PacketTooBigSent };
+    let counter = if owed.mtu == 0 { PathCounter::TimeExceededSent } else { PathCounter::PacketTooBigSent };
     count(counter, packet.length());
     answer::back(packet, index).map(Some)
 }

@@ -3,8 +3,8 @@
 use ncm_common::{counters::PathCounter, drops::DropReason, tables::flow_flags};
 
 use super::{
-    Ended, Step, admit::Sender, answer, control, deliver, flow, fragment, open, port, refuse, related, route,
-    settle, subnet,
+    Ended, Step, admit::Sender, answer, control, deliver, errors, flow, fragment, open, port, refuse,
+    related, route, settle, subnet,
 };
 use crate::{
     context::Context,
@@ -15,7 +15,7 @@ use crate::{
         ethernet::{self, Ethernet, ethertype},
         packet::{class, icmp},
     },
-    scratch::{Scratch, scratch},
+    scratch::{Scratch, forget, scratch},
     tables::PORT_BY_INTERFACE,
 };
 
@@ -27,19 +27,19 @@ pub const PAYLOAD: usize = ethernet::LEN;
 pub fn run<C: Context>(packet: C) -> i32 {
     let bytes = packet.length();
     let mut from = 0;
-    let action = match forward(packet, &mut from) {
-        Ok(action) => action,
-        Err(Ended::PASS_UP) => {
-            count(PathCounter::PassedToTc, bytes);
-            return C::PASS_UP;
+    let ended = match forward(packet, &mut from) {
+        Ok(ended) | Err(ended) => ended,
+    };
+    if ended == Ended::PASS_UP {
+        count(PathCounter::PassedToTc, bytes);
+        return C::PASS_UP;
+    }
+    let action = match ended.action() {
+        Some(action) => action,
+        None => {
+            drop(packet, from, ended.0, bytes);
+            C::DROP
         }
-        Err(ended) => match ended.action() {
-            Some(action) => action,
-            None => {
-                drop(packet, from, ended.0, bytes);
-                C::DROP
-            }
-        },
     };
     sent(from, bytes);
     action
@@ -47,7 +47,7 @@ pub fn run<C: Context>(packet: C) -> i32 {
 
 /// Forwards, answers or refuses a frame; `from` becomes the index of the port that it came from.
 #[inline(always)]
-fn forward<C: Context>(packet: C, from: &mut u32) -> Step<i32> {
+fn forward<C: Context>(packet: C, from: &mut u32) -> Step<Ended> {
     let reference = PORT_BY_INTERFACE.get(&packet.interface()).ok_or(DropReason::UnknownPort)?;
     let port = port(reference.index, reference.generation)?;
     if !packet.is_linear() {
@@ -57,6 +57,26 @@ fn forward<C: Context>(packet: C, from: &mut u32) -> Step<i32> {
     open(port)?;
     let sender = Sender { index: reference.index, port };
     let scratch = scratch().ok_or(DropReason::RewriteFailed)?;
+    let step = follow(packet, sender, scratch);
+    let ended = blur(step, scratch);
+    Ok(if ended.is_owed() { errors::owed(packet, sender, scratch, ended) } else { ended })
+}
+
+/// How a frame's way ended, as a number that the verifier knows nothing of: else it would follow what is done at the end for
+/// each way by itself.
+#[inline(always)]
+fn blur(step: Step<i32>, scratch: &mut Scratch) -> Ended {
+    scratch.ended = match step {
+        Ok(action) => Ended::sent(action).0,
+        Err(ended) => ended.0,
+    };
+    Ended(forget(scratch).ended)
+}
+
+/// Takes a frame through its stages.
+#[inline(always)]
+fn follow<C: Context>(packet: C, sender: Sender, scratch: &mut Scratch) -> Step<i32> {
+    let port = sender.port;
     let ethernet = Ethernet::parse(&packet, 0).ok_or(DropReason::Malformed)?;
     if ethernet.ethertype == ethertype::IPV4 && !packet.is_tagged() {
         scratch.packet.read_v4(&packet, PAYLOAD, &ethernet)?;
@@ -65,6 +85,7 @@ fn forward<C: Context>(packet: C, from: &mut u32) -> Step<i32> {
     } else {
         return Err(Ended(other(packet, sender)));
     }
+    let scratch = forget(scratch);
     if C::PASSES_UP && scratch.packet.is_partial() {
         return Err(Ended::PASS_UP);
     }
@@ -78,19 +99,16 @@ fn forward<C: Context>(packet: C, from: &mut u32) -> Step<i32> {
             && flow.flags & flow_flags::OUT != 0
     });
     match known {
-        Some(entry) => {
-            flow::see(entry, false, now);
-            deliver::deliver(packet, sender, scratch, known)
-        }
+        Some(entry) => flow::see(entry, false, now),
         None => {
             scratch.here.now = now;
             if is_discovery(&scratch.packet) {
                 return Err(Ended(answer::discovery(packet, sender, scratch)));
             }
             Ended::step(undecided(packet, sender, scratch))?;
-            deliver::deliver(packet, sender, scratch, None)
         }
     }
+    deliver::deliver(packet, sender, scratch, known)
 }
 
 /// Whether a packet is a neighbour solicitation or advertisement.
@@ -140,24 +158,18 @@ fn decide<C: Context>(packet: C, sender: Sender, scratch: &mut Scratch) -> Step<
     if scratch.packet.to.is_group() || scratch.packet.destination.is_group() {
         return refuse(DropReason::Multicast);
     }
-    if scratch.packet.class & class::LATER != 0 {
-        let unknown = fragment::recall(
-            sender.port,
-            &mut scratch.packet,
-            &mut scratch.here.key,
-            &mut scratch.spare,
-            false,
-        );
-        if unknown != 0 {
-            // One for a gateway is of no flow, and answered like the first.
-            Ended::step(route::resolve(packet, sender, scratch))?;
-            return Err(Ended(unknown));
-        }
-    }
-    settle::look(sender.port, &scratch.packet, &mut scratch.here);
-    if !flow::leads_out(&scratch.here, &scratch.packet) {
+    let (whole, here, spare) = (&mut scratch.packet, &mut scratch.here, &mut scratch.spare);
+    let unknown = if whole.class & class::LATER != 0 {
+        fragment::recall(sender.port, whole, &mut here.key, spare, false)
+    } else {
+        0
+    };
+    settle::look(sender.port, whole, here);
+    // A later fragment for a gateway is of no flow, and answered like the first.
+    if unknown != 0 || !flow::leads_out(here, whole) {
         Ended::step(route::resolve(packet, sender, scratch))?;
     }
+    Ended::step(unknown)?;
     if any && scratch.packet.source != Address::link_local(scratch.packet.from) {
         return refuse(DropReason::LinkLocal);
     }

@@ -1,10 +1,6 @@
 //! The way to the agent and back, for what guests ask for: through a private interface, with a mark that names the port.
 
-use ncm_common::{
-    counters::PathCounter,
-    drops::DropReason,
-    marks,
-};
+use ncm_common::{counters::PathCounter, drops::DropReason, marks};
 
 use super::{Ended, Step, admit::Sender, limit, refuse};
 use crate::{

@@ -46,6 +46,33 @@ impl Ended {
     /// The XDP program leaves the frame, unmodified, to the tc program of the same interface.
     pub const PASS_UP: Self = Self(1 << 8);
 
+    /// The packet's TTL has run out: the guest is owed an ICMP error.
+    pub const EXPIRED: Self = Self(Self::OWED);
+
+    /// Set where an ICMP error is owed; with the MTU, if the packet is too big.
+    const OWED: u32 = 1 << 20;
+
+    /// The packet is larger than that MTU: the guest is owed an ICMP error.
+    #[inline(always)]
+    #[must_use]
+    pub const fn too_big(mtu: u32) -> Self {
+        Self(Self::OWED | (mtu & 0xffff))
+    }
+
+    /// Whether an ICMP error is owed.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_owed(self) -> bool {
+        self.0 & Self::OWED != 0
+    }
+
+    /// The MTU that is owed, or 0.
+    #[inline(always)]
+    #[must_use]
+    pub const fn mtu(self) -> u32 {
+        self.0 & 0xffff
+    }
+
     /// Added to the program's action for a frame that was sent.
     const SENT: u32 = 1 << 16;
 

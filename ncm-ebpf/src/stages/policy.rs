@@ -1,9 +1,7 @@
 //! Security groups: whether the rules of a port's policy set allow a packet. Rules only allow, so that the verdict is an OR:
 //! any class of the other side's address with a match will do.
 
-use ncm_common::tables::{
-    ClassKey, MAX_CLASSES, PolicyCount, PolicyCountKey, Port, RuleKey, set_direction,
-};
+use ncm_common::tables::{ClassKey, MAX_CLASSES, PolicyCount, PolicyCountKey, Port, RuleKey, set_direction};
 
 use crate::{
     headers::Packet,

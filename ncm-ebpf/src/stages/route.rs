@@ -4,8 +4,8 @@ use ncm_common::{
     DVR_MAC_PREFIX,
     drops::DropReason,
     tables::{
-        Endpoint, Route, RouteKey, Subnet, SubnetPrefixKey, endpoint_flags, epoch_slot, flow_flags, mac_slot, route_flags,
-        subnet_flags,
+        Endpoint, Route, RouteKey, Subnet, SubnetPrefixKey, endpoint_flags, epoch_slot, flow_flags, mac_slot,
+        route_flags, subnet_flags,
     },
 };
 
@@ -31,7 +31,8 @@ pub fn is_for_gateway(subnet: &Subnet, mac: Mac) -> bool {
 #[inline(always)]
 pub fn is_gateway(subnet: &Subnet, ip: Address) -> bool {
     subnet.flags & subnet_flags::GATEWAY != 0
-        && (ip == Address::new(&subnet.gateway_ip) || ip == Address::link_local(Mac::new(&subnet.gateway_mac)))
+        && (ip == Address::new(&subnet.gateway_ip)
+            || ip == Address::link_local(Mac::new(&subnet.gateway_mac)))
 }
 
 /// Notes in `scratch.here` where the packet goes; or answers it, if that is to a gateway. Its subnet is in `scratch`.
@@ -55,7 +56,7 @@ fn decide<C: Context>(packet: C, sender: Sender, scratch: &mut Scratch) -> Step<
             None => return answer::ping(packet, sender, &scratch.packet),
         }
     } else {
-        separate(sender, scratch.subnet, from.vni, scratch.packet.destination)?;
+        separate(sender, scratch.subnet, from.vni, &scratch.packet)?;
         switched(from, &scratch.packet, side)?
     };
     let side = &mut scratch.here;
@@ -69,6 +70,19 @@ fn decide<C: Context>(packet: C, sender: Sender, scratch: &mut Scratch) -> Step<
     side.flow.target = endpoint.target;
     side.flow.target_generation = endpoint.generation;
     Ok(())
+}
+
+/// Refuses an address that a guest in `own` reaches by its router only: that of another subnet of its VNI (and not of its
+/// port's). An address in no subnet is reached through a guest that routes.
+#[inline(always)]
+fn separate(sender: Sender, own: u32, vni: u32, packet: &Packet) -> Step<()> {
+    let key = SubnetPrefixKey { prefix_len: 160, vni, ip: packet.destination.bytes() };
+    match SUBNET_PREFIXES.get(&key) {
+        Some(found) if found.index != own && found.index != sender.port.subnet => {
+            refuse(DropReason::OtherSubnet)
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The endpoint of a frame's destination MAC.
@@ -89,18 +103,6 @@ fn switched(from: &Subnet, packet: &Packet, side: &mut Side) -> Step<&'static En
     side.flow.from_mac = side.flow.local_mac;
     side.flow.flags &= !(flow_flags::LOCAL | flow_flags::ROUTED);
     Ok(by_mac(vni, packet.to).ok_or(DropReason::UnknownMac)?)
-}
-
-/// Refuses an address that a guest in the subnet `own` reaches by its router only: that of another subnet of its VNI (and not
-/// of its port's). An address in no subnet is reached through a guest that routes.
-#[inline(always)]
-fn separate(sender: Sender, own: u32, vni: u32, ip: Address) -> Step<()> {
-    match SUBNET_PREFIXES.get(&SubnetPrefixKey { prefix_len: 160, vni, ip: ip.bytes() }) {
-        Some(found) if found.index != own && found.index != sender.port.subnet => {
-            refuse(DropReason::OtherSubnet)
-        }
-        _ => Ok(()),
-    }
 }
 
 /// The endpoint that a packet for its gateway's MAC is routed to; `None` if it is to a gateway itself.

@@ -44,7 +44,7 @@ pub fn look(port: &Port, packet: &Packet, side: &mut Side) {
     if !flow::is_alive(entry, side.now) || entry.flow().port_generation != port.generation {
         return;
     }
-    side.flow = *entry.flow();
+    copy(entry.flow(), &mut side.flow);
     if flow::is_current(&side.flow, port) {
         side.found = VALID;
     } else {
@@ -53,18 +53,40 @@ pub fn look(port: &Port, packet: &Packet, side: &mut Side) {
     }
 }
 
-/// Makes a flow all zero, where it is: a value to copy would be on the stack first.
+/// Words of a flow.
+const WORDS: usize = size_of::<Flow>() / 4;
+
+/// Makes a flow all zero. Word by word: the compiler's own way would be a loop over bytes.
 #[inline(always)]
 pub fn clear(flow: &mut Flow) {
-    // SAFETY: zero is a value of all its fields.
-    unsafe { core::ptr::write_bytes(flow, 0, 1) };
+    let words: *mut u32 = core::ptr::from_mut(flow).cast();
+    let mut at = 0;
+    while at < WORDS {
+        // SAFETY: the words are the flow's, and zero is a value of all its fields.
+        unsafe { words.add(at).write_volatile(0) };
+        at += 1;
+    }
+}
+
+/// Copies a flow, likewise.
+#[inline(always)]
+fn copy(from: &Flow, to: &mut Flow) {
+    let (from, to): (*const u32, *mut u32) =
+        (core::ptr::from_ref(from).cast(), core::ptr::from_mut(to).cast());
+    let mut at = 0;
+    while at < WORDS {
+        // SAFETY: the words are the flows'.
+        unsafe { to.add(at).write_volatile(from.add(at).read_volatile()) };
+        at += 1;
+    }
 }
 
 /// Decides about a packet whose flow was looked up, and notes in the tables what it changes. Gives the reason of a drop, or 0.
 #[inline(never)]
 pub fn settle(port: &Port, packet: &Packet, side: &mut Side, to_guest: bool) -> u32 {
     let flags = packet.tcp_flags;
-    let begins = flags & (tcp_flags::SYN | tcp_flags::ACK | tcp_flags::RST | tcp_flags::FIN) == tcp_flags::SYN;
+    let begins =
+        flags & (tcp_flags::SYN | tcp_flags::ACK | tcp_flags::RST | tcp_flags::FIN) == tcp_flags::SYN;
     const OVER: u32 = flow_state::FIN_OUT | flow_state::FIN_IN;
     let before = side.flow.state;
     if side.found != NONE
@@ -111,7 +133,10 @@ pub fn settle(port: &Port, packet: &Packet, side: &mut Side, to_guest: bool) -> 
         }
     }
     track(flags, side, to_guest);
-    if side.flow.state & flow_state::ANSWERED != 0 && side.place != ESTABLISHED && before & flow_state::ANSWERED == 0 {
+    if side.flow.state & flow_state::ANSWERED != 0
+        && side.place != ESTABLISHED
+        && before & flow_state::ANSWERED == 0
+    {
         side.flow.timeout = timeout(packet.protocol, side.flow.state);
         side.flow.seen[usize::from(to_guest)] = side.now;
         promote(port, packet, side);

@@ -13,7 +13,9 @@ use ncm_common::{
 };
 
 use super::{
-    Ended, Step, by_ip, by_mac, deliver::fits, flow, fragment, open, port, refuse, related,
+    Ended, Step, by_ip, by_mac,
+    deliver::fits,
+    flow, fragment, open, port, refuse, related,
     route::{is_for_gateway, is_gateway},
     set, settle, subnet,
 };
@@ -216,7 +218,11 @@ fn inner<C: Context, const AT: usize>(packet: &C, whole: &mut Packet) -> Step<()
     };
     if let Err(fault) = read {
         let ended = Ended::from(fault);
-        return Err(if ended == DropReason::Malformed.into() { DropReason::TunnelMalformed.into() } else { ended });
+        return Err(if ended == DropReason::Malformed.into() {
+            DropReason::TunnelMalformed.into()
+        } else {
+            ended
+        });
     }
     if is_control(whole) { refuse(DropReason::TunnelControl) } else { Ok(()) }
 }
@@ -292,9 +298,7 @@ fn decide<C: Context, const AT: usize>(packet: C, guest: &'static Port, scratch:
     }
     settle::look(guest, &scratch.packet, &mut scratch.here);
     Ended::step(admit(guest, scratch))?;
-    if scratch.packet.is_icmp_error()
-        && related::lets_through::<C, AT>(packet, guest, scratch, true) != 0
-    {
+    if scratch.packet.is_icmp_error() && related::lets_through::<C, AT>(packet, guest, scratch, true) != 0 {
         return Ok(());
     }
     Ended::step(settle::settle(guest, &scratch.packet, &mut scratch.here, true))?;
@@ -333,7 +337,10 @@ fn admitted(port: &Port, scratch: &mut Scratch) -> Step<()> {
             shown = set(&subnet.gateway_mac).unwrap_or(source);
         }
     }
-    let by = Origin { host: scratch.host, strict: NODE.get(&0).is_some_and(|node| node.flags & node_flags::STRICT != 0) };
+    let by = Origin {
+        host: scratch.host,
+        strict: NODE.get(&0).is_some_and(|node| node.flags & node_flags::STRICT != 0),
+    };
     if !is_routed && let Some(endpoint) = by_mac(vni, source) {
         by.holds(endpoint)?;
     }

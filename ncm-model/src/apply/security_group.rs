@@ -7,9 +7,7 @@ use crate::compile::{Handle, HandleKind};
 use crate::goalstate::merge::keep;
 use crate::model::Model;
 use crate::policy::{Change, Held, LONGEST_ID};
-use crate::wire::{
-    ResourceType, SecurityGroupConfiguration, SecurityGroupState, UpdateType,
-};
+use crate::wire::{ResourceType, SecurityGroupConfiguration, SecurityGroupState, UpdateType};
 
 /// What a state would make of a group.
 pub(crate) struct Planned {
@@ -27,7 +25,11 @@ impl Planned {
 }
 
 impl Model {
-    pub(crate) fn apply_security_group(&mut self, state: &[u8], request: Request) -> Result<Outcome, Refusal> {
+    pub(crate) fn apply_security_group(
+        &mut self,
+        state: &[u8],
+        request: Request,
+    ) -> Result<Outcome, Refusal> {
         let state =
             SecurityGroupState::decode(state).map_err(|_| Outcome::invalid("the state cannot be read"))?;
         let config = state.configuration.ok_or_else(|| Outcome::invalid("the state has no configuration"))?;

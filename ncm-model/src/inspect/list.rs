@@ -95,9 +95,8 @@ impl Model {
                     views.extend(named.map(|(key, binding)| self.view_binding(key, binding, filter)));
                 }
                 ResourceType::Securitygroup => {
-                    views.extend(
-                        self.policy.held_slot(id).and_then(|slot| self.view(resource, slot, filter)),
-                    );
+                    views
+                        .extend(self.policy.held_slot(id).and_then(|slot| self.view(resource, slot, filter)));
                 }
                 ResourceType::Gateway => {
                     views.extend(self.gateways.get(id).map(|kept| self.view_gateway(id, kept, filter)));

@@ -98,7 +98,8 @@ impl Model {
             }
             ResourceType::Dhcp => return self.judge_binding(state).unwrap_or_else(refused),
             ResourceType::Securitygroup => {
-                let state = SecurityGroupState::decode(state).unwrap_or_default().configuration.unwrap_or_default();
+                let state =
+                    SecurityGroupState::decode(state).unwrap_or_default().configuration.unwrap_or_default();
                 if id.is_empty() && state.security_group_rules.is_empty() {
                     return (ChangeKind::Unchanged, Vec::new());
                 }

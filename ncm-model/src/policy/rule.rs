@@ -187,7 +187,8 @@ fn parse_ports(sent: &SecurityGroupRule) -> Result<(u16, u16), Fault> {
 }
 
 fn parse_prefix(text: &str, family: Family) -> Result<Prefix, Fault> {
-    let net = parse::cidr(text).ok_or_else(|| format!("remote_ip_prefix \"{text}\" is no address or CIDR"))?;
+    let net =
+        parse::cidr(text).ok_or_else(|| format!("remote_ip_prefix \"{text}\" is no address or CIDR"))?;
     match (net, family) {
         (IpNet::V4(net), Family::V4) => {
             let mapped = net.network().to_ipv6_mapped().to_bits();
@@ -195,8 +196,12 @@ fn parse_prefix(text: &str, family: Family) -> Result<Prefix, Fault> {
         }
         // An IPv4-mapped one reads as IPv4.
         (IpNet::V6(net), Family::V6) => Ok(Prefix::new(net.network().to_bits(), net.prefix_len())),
-        (IpNet::V4(_), Family::V6) => Err(format!("remote_ip_prefix {text} is IPv4, and ethertype IPV6").into()),
-        (IpNet::V6(_), Family::V4) => Err(format!("remote_ip_prefix {text} is IPv6, and ethertype IPV4").into()),
+        (IpNet::V4(_), Family::V6) => {
+            Err(format!("remote_ip_prefix {text} is IPv4, and ethertype IPV6").into())
+        }
+        (IpNet::V6(_), Family::V4) => {
+            Err(format!("remote_ip_prefix {text} is IPv6, and ethertype IPV4").into())
+        }
     }
 }
 

@@ -33,14 +33,7 @@ pub(super) struct Set {
 
 impl Set {
     pub(super) fn new(groups: Box<[u32]>) -> Self {
-        Self {
-            groups,
-            holders: 1,
-            sides: None,
-            last_classes: [0; 2],
-            size: Size::default(),
-            refusal: None,
-        }
+        Self { groups, holders: 1, sides: None, last_classes: [0; 2], size: Size::default(), refusal: None }
     }
 
     pub(super) fn disturb_members(&mut self, class: u32) {
@@ -242,8 +235,11 @@ impl Policy {
         let mut rules = 0;
         for group in set.groups.clone() {
             let held = self.groups[group].held.as_deref();
-            let added: Vec<_> =
-                held.into_iter().flat_map(|held| held.rules.values()).filter_map(|rule| rule.allows()).collect();
+            let added: Vec<_> = held
+                .into_iter()
+                .flat_map(|held| held.rules.values())
+                .filter_map(|rule| rule.allows())
+                .collect();
             rules += added.len();
             set.change(group, &added, &[]);
         }

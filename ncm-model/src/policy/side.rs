@@ -244,8 +244,11 @@ impl Side {
         }
         // That a class of members comes or goes changes nothing for the endpoints of others.
         for class in std::mem::take(&mut self.dirty_members) {
-            let mut kinds: BTreeSet<Kind> =
-                self.cells.range((class, FIRST_KIND)..=(class, LAST_KIND)).map(|((_, kind), _)| *kind).collect();
+            let mut kinds: BTreeSet<Kind> = self
+                .cells
+                .range((class, FIRST_KIND)..=(class, LAST_KIND))
+                .map(|((_, kind), _)| *kind)
+                .collect();
             for group in members.groups(class) {
                 kinds.extend(self.asked.get(group).into_iter().flatten());
             }

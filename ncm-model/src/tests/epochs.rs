@@ -42,16 +42,19 @@ fn decision(kernel: &Kernel, index: u32, port: &Port) -> Decision {
         .filter(|(key, _)| key.port == index)
         .map(|(key, value)| (*key, *value))
         .collect();
-    let numbers = sources
-        .iter()
-        .map(|(_, source)| source.subnet)
-        .chain(prefixes.iter().map(|(_, source)| source.subnet));
-    let numbers: BTreeSet<u32> = numbers.chain([port.subnet]).collect();
-    let subnets: Vec<Subnet> =
-        numbers.iter().filter_map(|number| kernel.subnets.get(number)).copied().collect();
-    let routes = kernel.routes.iter().filter(|(key, _)| numbers.contains(&key.subnet));
+    // References with another generation than the subnet's lead nowhere.
+    let live = |index: u32, generation: u32| {
+        kernel.subnets.get(&index).filter(|subnet| subnet.generation == generation).copied()
+    };
+    let sourced = sources.iter().map(|(_, source)| source).chain(prefixes.iter().map(|(_, source)| source));
+    let references = sourced.map(|source| (source.subnet, source.subnet_generation));
+    let references = references.chain([(port.subnet, port.subnet_generation)]);
+    let subnets: BTreeMap<u32, Subnet> =
+        references.filter_map(|(index, generation)| Some((index, live(index, generation)?))).collect();
+    let routes = kernel.routes.iter().filter(|(key, _)| subnets.contains_key(&key.subnet));
     let routes =
-        routes.map(|(key, route)| (*key, *route, kernel.subnets.get(&route.subnet).copied())).collect();
+        routes.map(|(key, route)| (*key, *route, live(route.subnet, route.subnet_generation))).collect();
+    let subnets: Vec<Subnet> = subnets.into_values().collect();
     let of_set = |key: &RuleKey| key.set >> 1 == port.set && key.class & MEMBERS == 0;
     let rules = kernel.rules.iter().filter(|(key, _)| of_set(key)).map(|(key, rule)| (*key, *rule)).collect();
     let vnis: BTreeSet<u32> = subnets.iter().map(|subnet| subnet.vni).collect();

@@ -157,8 +157,12 @@ impl Host {
         let Some(slot) = self.policy.held_slot(id) else { return };
         self.policy.remove(slot);
         self.groups.remove(id);
-        let gone: Vec<u32> =
-            self.sets.iter().filter(|(_, groups)| groups.iter().any(|group| group == id)).map(|(set, _)| *set).collect();
+        let gone: Vec<u32> = self
+            .sets
+            .iter()
+            .filter(|(_, groups)| groups.iter().any(|group| group == id))
+            .map(|(set, _)| *set)
+            .collect();
         for set in gone {
             self.release_set(set);
         }
@@ -361,7 +365,12 @@ pub(super) fn any_event() -> impl Strategy<Value = Event> {
     let rules = || {
         prop::collection::vec(any_rule(), 0..10).prop_map(|rules| {
             // As the contract has it, an id occurs once.
-            rules.into_iter().map(|rule| (rule.id.clone(), rule)).collect::<BTreeMap<_, _>>().into_values().collect()
+            rules
+                .into_iter()
+                .map(|rule| (rule.id.clone(), rule))
+                .collect::<BTreeMap<_, _>>()
+                .into_values()
+                .collect()
         })
     };
     prop_oneof![
@@ -381,7 +390,9 @@ impl Host {
     pub(super) fn happen(&mut self, event: &Event) {
         match event {
             Event::Push(group, rules) => self.push(GROUPS[*group], rules.clone()).unwrap(),
-            Event::PushOne(group, rule, delete) => self.push_one(GROUPS[*group], rule.clone(), *delete).unwrap(),
+            Event::PushOne(group, rule, delete) => {
+                self.push_one(GROUPS[*group], rule.clone(), *delete).unwrap()
+            }
             Event::Delete(group) => self.delete(GROUPS[*group]),
             Event::HoldSet(groups) => {
                 let held: Vec<&str> =
@@ -421,7 +432,9 @@ fn sets_and_members_are_shared_named_and_numbered_anew() {
     assert_eq!(host.policy.hold_members(&["a", "z"]), members);
     assert_eq!(host.policy.hold_members(&[]), 0);
     host.step();
-    let name = |host: &Host, kind, index| host.named.get(&NameKey { kind, index }).map(|name| name.as_str().to_owned());
+    let name = |host: &Host, kind, index| {
+        host.named.get(&NameKey { kind, index }).map(|name| name.as_str().to_owned())
+    };
     assert_eq!(name(&host, name_kinds::SET, set).as_deref(), Some("a,b"));
     assert_eq!(name(&host, name_kinds::MEMBERS, members & !MEMBERS).as_deref(), Some("a,z"));
     assert_eq!(host.entries_of(set), 3, "two rules and a prefix");

@@ -36,14 +36,20 @@ fn ordinary() -> Vec<SecurityGroupRule> {
 
 #[test]
 fn host_rules_beside_rules_for_everybody_take_an_entry_each() {
-    let mut rules: Vec<_> =
-        (0..5_000_u32).map(|n| tcp(&format!("h{n}"), (22, 22), &format!("10.0.{}.{}", n >> 8, n & 255))).collect();
+    let mut rules: Vec<_> = (0..5_000_u32)
+        .map(|n| tcp(&format!("h{n}"), (22, 22), &format!("10.0.{}.{}", n >> 8, n & 255)))
+        .collect();
     rules.extend((0..5_000_u32).map(|n| tcp(&format!("a{n}"), (1_000 + 2 * n, 1_000 + 2 * n), "")));
     let (host, set) = host_of(rules);
     assert_eq!(host.entries.rules.len(), 10_000);
     assert_eq!(host.entries_of(set), 15_000);
     let allowed = |remote: &str, port| host.entries.allow(set, 0, &packet(remote.to_owned(), port));
-    assert!(allowed("10.0.0.7", 22) && !allowed("10.9.0.7", 22) && allowed("9.9.9.9", 1_002) && !allowed("9.9.9.9", 1_001));
+    assert!(
+        allowed("10.0.0.7", 22)
+            && !allowed("10.9.0.7", 22)
+            && allowed("9.9.9.9", 1_002)
+            && !allowed("9.9.9.9", 1_001)
+    );
 }
 
 #[test]
@@ -71,8 +77,9 @@ fn many_ranges_are_merged_before_they_are_cut() {
     let (host, _) = host_of(overlapping);
     assert!(host.entries.rules.len() <= 30, "{} entries of one range", host.entries.rules.len());
     // The worst: ranges that begin and end off every boundary, and do not touch.
-    let worst: Vec<_> =
-        (0..500_u32).map(|n| tcp(&format!("r{n}"), (131 * n + 1, 131 * n + 127), &format!("10.0.0.{}", n & 3))).collect();
+    let worst: Vec<_> = (0..500_u32)
+        .map(|n| tcp(&format!("r{n}"), (131 * n + 1, 131 * n + 127), &format!("10.0.0.{}", n & 3)))
+        .collect();
     let (host, set) = host_of(worst);
     assert!(host.entries_of(set) < 500 * 14, "{} entries of 500 ranges", host.entries_of(set));
 }
@@ -116,9 +123,12 @@ fn what_takes_a_set_beyond_its_bound_is_refused_whole_and_alone() {
     let mut settings = Settings::default();
     settings.limits.set_entries = 100;
     let mut host = Host::new(&settings);
-    let many = |count: u32| (0..count).map(|n| tcp(&format!("r{n}"), (2 * n + 1, 2 * n + 1), "")).collect::<Vec<_>>();
+    let many = |count: u32| {
+        (0..count).map(|n| tcp(&format!("r{n}"), (2 * n + 1, 2 * n + 1), "")).collect::<Vec<_>>()
+    };
     host.push("a", many(90)).unwrap();
-    host.push("b", many(20).into_iter().map(|rule| SecurityGroupRule { direction: 0, ..rule }).collect()).unwrap();
+    host.push("b", many(20).into_iter().map(|rule| SecurityGroupRule { direction: 0, ..rule }).collect())
+        .unwrap();
     let (a, b) = (host.hold_set(&["a"]), host.hold_set(&["b"]));
     host.step();
     let before = (host.entries.rules.clone(), host.entries.classes.clone());
@@ -126,7 +136,8 @@ fn what_takes_a_set_beyond_its_bound_is_refused_whole_and_alone() {
     assert!(cause.contains("limits.set_entries") && cause.contains("a together take 101"), "{cause}");
     assert_eq!(host.step(), 0, "the old stays as it is");
     // Replacing much within the bound is no excess.
-    let other = (0..95_u32).map(|n| tcp(&format!("s{n}"), (2 * n + 1_001, 2 * n + 1_001), "10.0.0.0/8")).collect();
+    let other =
+        (0..95_u32).map(|n| tcp(&format!("s{n}"), (2 * n + 1_001, 2 * n + 1_001), "10.0.0.0/8")).collect();
     host.push("a", other).unwrap();
     host.step();
     host.push("a", many(90)).unwrap();
@@ -148,7 +159,12 @@ fn what_takes_a_set_beyond_its_bound_is_refused_whole_and_alone() {
     writes.into_iter().for_each(|write| host.entries.write(write));
     assert_eq!(host.entries_of(both), 100);
     // Members come, and it is too much again.
-    host.push_one("b", SecurityGroupRule { id: "r0".to_owned(), ..from_group(tcp("m", (1, 1), ""), "c") }, false).unwrap();
+    host.push_one(
+        "b",
+        SecurityGroupRule { id: "r0".to_owned(), ..from_group(tcp("m", (1, 1), ""), "c") },
+        false,
+    )
+    .unwrap();
     host.hold_members(&["c"]);
     host.step();
     assert!(host.policy.refusal(both).is_none());
@@ -162,7 +178,9 @@ fn what_takes_a_set_beyond_its_bound_is_refused_whole_and_alone() {
 
 #[test]
 fn more_prefixes_around_one_address_than_an_entry_lists_are_refused() {
-    let nested = |count: u8| (0..count).map(|n| tcp(&format!("r{n}"), (1, 1), &format!("10.0.0.0/{}", 8 + n))).collect::<Vec<_>>();
+    let nested = |count: u8| {
+        (0..count).map(|n| tcp(&format!("r{n}"), (1, 1), &format!("10.0.0.0/{}", 8 + n))).collect::<Vec<_>>()
+    };
     let (mut host, set) = host_of(nested(8));
     let before = host.entries.classes.clone();
     assert_eq!(before.len(), 8);
@@ -185,12 +203,20 @@ fn building_and_replacing_large_groups_takes_no_long_pause() {
     println!("10,000 rules built: {:?}", started.elapsed());
     let others: Vec<_> = ordinary()
         .into_iter()
-        .map(|rule| SecurityGroupRule { port_range_min: rule.port_range_min + 1, port_range_max: rule.port_range_max + 1, ..rule })
+        .map(|rule| SecurityGroupRule {
+            port_range_min: rule.port_range_min + 1,
+            port_range_max: rule.port_range_max + 1,
+            ..rule
+        })
         .collect();
     let started = Instant::now();
     host.push("a", others).unwrap();
     let (writes, _) = host.compile();
     let took = started.elapsed();
-    println!("10,000 rules replaced: {took:?}, {} writes, {} entries before", writes.len(), host.entries_of(set));
+    println!(
+        "10,000 rules replaced: {took:?}, {} writes, {} entries before",
+        writes.len(),
+        host.entries_of(set)
+    );
     assert!(took < Duration::from_secs(1), "{took:?}");
 }

@@ -100,11 +100,14 @@ fn rules_read_as_the_contract_says() {
     let rule = SecurityGroupRule { direction: 1, ..SecurityGroupRule::default() };
     let any_tcp = with_rule(rule.clone());
     assert!(any_tcp(true, "1.2.3.4", 6, 1) && any_tcp(true, "1.2.3.4", 6, 65_535), "0/0 is every port");
-    assert!(!any_tcp(true, "1.2.3.4", 17, 1) && !any_tcp(false, "1.2.3.4", 6, 1) && !any_tcp(true, "::1", 6, 1));
+    assert!(
+        !any_tcp(true, "1.2.3.4", 17, 1) && !any_tcp(false, "1.2.3.4", 6, 1) && !any_tcp(true, "::1", 6, 1)
+    );
 
     let http = with_rule(SecurityGroupRule { protocol: 3, ..rule.clone() });
     assert!(http(true, "1.2.3.4", 6, 80) && !http(true, "1.2.3.4", 6, 81), "HTTP is TCP's port 80");
-    let range = SecurityGroupRule { protocol: 3, port_range_min: 8_000, port_range_max: 8_080, ..rule.clone() };
+    let range =
+        SecurityGroupRule { protocol: 3, port_range_min: 8_000, port_range_max: 8_080, ..rule.clone() };
     let http = with_rule(range);
     assert!(http(true, "1.2.3.4", 6, 8_040) && !http(true, "1.2.3.4", 6, 80), "unless a range is given");
 
@@ -124,7 +127,10 @@ fn rules_read_as_the_contract_says() {
     let host = with_rule(SecurityGroupRule { remote_ip_prefix: "10.1.2.3".to_owned(), ..rule.clone() });
     assert!(host(true, "10.1.2.3", 6, 1) && !host(true, "10.1.2.4", 6, 1), "an address is its own prefix");
     let net = with_rule(SecurityGroupRule { remote_ip_prefix: "10.1.2.3/24".to_owned(), ..rule });
-    assert!(net(true, "10.1.2.99", 6, 1) && !net(true, "10.1.3.3", 6, 1), "bits beyond the prefix do not count");
+    assert!(
+        net(true, "10.1.2.99", 6, 1) && !net(true, "10.1.3.3", 6, 1),
+        "bits beyond the prefix do not count"
+    );
 }
 
 #[test]
@@ -132,7 +138,10 @@ fn nonsense_is_refused_with_the_name_of_its_field() {
     let host = Host::new(&Settings::default());
     let good = tcp("r", (1, 2), "10.0.0.0/8");
     let cases: [(&str, SecurityGroupRule); 13] = [
-        ("port_range_min 3 is above port_range_max 2", SecurityGroupRule { port_range_min: 3, ..good.clone() }),
+        (
+            "port_range_min 3 is above port_range_max 2",
+            SecurityGroupRule { port_range_min: 3, ..good.clone() },
+        ),
         ("port_range_min 80 is above port_range_max 0", tcp("r", (80, 0), "")),
         ("port_range_max 65536", SecurityGroupRule { port_range_max: 65_536, ..good.clone() }),
         ("port_range_min 256, an ICMP type", SecurityGroupRule { protocol: 2, ..tcp("r", (256, 0), "") }),
@@ -143,7 +152,10 @@ fn nonsense_is_refused_with_the_name_of_its_field() {
         ("remote_ip_prefix \"10.0.0.0/33\"", tcp("r", (1, 2), "10.0.0.0/33")),
         ("remote_ip_prefix 10.0.0.0/8 is IPv4", SecurityGroupRule { ethertype: 1, ..good.clone() }),
         ("remote_ip_prefix ::ffff:10.0.0.0/104 is IPv4", tcp("r", (1, 2), "::ffff:10.0.0.0/104")),
-        ("remote_group_id is set beside", SecurityGroupRule { remote_group_id: "g".to_owned(), ..good.clone() }),
+        (
+            "remote_group_id is set beside",
+            SecurityGroupRule { remote_group_id: "g".to_owned(), ..good.clone() },
+        ),
         ("id is longer", SecurityGroupRule { id: "x".repeat(256), ..good.clone() }),
     ];
     for (fault, rule) in cases {
@@ -172,12 +184,20 @@ fn a_list_of_infos_is_complete_and_one_with_operations_changes_what_it_lists() {
         host.policy.edit("g", changes).unwrap();
         ids(&host)
     };
-    let named = |rules: &[(&str, u32)]| rules.iter().map(|(id, port)| ((*id).to_owned(), *port)).collect::<Vec<_>>();
+    let named =
+        |rules: &[(&str, u32)]| rules.iter().map(|(id, port)| ((*id).to_owned(), *port)).collect::<Vec<_>>();
     use OperationType::{Create, Delete, Get, Info, Update};
     // The first state is complete whatever it says.
-    assert_eq!(push(delta(vec![with(Create, "1", 1), with(Info, "2", 2), with(Delete, "3", 3)])), named(&[("1", 1), ("2", 2)]));
+    assert_eq!(
+        push(delta(vec![with(Create, "1", 1), with(Info, "2", 2), with(Delete, "3", 3)])),
+        named(&[("1", 1), ("2", 2)])
+    );
     assert_eq!(push(delta(vec![])), named(&[("1", 1), ("2", 2)]), "an empty list leaves what is held");
-    assert_eq!(push(delta(vec![with(Get, "9", 9)])), named(&[("1", 1), ("2", 2)]), "so does one that only asks");
+    assert_eq!(
+        push(delta(vec![with(Get, "9", 9)])),
+        named(&[("1", 1), ("2", 2)]),
+        "so does one that only asks"
+    );
     assert_eq!(push(delta(vec![with(Create, "3", 3)])), named(&[("1", 1), ("2", 2), ("3", 3)]));
     assert_eq!(push(delta(vec![with(Update, "1", 7), with(Delete, "2", 0)])), named(&[("1", 7), ("3", 3)]));
     assert_eq!(push(delta(vec![with(Delete, "2", 0)])), named(&[("1", 7), ("3", 3)]));
@@ -200,7 +220,8 @@ fn members_of_a_group_are_let_in_as_they_come_and_go() {
     assert!(changed.is_empty(), "for those that are known, nothing has changed");
     writes.into_iter().for_each(|write| host.entries.write(write));
     let packet = packet(true, "10.0.0.1", 6, 80);
-    let allowed = |host: &Host| [client, both, other, 0].map(|members| host.entries.allow(set, members, &packet));
+    let allowed =
+        |host: &Host| [client, both, other, 0].map(|members| host.entries.allow(set, members, &packet));
     assert_eq!(allowed(&host), [true, true, false, false]);
     host.push_one("web", from_group(tcp("1", (80, 80), ""), "others"), false).unwrap();
     host.step();

@@ -8,7 +8,9 @@ use crate::settings::Settings;
 
 /// What each set allows of some packets, with the classes that their members have.
 fn decisions(host: &Host, sets: &[u32], packets: &[(u32, Packet)]) -> Vec<Vec<bool>> {
-    let of = |set: &u32| packets.iter().map(|(members, packet)| host.entries.allow(*set, *members, packet)).collect();
+    let of = |set: &u32| {
+        packets.iter().map(|(members, packet)| host.entries.allow(*set, *members, packet)).collect()
+    };
     sets.iter().map(of).collect()
 }
 
@@ -69,7 +71,16 @@ fn pushed(host: &mut Host, rules: &[(&str, u32)]) -> Vec<Write> {
 fn nested_prefixes_that_take_the_place_of_others_never_leave_a_gap() {
     let packets: Vec<_> = ["10.0.0.1", "10.1.0.1", "10.1.1.1", "10.1.1.255"]
         .map(|remote| {
-            (0, Packet { to_guest: true, remote: remote.parse().unwrap(), members: Vec::new(), protocol: 6, port: 22 })
+            (
+                0,
+                Packet {
+                    to_guest: true,
+                    remote: remote.parse().unwrap(),
+                    members: Vec::new(),
+                    protocol: 6,
+                    port: 22,
+                },
+            )
         })
         .to_vec();
     let prefixes = ["10.0.0.0/8", "10.1.0.0/16", "10.1.1.0/24", "10.1.1.1/32"];

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use ncm_common::tables::{
-    Endpoint, IpKey, MacKey, Name, NameKey, Port, Reference, Route, RouteKey, Source, SourceKey,
+    Endpoint, IpKey, MEMBERS, MacKey, Name, NameKey, Port, Reference, Route, RouteKey, Source, SourceKey,
     SourcePrefixKey, Subnet, SubnetPrefixKey, Vni, VtepKey, endpoint_flags, name_kinds, port_flags,
     route_flags, subnet_flags,
 };
@@ -14,7 +14,7 @@ use ncm_common::tables::{
 use super::kernel::Kernel;
 use crate::goalstate::parse;
 use crate::model::Model;
-use crate::resources::neighbour_flags;
+use crate::resources::{Neighbour, neighbour_flags};
 use crate::settings::MissingGroup;
 use crate::wire::port_configuration::AllowAddressPair;
 use crate::wire::{NeighborConfiguration, RouterConfiguration};
@@ -54,6 +54,7 @@ pub(super) fn compile(model: &Model) -> Kernel {
     world.write_routes();
     world.write_ports();
     world.write_neighbours();
+    world.name_policy();
     let mut kernel = world.kernel;
     kernel.endpoints_mac = world.by_mac.into_iter().map(|(key, claims)| (key, winner(claims))).collect();
     kernel.endpoints_ip = world.by_ip.into_iter().map(|(key, claims)| (key, winner(claims))).collect();
@@ -102,6 +103,33 @@ impl World<'_> {
             self.kernel.names.insert(key, Name::new(id, reference.generation)).is_none(),
             "{key:?} given twice"
         );
+    }
+
+    /// Names of policy sets and of classes of members: by the groups of those that have them, in order.
+    fn name_policy(&mut self) {
+        let mut named = Vec::new();
+        for slot in self.model.port_by_id.values() {
+            let port = &self.model.ports[*slot];
+            let groups = port.config.security_group_ids.iter().map(|group| group.id.clone()).collect();
+            named.push((name_kinds::SET, port.set, Vec::clone(&groups)));
+            named.push((name_kinds::MEMBERS, port.members & !MEMBERS, groups));
+        }
+        let held = |neighbour: &&Neighbour| neighbour.flags & neighbour_flags::HELD != 0;
+        for neighbour in
+            (0..self.model.neighbours.bound()).map(|slot| &self.model.neighbours[slot]).filter(held)
+        {
+            let class = self.model.provenances.get(neighbour.provenance).members & !MEMBERS;
+            let groups = self.model.neighbour_configuration(neighbour).security_group_ids;
+            named.push((name_kinds::MEMBERS, class, groups));
+        }
+        for (kind, index, mut groups) in named {
+            groups.retain(|group| !group.is_empty());
+            groups.sort();
+            groups.dedup();
+            if index != 0 {
+                self.kernel.names.insert(NameKey { kind, index }, Name::new(&groups.join(","), 1));
+            }
+        }
     }
 
     fn find_subnets(&mut self) {

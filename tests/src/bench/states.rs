@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use ncm_common::tables::{Endpoint, Ipv4Key, MacKey, endpoint_flags};
+use ncm_common::tables::{Endpoint, IpKey, MacKey, endpoint_flags};
 use ncm_dataplane::{Dataplane, Options};
 use ncm_model::wire::{GoalState, OperationStatus};
 use prost::Message;
@@ -47,7 +47,7 @@ pub(super) fn measure(plan: &Plan, done: &mut dyn FnMut(Row)) -> Result<()> {
             let entries = f64::from(count) * 2.0;
             done(Row::new(rate, "entries/s", entries / own, reference, entries / raw, None));
         }
-        let entries = (size_of::<MacKey>() + size_of::<Ipv4Key>() + 2 * size_of::<Endpoint>()) as f64;
+        let entries = (size_of::<MacKey>() + size_of::<IpKey>() + 2 * size_of::<Endpoint>()) as f64;
         let (mebi, entries) = (1024.0 * 1024.0, entries * f64::from(count));
         if last && plan.wants(&memory) {
             let reference = "bytes of the compiled table entries";
@@ -139,14 +139,14 @@ fn raw_writes(count: u32) -> Result<f64> {
         ..Default::default()
     };
     let mac = |number| (MacKey { vni: 100, mac: many::mac(number), ..Default::default() }, value(number));
-    let ip = |number| (Ipv4Key { vni: 100, ip: many::address(number).octets() }, value(number));
+    let ip = |number| (IpKey { vni: 100, ip: many::address(number).to_ipv6_mapped().octets() }, value(number));
     let by_mac: Vec<_> = (0..count).map(mac).collect();
     let by_ip: Vec<_> = (0..count).map(ip).collect();
     settle(count);
     let begin = Instant::now();
     let outcomes = [
         dataplane.tables().endpoints_mac.put_batch(by_mac),
-        dataplane.tables().endpoints_ipv4.put_batch(by_ip),
+        dataplane.tables().endpoints_ip.put_batch(by_ip),
     ];
     let time = begin.elapsed().as_secs_f64();
     ensure!(

@@ -85,7 +85,7 @@ fn demo(lab: &Lab) -> Result<()> {
 
     step("Inside: how the programs are attached, what they know, what they did");
     tool(host1, &["status"])?;
-    tool(host1, &["map", "dump", "endpoints_ipv4"])?;
+    tool(host1, &["map", "dump", "endpoints_ip"])?;
     tool_lines(host1, &["counters"], "ncm_path_packets_total")?;
 
     step("The agent stops; the programs go on, and the tables can still be read");

@@ -2,7 +2,7 @@
 
 use ncm_common::tables::Route;
 
-use super::{Ipv4, Mac, mac};
+use super::{Ipv4, Ipv6, Mac, mac, mapped};
 
 /// Our tunnel endpoint.
 pub const HERE: Ipv4 = [192, 0, 2, 1];
@@ -68,6 +68,18 @@ pub struct Guest {
 }
 
 impl Guest {
+    /// IPv6 address.
+    #[must_use]
+    pub const fn ip_v6(&self) -> Ipv6 {
+        v6(self.ip)
+    }
+
+    /// MAC and IPv6 address.
+    #[must_use]
+    pub const fn pair_v6(&self) -> (Mac, Ipv6) {
+        (self.mac, self.ip_v6())
+    }
+
     /// MAC and address.
     #[must_use]
     pub const fn pair(&self) -> (Mac, Ipv4) {
@@ -103,6 +115,18 @@ pub struct Remote {
 }
 
 impl Remote {
+    /// IPv6 address.
+    #[must_use]
+    pub const fn ip_v6(&self) -> Ipv6 {
+        v6(self.ip)
+    }
+
+    /// MAC and IPv6 address.
+    #[must_use]
+    pub const fn pair_v6(&self) -> (Mac, Ipv6) {
+        (self.mac, self.ip_v6())
+    }
+
     /// MAC and address.
     #[must_use]
     pub const fn pair(&self) -> (Mac, Ipv4) {
@@ -118,15 +142,45 @@ pub const RB: Remote = Remote { host: 1, mac: mac(0x1b), ip: [10, 0, 2, 121], su
 pub const RC: Remote = Remote { host: 2, mac: RA.mac, ip: RA.ip, subnet: SUBNET_C };
 
 impl SubnetOf {
+    /// Index of the IPv6 subnet of the same VNI.
+    #[must_use]
+    pub const fn index_v6(&self) -> u32 {
+        self.index + 10
+    }
+
+    /// The same subnet with the index of its IPv6 one.
+    #[must_use]
+    pub const fn v6(&self) -> Self {
+        Self { index: self.index_v6(), ..*self }
+    }
+
+    /// Network address of its /64.
+    #[must_use]
+    pub const fn network_v6(&self) -> Ipv6 {
+        v6(self.network)
+    }
+
+    /// Its gateway: MAC and address.
+    #[must_use]
+    pub const fn gateway_v6(&self) -> (Mac, Ipv6) {
+        let (mac, ip) = self.gateway;
+        ([mac[0], mac[1], mac[2], mac[3], 0x66, mac[5]], v6(ip))
+    }
+
     /// A route by way of a next hop in this subnet.
     #[must_use]
     pub fn via(&self, next_hop_ip: Ipv4, next_hop_mac: Mac) -> Route {
         Route {
             subnet: self.index,
             subnet_generation: self.index,
-            next_hop_ip,
+            next_hop_ip: mapped(next_hop_ip),
             next_hop_mac,
             ..Route::default()
         }
     }
+}
+
+/// The IPv6 address that goes with an IPv4 one: its subnet's number and its host's.
+const fn v6([a, _, c, d]: Ipv4) -> Ipv6 {
+    [0xfd, a, 0, 0, 0, 0, 0, c, 0, 0, 0, 0, 0, 0, 0, d]
 }

@@ -1,10 +1,11 @@
 //! Frames, built field by field, so that any of them can be wrong.
 
-use super::{Ipv4, Mac};
+use super::{Ipv4, Ipv6, Mac};
 
 /// Ethertypes.
 pub(crate) const IPV4: u16 = 0x0800;
 const ARP: u16 = 0x0806;
+const IPV6: u16 = 0x86dd;
 
 /// A MAC that carries a number.
 #[must_use]
@@ -184,6 +185,154 @@ pub fn icmp(source: Ipv4, destination: Ipv4, kind: u8, code: u8, rest: [u8; 4], 
 #[must_use]
 pub fn echo_request(source: Ipv4, destination: Ipv4) -> Ip {
     icmp(source, destination, 8, 0, [0x77, 0x66, 0, 1], b"is anybody there?!")
+}
+
+/// An IPv6 packet.
+#[derive(Clone, Debug)]
+pub struct Ip6 {
+    /// Source address.
+    pub source: Ipv6,
+    /// Destination address.
+    pub destination: Ipv6,
+    /// Hop limit.
+    pub hop_limit: u8,
+    /// Protocol of the payload.
+    pub protocol: u8,
+    /// Extension headers, each with its number; the first byte of each is filled in.
+    pub extensions: Vec<(u8, Vec<u8>)>,
+    /// What it carries.
+    pub payload: Vec<u8>,
+}
+
+impl Ip6 {
+    /// A packet with that payload; a checksum at `checksum` in it is filled in.
+    #[must_use]
+    pub fn new(
+        source: Ipv6,
+        destination: Ipv6,
+        protocol: u8,
+        mut payload: Vec<u8>,
+        checksum: Option<usize>,
+    ) -> Self {
+        if let Some(at) = checksum {
+            let pseudo = pseudo_header_v6(source, destination, protocol, payload.len());
+            let checksum = !sum(&payload, pseudo);
+            payload[at..at + 2].copy_from_slice(&checksum.to_be_bytes());
+        }
+        Self { source, destination, hop_limit: 64, protocol, extensions: Vec::new(), payload }
+    }
+
+    /// The packet's bytes.
+    #[must_use]
+    pub fn bytes(&self) -> Vec<u8> {
+        let mut body = Vec::new();
+        for (position, (_, header)) in self.extensions.iter().enumerate() {
+            let next = self.extensions.get(position + 1).map_or(self.protocol, |(number, _)| *number);
+            body.push(next);
+            body.extend(&header[1..]);
+        }
+        body.extend(&self.payload);
+        let length = u16::try_from(body.len()).expect("at most 65535 bytes");
+        let mut bytes = vec![0x60, 0, 0, 0];
+        bytes.extend(length.to_be_bytes());
+        bytes.push(self.extensions.first().map_or(self.protocol, |(number, _)| *number));
+        bytes.push(self.hop_limit);
+        bytes.extend(self.source);
+        bytes.extend(self.destination);
+        bytes.extend(body);
+        bytes
+    }
+
+    /// The packet in an Ethernet frame.
+    #[must_use]
+    pub fn frame(&self, destination: Mac, source: Mac) -> Vec<u8> {
+        ethernet(destination, source, IPV6, &self.bytes())
+    }
+
+    /// The packet behind an extension header more.
+    #[must_use]
+    pub fn behind(mut self, number: u8, header: Vec<u8>) -> Self {
+        self.extensions.push((number, header));
+        self
+    }
+}
+
+/// A fragment header (number 44).
+#[must_use]
+pub fn fragment_header(offset: u16, more: bool, identification: u32) -> Vec<u8> {
+    let mut header = vec![0, 0];
+    header.extend((offset | u16::from(more)).to_be_bytes());
+    header.extend(identification.to_be_bytes());
+    header
+}
+
+fn pseudo_header_v6(source: Ipv6, destination: Ipv6, protocol: u8, len: usize) -> u32 {
+    let len = u32::try_from(len).expect("at most 65535 bytes");
+    let bytes =
+        [&source[..], &destination[..], &len.to_be_bytes()[..], &[0, 0, 0, protocol][..]].concat();
+    u32::from(sum(&bytes, 0))
+}
+
+/// A UDP packet over IPv6 with a correct checksum.
+#[must_use]
+pub fn udp6(source: (Ipv6, u16), destination: (Ipv6, u16), payload: &[u8]) -> Ip6 {
+    let len = u16::try_from(8 + payload.len()).expect("at most 65535 bytes");
+    let mut bytes = [source.1.to_be_bytes(), destination.1.to_be_bytes(), len.to_be_bytes(), [0, 0]].concat();
+    bytes.extend(payload);
+    Ip6::new(source.0, destination.0, 17, bytes, Some(6))
+}
+
+/// A TCP segment with those flags, over IPv6 with a correct checksum.
+#[must_use]
+pub fn tcp6(source: (Ipv6, u16), destination: (Ipv6, u16), flags: u8, payload: &[u8]) -> Ip6 {
+    let mut bytes = [source.1.to_be_bytes(), destination.1.to_be_bytes()].concat();
+    bytes.extend([0, 0, 0, 1, 0, 0, 0, 2, 0x50, flags, 0x10, 0, 0, 0, 0, 0]);
+    bytes.extend(payload);
+    Ip6::new(source.0, destination.0, 6, bytes, Some(16))
+}
+
+/// An ICMPv6 message with a correct checksum.
+#[must_use]
+pub fn icmp6(source: Ipv6, destination: Ipv6, kind: u8, code: u8, rest: [u8; 4], payload: &[u8]) -> Ip6 {
+    let mut bytes = vec![kind, code, 0, 0];
+    bytes.extend(rest);
+    bytes.extend(payload);
+    Ip6::new(source, destination, 58, bytes, Some(2))
+}
+
+/// A neighbour solicitation, with the option that names the asker's MAC unless it asks from no address.
+#[must_use]
+pub fn solicitation(asker: (Mac, Ipv6), target: Ipv6) -> Vec<u8> {
+    let [.., x, y, z] = target;
+    let group = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, x, y, z];
+    let mut rest = target.to_vec();
+    if asker.1 != [0; 16] {
+        rest.extend([1, 1]);
+        rest.extend(asker.0);
+    }
+    let packet = icmp6(asker.1, group, 135, 0, [0; 4], &rest);
+    Ip6 { hop_limit: 255, ..packet }.frame([0x33, 0x33, 0xff, x, y, z], asker.0)
+}
+
+/// A TCP segment with those flags and a correct checksum.
+#[must_use]
+pub fn segment(source: (Ipv4, u16), destination: (Ipv4, u16), flags: u8) -> Ip {
+    let mut packet = tcp(source, destination, b"", false);
+    packet.payload[13] = flags;
+    packet.payload[16..18].fill(0);
+    let pseudo = pseudo_header(source.0, destination.0, 6, packet.payload.len());
+    let checksum = !sum(&packet.payload, pseudo);
+    packet.payload[16..18].copy_from_slice(&checksum.to_be_bytes());
+    packet
+}
+
+/// Whether the checksum of an IPv6 packet without extension headers is right: that of ICMPv6, UDP or TCP.
+#[must_use]
+pub fn ipv6_payload_checksum_holds(packet: &[u8]) -> bool {
+    let address = |from: usize| -> Ipv6 { packet[from..from + 16].try_into().expect("sixteen bytes") };
+    let len = usize::from(u16::from_be_bytes([packet[4], packet[5]]));
+    let body = &packet[40..40 + len];
+    sum(body, pseudo_header_v6(address(8), address(24), packet[6], len)) == 0xffff
 }
 
 /// A VXLAN frame around another.

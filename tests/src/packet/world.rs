@@ -7,9 +7,9 @@ use std::process::{Command, Stdio};
 use ncm_common::counters::PathCounter;
 use ncm_common::drops::DropReason;
 use ncm_common::tables::{
-    Bucket, Count, Endpoint, Host, Ipv4Key, MacKey, NextHop, NextHopGroup, Node, Port, PortDropKey,
-    PortTraffic, Reference, Route, RouteKey, Subnet, SubnetPrefixKey, TemplateHalf, Vni, VtepKey,
-    endpoint_flags, next_hop_flags, port_flags, route_flags, subnet_flags,
+    Bucket, Count, Endpoint, Host, IpKey, MacKey, NextHop, NextHopGroup, Node, Port, PortDropKey,
+    PortTraffic, Reference, Route, RouteKey, Source, SourceKey, Subnet, SubnetPrefixKey, TemplateHalf, Vni, VtepKey,
+    PortLimits, endpoint_flags, next_hop_flags, port_flags, route_flags, subnet_flags, timeouts,
 };
 use ncm_dataplane::{Capacities, Dataplane, Hook, Options, Table, Tables, TestRun, Tunnel};
 use nix::sched::{CloneFlags, unshare};
@@ -18,7 +18,7 @@ use super::cast::{
     A1, A2, B1, C1, C2, Guest, HERE, HOST_1, HOST_2, RA, RB, RC, Remote, SUBNET_A, SUBNET_B, SUBNET_C,
     SubnetOf,
 };
-use super::{Ipv4, Mac, Seen, Verdict, mac};
+use super::{Ipv4, Ipv6, Mac, Seen, Verdict, mac};
 
 /// The interfaces: guests', the underlay's, and one that no port is bound to.
 const INTERFACES: [&str; 7] = ["a1", "a2", "b1", "c1", "c2", "up0", "spare"];
@@ -77,6 +77,10 @@ impl World {
             "sources",
             "source_prefixes",
             "names",
+            "classes",
+            "rules",
+            "flows",
+            "policy_counts",
         ] {
             assert!(capacities.set(key, 64), "{key}");
         }
@@ -115,6 +119,7 @@ impl World {
             &self.tables().node,
             0,
             Node {
+                hand_up_ifindex: self.ifindex("up0"),
                 endpoint_v4: HERE,
                 tunnel_port: 4789u16.to_be_bytes(),
                 relay_port: 47890u16.to_be_bytes(),
@@ -151,11 +156,21 @@ impl World {
         {
             self.add_route(from, to.network, 24, connected(to));
         }
+        for (from, to) in
+            [(SUBNET_A, SUBNET_A), (SUBNET_A, SUBNET_B), (SUBNET_B, SUBNET_A), (SUBNET_B, SUBNET_B)]
+        {
+            let route = Route { flags: route_flags::CONNECTED | route_flags::V6, ..connected(to.v6()) };
+            let key = RouteKey { prefix_len: 32 + 64, subnet: from.index_v6(), ip: to.network_v6() };
+            put(&self.tables().routes, key, route);
+        }
         for guest in [A1, A2, B1, C1, C2] {
             self.add_guest(guest);
         }
         for remote in [RA, RB, RC] {
             self.add_remote(remote, endpoint_flags::L2 | endpoint_flags::L3);
+        }
+        for kind in 0..timeouts::COUNT {
+            put(&self.tables().timeouts, kind, TIMEOUT);
         }
         for (vni, host, ip) in [(100, 1, HOST_1), (200, 1, HOST_1), (300, 2, HOST_2)] {
             let key = VtepKey { vni, ip: mapped(ip) };
@@ -170,27 +185,37 @@ impl World {
             generation: index,
             vni,
             flags,
-            gateway_ip: gateway.1,
-            network,
-            prefix_len: 24,
+            gateway_ip: mapped(gateway.1),
+            network: mapped(network),
+            prefix_len: 96 + 24,
             gateway_mac: gateway.0,
             dvr_mac,
             reserved: [0; 5],
         };
         put(&self.tables().subnets, index, value);
         put(&self.tables().vnis, vni, Vni { subnets: 1, reserved: 0 });
-        self.add_prefix(vni, network, index);
+        let key = SubnetPrefixKey { prefix_len: 32 + 96 + 24, vni, ip: mapped(network) };
+        put(&self.tables().subnet_prefixes, key, Reference { index, generation: index });
+        let index = subnet.index_v6();
+        let (gateway_mac, gateway_ip) = subnet.gateway_v6();
+        let network = subnet.network_v6();
+        let value = Subnet { generation: index, gateway_ip, gateway_mac, network, prefix_len: 64, ..value };
+        put(&self.tables().subnets, index, value);
+        let key = SubnetPrefixKey { prefix_len: 32 + 64, vni, ip: network };
+        put(&self.tables().subnet_prefixes, key, Reference { index, generation: index });
     }
 
-    /// Says that a /24 of a VNI is a subnet's.
+    /// Adds a /24 of a subnet.
     pub fn add_prefix(&self, vni: u32, network: Ipv4, index: u32) {
-        let key = SubnetPrefixKey { prefix_len: 56, vni, ip: network };
+        let key = SubnetPrefixKey { prefix_len: 32 + 96 + 24, vni, ip: mapped(network) };
         put(&self.tables().subnet_prefixes, key, Reference { index, generation: index });
     }
 
     /// Adds a route of a subnet.
     pub fn add_route(&self, from: SubnetOf, ip: Ipv4, prefix_len: u32, route: Route) {
-        put(&self.tables().routes, RouteKey { prefix_len: 32 + prefix_len, subnet: from.index, ip }, route);
+        let key = RouteKey { prefix_len: 32 + 96 + prefix_len, subnet: from.index, ip: mapped(ip) };
+        put(&self.tables().routes, key, route);
+        self.raise();
     }
 
     fn add_guest(&self, guest: Guest) {
@@ -202,30 +227,40 @@ impl World {
             generation: port,
             epoch: 1,
             ifindex,
-            flags: port_flags::UP | port_flags::XDP_TARGET,
+            flags: port_flags::UP | port_flags::XDP_TARGET | port_flags::SOURCES,
             vni: subnet.vni,
             subnet: subnet.index,
             subnet_generation: subnet.index,
-            ip,
+            set: 0,
+            ip: mapped(ip),
             mac,
             mtu: 1500,
-            reserved: [0; 6],
+            max_flows: 32,
+            reserved: [0; 5],
         };
+        let made = self.tables().half_open.create(&[port]);
+        assert!(made.failed.is_empty(), "a table of half-open flows: {made:?}");
         put(&self.tables().ports, port, value);
         put(&self.tables().port_by_interface, ifindex, Reference { index: port, generation: port });
         put(&self.tables().devices, ifindex, ifindex);
         let flags = endpoint_flags::LOCAL | endpoint_flags::L2 | endpoint_flags::L3;
-        self.add_endpoint(subnet, (mac, ip), port, flags);
+        self.add_endpoint(subnet, (mac, mapped(ip)), port, flags);
+        self.add_endpoint(subnet.v6(), (mac, guest.ip_v6()), port, flags);
+        let source = Source { subnet: subnet.index_v6(), subnet_generation: subnet.index_v6() };
+        for ip in [guest.ip_v6(), link_local(mac)] {
+            put(&self.tables().sources, SourceKey { port, mac, reserved: [0; 2], ip }, source);
+        }
     }
 
     /// Adds a neighbour, reachable as the flags say.
     pub fn add_remote(&self, remote: Remote, flags: u16) {
-        self.add_endpoint(remote.subnet, remote.pair(), remote.host, flags);
+        self.add_endpoint(remote.subnet, (remote.mac, mapped(remote.ip)), remote.host, flags);
+        self.add_endpoint(remote.subnet.v6(), (remote.mac, remote.ip_v6()), remote.host, flags);
     }
 
-    fn add_endpoint(&self, subnet: SubnetOf, (mac, ip): (Mac, Ipv4), target: u32, flags: u16) {
-        let endpoint = Endpoint { target, generation: target, subnet: subnet.index, flags, mac, reserved: 0 };
-        put(&self.tables().endpoints_ipv4, Ipv4Key { vni: subnet.vni, ip }, endpoint);
+    fn add_endpoint(&self, subnet: SubnetOf, (mac, ip): (Mac, Ipv6), target: u32, flags: u16) {
+        let endpoint = Endpoint { target, generation: target, subnet: subnet.index, flags, mac, members: 0 };
+        put(&self.tables().endpoints_ip, IpKey { vni: subnet.vni, ip }, endpoint);
         if flags & endpoint_flags::L2 != 0 {
             let key = MacKey { vni: subnet.vni, mac, reserved: [0; 2] };
             put(&self.tables().endpoints_mac, key, Endpoint { subnet: 0, ..endpoint });
@@ -236,18 +271,20 @@ impl World {
     pub fn add_pair_mac(&self, guest: Guest, mac: Mac) {
         let flags = endpoint_flags::LOCAL | endpoint_flags::L2;
         let endpoint =
-            Endpoint { target: guest.port, generation: guest.port, subnet: 0, flags, mac, reserved: 0 };
+            Endpoint { target: guest.port, generation: guest.port, subnet: 0, flags, mac, members: 0 };
         put(&self.tables().endpoints_mac, MacKey { vni: guest.subnet.vni, mac, reserved: [0; 2] }, endpoint);
     }
 
     /// Changes a guest's port.
     pub fn change_port(&self, guest: Guest, change: impl FnOnce(&mut Port)) {
         alter(&self.tables().ports, guest.port, change);
+        self.raise();
     }
 
     /// Changes a subnet.
     pub fn change_subnet(&self, subnet: SubnetOf, change: impl FnOnce(&mut Subnet)) {
         alter(&self.tables().subnets, subnet.index, change);
+        self.raise();
     }
 
     /// Changes the tunnel template of a host.
@@ -267,7 +304,8 @@ impl World {
 
     /// Changes what is known of an address.
     pub fn change_endpoint(&self, vni: u32, ip: Ipv4, change: impl FnOnce(&mut Endpoint)) {
-        alter(&self.tables().endpoints_ipv4, Ipv4Key { vni, ip }, change);
+        alter(&self.tables().endpoints_ip, IpKey { vni, ip: mapped(ip) }, change);
+        self.raise();
     }
 
     /// A frame from a guest, at tc.
@@ -361,11 +399,19 @@ impl World {
         }
     }
 
+    /// Raises the epoch of every port, as the agent does after a change: what flows were decided to be is decided anew.
+    pub fn raise(&self) {
+        for guest in [A1, A2, B1, C1, C2] {
+            alter(&self.tables().ports, guest.port, |port| port.epoch += 1);
+        }
+    }
+
     /// Empties the bucket that limits what a port is sent on our own behalf, as of now.
     pub fn exhaust_limit(&self, guest: Guest) {
         let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).expect("a clock");
         let filled = u64::try_from(std::time::Duration::from(now).as_nanos()).unwrap_or(u64::MAX);
-        put(&self.tables().limits, guest.port, Bucket { filled, tokens: 0 });
+        let bucket = Bucket { filled, tokens: 0 };
+        put(&self.tables().limits, guest.port, PortLimits { errors: bucket, hand_ups: bucket });
     }
 }
 
@@ -416,8 +462,18 @@ fn template(group: u32, destination: Ipv4) -> TemplateHalf {
     TemplateHalf { group, mtu: 1500, headers_len: 36, headers }
 }
 
-/// An IPv4 address as IPv6 tables hold it.
-fn mapped(ip: Ipv4) -> [u8; 16] {
+/// Ticks after which all flows are over.
+const TIMEOUT: u32 = 100;
+
+/// The link-local address of a MAC.
+#[must_use]
+pub const fn link_local([a, b, c, d, e, f]: Mac) -> Ipv6 {
+    [0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f]
+}
+
+/// An IPv4 address as tables hold it.
+#[must_use]
+pub fn mapped(ip: Ipv4) -> [u8; 16] {
     std::net::Ipv4Addr::from(ip).to_ipv6_mapped().octets()
 }
 
