@@ -19,7 +19,7 @@ pub(super) fn measure(plan: &Plan, done: &mut dyn FnMut(Row)) -> Result<()> {
         }
         let options = HostOptions::default();
         let pairs = [ours(options.clone().with("guest", "mode", mode), false)?, kernel(options, false)?];
-        let time = Duration::from_secs(u64::from(plan.seconds()) / 2);
+        let time = Duration::from_secs(u64::from(plan.seconds())) / 4;
         let [own, other] = in_turn(plan, &pairs, |pair| rate(pair, time))?;
         let reference = "Linux bridge + vxlan, same generator";
         done(Row::new(name, "packets/s", own, reference, other, None));
