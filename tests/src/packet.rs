@@ -21,9 +21,9 @@ pub use cast::{
     SUBNET_B, SUBNET_C, SubnetOf, UNKNOWN_HOST,
 };
 pub use frame::{
-    Arp, Ip, Ip6, Outer, arp_request, echo_request, ethernet, fragment_header, icmp, icmp6, ipv4_checksum_holds,
-    ipv6_payload_checksum_holds, mac, segment, solicitation, swap_bytes, tcp, tcp6, tunnel, udp, udp6,
-    udp_checksum_holds,
+    Arp, Ip, Ip6, Outer, arp_request, echo_request, ethernet, fragment_header, icmp, icmp6,
+    ipv4_checksum_holds, ipv6_payload_checksum_holds, mac, segment, solicitation, swap_bytes, tcp, tcp6,
+    tunnel, udp, udp_checksum_holds, udp6,
 };
 pub use seen::{Seen, Verdict};
 pub use world::{World, link_local, mapped};

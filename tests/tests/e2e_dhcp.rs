@@ -381,7 +381,6 @@ fn the_agent_takes_less_than_a_millisecond_from_discover_to_acknowledgement() {
         ensure!(asked >= 2.0, "{asked} questions");
         // Two questions make a lease.
         let each = 2.0 * took / asked;
-        println!("DISCOVER to ACK: {each:.0} microseconds of agent time");
         ensure!(each < 1_000.0, "{each} microseconds of agent time");
         Ok(())
     });

@@ -6,9 +6,9 @@ use ncm_common::drops::DropReason;
 use ncm_common::tables::{Reference, Subnet, VtepKey, node_flags, port_flags, subnet_flags};
 use ncm_dataplane::{Hook, TestRun};
 use ncm_tests::packet::{
-    A1, A2, Arp, B1, GATEWAY_A, GATEWAY_B, Guest, HERE, HOST_1, HOST_2, Ip, Ip6, Ipv4, Ipv6, Mac, Outer, RA, RB,
-    SUBNET_A, SUBNET_B, Seen, UNKNOWN_HOST, World, arp_request, echo_request, ethernet, fragment_header, icmp,
-    icmp6, link_local, mac, solicitation, swap_bytes, tcp, tcp6, tunnel, udp, udp6,
+    A1, A2, Arp, B1, GATEWAY_A, GATEWAY_B, Guest, HERE, HOST_1, HOST_2, Ip, Ip6, Ipv4, Ipv6, Mac, Outer, RA,
+    RB, SUBNET_A, SUBNET_B, Seen, UNKNOWN_HOST, World, arp_request, echo_request, ethernet, fragment_header,
+    icmp, icmp6, link_local, mac, solicitation, swap_bytes, tcp, tcp6, tunnel, udp, udp6,
 };
 
 /// How a case puts its frame in.
@@ -342,6 +342,11 @@ drops! {
     HandUpUnavailable at 1: a_dhcp_request_while_there_is_no_way_to_the_agent = Own(|world| {
         world.change_node(|node| node.hand_up_ifindex = 0);
         vec![world.from_guest(A1, udp(([0; 4], 68), ([255; 4], 67), &[1; 240]).frame(BROADCAST, A1.mac))]
+    });
+    HandUpUnavailable at 1: a_dhcp_request_while_no_agent_runs = Own(|world| {
+        world.beat(10);
+        let frame = udp(([0; 4], 68), ([255; 4], 67), &[1; 240]).frame(BROADCAST, A1.mac);
+        vec![world.run_as_it_is(Hook::GuestTc, TestRun::new(frame, world.ifindex(A1.interface)))]
     });
     HandUpLimited at 1: a_router_solicitation_beyond_the_ports_share = Own(|world| {
         world.exhaust_limit(A1);

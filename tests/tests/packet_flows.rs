@@ -51,7 +51,14 @@ fn established(world: &World, key: &FlowKey) -> Option<Flow> {
 }
 
 fn half_open(world: &World, key: &FlowKey) -> Option<Flow> {
-    world.tables().half_open.of(key.port).expect("readable").expect("the port's table").get(key).expect("readable")
+    world
+        .tables()
+        .half_open
+        .of(key.port)
+        .expect("readable")
+        .expect("the port's table")
+        .get(key)
+        .expect("readable")
 }
 
 /// A UDP packet from A1 to RA.
@@ -177,16 +184,23 @@ fn a_flow_that_is_over_is_decided_like_a_new_one() {
     world.tables().flows.put(&key(17, 1000, 53), &flow).expect("room");
     back(&world, 53, 1000).assert_dropped(DropReason::PolicyIngress, A1.port);
     out(&world, 1000, 53).assert_counted(PathCounter::FlowCreated);
-    assert_eq!(established(&world, &key(17, 1000, 53)).unwrap().state, flow_state::ESTABLISHED, "in its place");
+    assert_eq!(
+        established(&world, &key(17, 1000, 53)).unwrap().state,
+        flow_state::ESTABLISHED,
+        "in its place"
+    );
     assert_eq!(world.tables().port_flows.get(&A1.port).unwrap().unwrap().established, 1);
 }
 
 #[test]
 fn tcp_goes_through_its_states() {
     let world = World::new();
-    for (kind, ticks) in
-        [(timeouts::TCP_NEW, 101), (timeouts::TCP_ESTABLISHED, 102), (timeouts::TCP_CLOSING, 103), (timeouts::TCP_RESET, 104)]
-    {
+    for (kind, ticks) in [
+        (timeouts::TCP_NEW, 101),
+        (timeouts::TCP_ESTABLISHED, 102),
+        (timeouts::TCP_CLOSING, 103),
+        (timeouts::TCP_RESET, 104),
+    ] {
         world.tables().timeouts.put(&kind, &ticks).expect("writable");
     }
     under_policy(&world, A1);
@@ -350,7 +364,11 @@ fn later_fragments_follow_the_first_and_only_it() {
     world.from_guest(A1, later.clone()).assert_dropped(DropReason::FragmentUnknown, A1.port);
     world.from_guest(A1, first(53)).assert_encapsulated();
     world.from_guest(A1, later.clone()).assert_encapsulated();
-    world.tables().rules.delete(&RuleKey { prefix_len: 96, port: 53u16.to_be_bytes(), ..rule(false, 0, 17) }).expect("deleted");
+    world
+        .tables()
+        .rules
+        .delete(&RuleKey { prefix_len: 96, port: 53u16.to_be_bytes(), ..rule(false, 0, 17) })
+        .expect("deleted");
     world.raise();
     world.from_guest(A1, later).assert_dropped(DropReason::PolicyEgress, A1.port);
 }

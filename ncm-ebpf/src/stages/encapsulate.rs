@@ -154,7 +154,7 @@ fn active(word: &u32) -> u32 {
 
 /// Whether the agent follows the underlay's changes.
 #[inline(always)]
-fn is_fresh() -> bool {
+pub fn is_fresh() -> bool {
     // SAFETY: the helper only reads the clock.
     let now = unsafe { bpf_ktime_get_coarse_ns() };
     HEARTBEAT.get(&0).is_some_and(|beat| now.saturating_sub(*beat) < HEARTBEAT_AGE)

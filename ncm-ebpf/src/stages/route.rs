@@ -89,15 +89,17 @@ fn separate(sender: Sender, own: u32, vni: u32, packet: &Packet) -> Step<()> {
 #[inline(always)]
 fn switched(from: &Subnet, packet: &Packet, side: &mut Side) -> Step<&'static Endpoint> {
     let vni = from.vni;
+    // Epochs are read before what they are of: what changes in between has the flow decided anew.
+    let (ip_slot, mac_slot) =
+        (epoch_slot(vni, &packet.destination.bytes()), mac_slot(vni, &packet.to.bytes()));
+    let (ip_epoch, mac_epoch) = (flow::epoch(ip_slot), flow::epoch(mac_slot));
     let remote = by_ip(vni, packet.destination);
     side.members = remote.map_or(0, |remote| remote.members);
     // Whose change has the flow decided anew: the address's, if it has that MAC; else the MAC's.
-    let slot = match remote {
-        Some(remote) if Mac::new(&remote.mac) == packet.to => epoch_slot(vni, &packet.destination.bytes()),
-        _ => mac_slot(vni, &packet.to.bytes()),
+    (side.flow.remote_slot, side.flow.remote_epoch) = match remote {
+        Some(remote) if Mac::new(&remote.mac) == packet.to => (ip_slot, ip_epoch),
+        _ => (mac_slot, mac_epoch),
     };
-    side.flow.remote_slot = slot;
-    side.flow.remote_epoch = flow::epoch(slot);
     side.flow.vni = vni;
     side.flow.to_mac = side.flow.via_mac;
     side.flow.from_mac = side.flow.local_mac;

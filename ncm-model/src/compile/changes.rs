@@ -1,5 +1,6 @@
 //! What a step changes in the kernel's tables: entries to put, keys to delete, and what the engine does besides.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 
 use ncm_common::tables::{
@@ -182,6 +183,15 @@ impl Changes {
             + self.devices.len()
             + self.port_by_interface.len()
             + self.port_epochs.len()
+    }
+
+    /// Policy sets with entries among those that change.
+    pub(crate) fn written_sets(&self) -> HashSet<u32> {
+        let rules = self.rules.put.iter().map(|put| put.key.set);
+        let rules = rules.chain(self.rules.del.iter().map(|key| key.set));
+        let classes = self.classes.put.iter().map(|put| put.key.set);
+        let classes = classes.chain(self.classes.del.iter().map(|key| key.set));
+        rules.chain(classes).map(|set| set >> 1).collect()
     }
 
     /// Nothing changes, neither in tables nor besides.

@@ -63,7 +63,8 @@ impl Model {
             self.update_port(port);
             ports.insert(port);
         }
-        let mut raised = self.compile_policy(&mut ports);
+        let by_policy = self.compile_policy(&mut ports);
+        let mut raised = BTreeSet::new();
         for port in ports {
             if self.write_port(port) {
                 raised.insert(port);
@@ -81,6 +82,9 @@ impl Model {
             }
         }
         self.tables.flush(changes);
+        // Rules that came and went within the step have changed nothing.
+        let sets = changes.written_sets();
+        raised.extend(by_policy.into_iter().filter(|slot| sets.contains(&self.ports[*slot].set)));
         // What covers more is written later, and goes sooner.
         changes.classes.put.reverse();
         self.raise_epochs(raised, changes);

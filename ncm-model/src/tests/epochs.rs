@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ncm_common::tables::{
-    Endpoint, MEMBERS, Port, Route, RouteKey, Rule, RuleKey, Source, SourceKey, SourcePrefixKey, Subnet,
-    VtepKey, epoch_slot, mac_slot, port_flags,
+    Endpoint, MEMBERS, Port, Route, RouteKey, RuleKey, Source, SourceKey, SourcePrefixKey, Subnet, VtepKey,
+    epoch_slot, mac_slot, port_flags,
 };
 
 use super::kernel::{Kernel, Node};
@@ -19,7 +19,8 @@ struct Decision {
     prefixes: Vec<(SourcePrefixKey, Source)>,
     subnets: Vec<Subnet>,
     routes: Vec<(RouteKey, Route, Option<Subnet>)>,
-    rules: Vec<(RuleKey, Rule)>,
+    /// How many groups ask for each is of no concern.
+    rules: Vec<RuleKey>,
     hosts: BTreeSet<VtepKey>,
 }
 
@@ -56,7 +57,7 @@ fn decision(kernel: &Kernel, index: u32, port: &Port) -> Decision {
         routes.map(|(key, route)| (*key, *route, live(route.subnet, route.subnet_generation))).collect();
     let subnets: Vec<Subnet> = subnets.into_values().collect();
     let of_set = |key: &RuleKey| key.set >> 1 == port.set && key.class & MEMBERS == 0;
-    let rules = kernel.rules.iter().filter(|(key, _)| of_set(key)).map(|(key, rule)| (*key, *rule)).collect();
+    let rules = kernel.rules.keys().filter(|key| of_set(key)).copied().collect();
     let vnis: BTreeSet<u32> = subnets.iter().map(|subnet| subnet.vni).collect();
     let hosts = kernel.vteps.keys().filter(|key| vnis.contains(&key.vni)).copied().collect();
     let flags = port.flags & !port_flags::XDP_TARGET;

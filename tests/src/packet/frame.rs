@@ -268,8 +268,7 @@ pub fn fragment_header(offset: u16, more: bool, identification: u32) -> Vec<u8> 
 
 fn pseudo_header_v6(source: Ipv6, destination: Ipv6, protocol: u8, len: usize) -> u32 {
     let len = u32::try_from(len).expect("at most 65535 bytes");
-    let bytes =
-        [&source[..], &destination[..], &len.to_be_bytes()[..], &[0, 0, 0, protocol][..]].concat();
+    let bytes = [&source[..], &destination[..], &len.to_be_bytes()[..], &[0, 0, 0, protocol][..]].concat();
     u32::from(sum(&bytes, 0))
 }
 

@@ -7,9 +7,9 @@ use std::process::{Command, Stdio};
 use ncm_common::counters::PathCounter;
 use ncm_common::drops::DropReason;
 use ncm_common::tables::{
-    Bucket, Count, Endpoint, Host, IpKey, MacKey, NextHop, NextHopGroup, Node, Port, PortDropKey,
-    PortTraffic, Reference, Route, RouteKey, Source, SourceKey, Subnet, SubnetPrefixKey, TemplateHalf, Vni, VtepKey,
-    PortLimits, endpoint_flags, next_hop_flags, port_flags, route_flags, subnet_flags, timeouts,
+    Bucket, Count, Endpoint, Host, IpKey, MacKey, NextHop, NextHopGroup, Node, Port, PortDropKey, PortLimits,
+    PortTraffic, Reference, Route, RouteKey, Source, SourceKey, Subnet, SubnetPrefixKey, TemplateHalf, Vni,
+    VtepKey, endpoint_flags, next_hop_flags, port_flags, route_flags, subnet_flags, timeouts,
 };
 use ncm_dataplane::{Capacities, Dataplane, Hook, Options, Table, Tables, TestRun, Tunnel};
 use nix::sched::{CloneFlags, unshare};
