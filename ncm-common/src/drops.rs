@@ -124,9 +124,6 @@ reasons! {
     ExtensionHeader = 49, "extension_header";
     /// An IPv6 packet between guests has a link-local address that is not the one of its sender's MAC.
     LinkLocal = 50, "link_local";
-    /// A guest's frame goes straight to a guest's MAC, but its destination address is in another subnet of the VNI: subnets
-    /// reach each other by their router only.
-    OtherSubnet = 35, "other_subnet";
 }
 
 /// One more than the largest reason's number: the capacity of tables indexed by reason.

@@ -79,16 +79,6 @@ impl Tc {
         unsafe { (*self.0).mark = 0 };
     }
 
-    /// Whether the frame still belongs to a tap: its sockets are of no address family, those of guests' stacks are.
-    #[inline(always)]
-    fn is_of_tap(&self) -> bool {
-        // SAFETY: the context is the kernel's; a socket that it names is there as long as the frame.
-        unsafe {
-            let socket = (*self.0).__bindgen_anon_2.sk;
-            !socket.is_null() && (&raw const (*socket).family).read_volatile() == 0
-        }
-    }
-
     /// Replaces bytes of the frame, under `flags` of `bpf_skb_store_bytes`.
     ///
     /// # Errors
