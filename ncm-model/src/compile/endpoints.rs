@@ -64,7 +64,7 @@ fn decide<K: Copy + Ord>(
     mut changed: impl FnMut(&K, &Mark<K>),
 ) {
     // Of one key, the marks stay in the order in which they were made.
-    marks.sort_by(|one, other| one.key.cmp(&other.key));
+    marks.sort_by_key(|mark| mark.key);
     delta.put.reserve(marks.len());
     for marks in marks.chunk_by(|one, other| one.key == other.key) {
         let first = &marks[0];
