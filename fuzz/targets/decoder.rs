@@ -28,7 +28,14 @@ fuzz_target!(|data: &[u8]| {
         addresses: vec![Ipv4Addr::new(192, 168, 50, 1).into()],
         endpoints: vec![Ipv4Addr::new(192, 168, 50, 1).into()],
         // Small, so that the bounds are met.
-        limits: Limits { tombstones: 4, tombstone_age_s: 60, parked: 4, neighbours: 16, resources: 8 },
+        limits: Limits {
+            tombstones: 4,
+            tombstone_age_s: 60,
+            parked: 4,
+            neighbours: 16,
+            resources: 8,
+            kept_bytes: 4096,
+        },
         ..Settings::default()
     };
     let mut model = Model::new(settings, &Seed::default());
