@@ -293,7 +293,7 @@ async fn a_port_waits_for_its_interface_and_follows_it() {
     for _ in 0..3 {
         agent.run("ip link add guest0 type veth peer name guest1");
         agent.wait_for_metric(success, 1.0);
-        assert_eq!(agent.metric("ncm_table_entries{table=\"port_by_interface\"}"), Some(1.0));
+        agent.wait_for_metric("ncm_table_entries{table=\"port_by_interface\"}", 1.0);
         agent.run("ip link del guest0");
         agent.wait_for_metric(pending, 1.0);
     }
