@@ -36,6 +36,7 @@ fuzz_target!(|data: &[u8]| {
             resources: 8,
             set_entries: 64,
             rules: 64,
+            kept_bytes: 4096,
         },
         ..Settings::default()
     };

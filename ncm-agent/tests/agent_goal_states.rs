@@ -201,7 +201,7 @@ async fn many_neighbours_are_answered_below_the_senders_limit_with_failures_firs
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_table_is_a_failure_of_what_did_not_fit_and_heals_by_itself() {
-    let agent = Agent::start("[capacity]\nendpoints = 64\n");
+    let mut agent = Agent::start("[capacity]\nendpoints = 64\n");
     let mut client = agent.client().await;
     let state = |numbers: std::ops::Range<u32>, operation: OperationType| GoalState {
         neighbor_states: numbers
@@ -217,7 +217,7 @@ async fn a_full_table_is_a_failure_of_what_did_not_fit_and_heals_by_itself() {
     let reply = reply.expect("is answered").into_inner();
     let failed = rows(&reply).iter().filter(|row| row.2 == OperationStatus::Failure).count();
     assert_eq!(failed, 36, "100 neighbours in a table for 64: {:?}\n{}", rows(&reply), agent.log());
-    assert!(agent.log().contains("raise capacity.endpoints"), "the log says what helps");
+    agent.wait_for_log("raise capacity.endpoints");
 
     let reply = client.push_network_resource_states(state(0..50, OperationType::Delete)).await;
     let reply = reply.expect("is answered").into_inner();
@@ -229,7 +229,7 @@ async fn a_full_table_is_a_failure_of_what_did_not_fit_and_heals_by_itself() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_for_other_hosts_is_counted_and_changes_nothing() {
-    let agent = Agent::start("");
+    let mut agent = Agent::start("");
     let mut client = agent.client().await;
     let mut message = GoalStateV2::default();
     message.vpc_states.insert("vpc".to_owned(), vpc("vpc", 7));
@@ -241,7 +241,7 @@ async fn a_message_for_other_hosts_is_counted_and_changes_nothing() {
         assert!(reply.operation_statuses.is_empty(), "{:?}", rows(&reply));
         assert_eq!(agent.metric("ncm_foreign_messages_total"), Some(f64::from(number)));
     }
-    assert!(agent.log().contains("host_resources list 1 hosts"), "{}", agent.log());
+    agent.wait_for_log("host_resources list 1 hosts");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -293,7 +293,7 @@ async fn a_port_waits_for_its_interface_and_follows_it() {
     for _ in 0..3 {
         agent.run("ip link add guest0 type veth peer name guest1");
         agent.wait_for_metric(success, 1.0);
-        assert_eq!(agent.metric("ncm_table_entries{table=\"port_by_interface\"}"), Some(1.0));
+        agent.wait_for_metric("ncm_table_entries{table=\"port_by_interface\"}", 1.0);
         agent.run("ip link del guest0");
         agent.wait_for_metric(pending, 1.0);
     }
@@ -373,7 +373,7 @@ async fn a_million_neighbours_are_applied_in_one_message() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_interface_that_cannot_be_taken_over_is_tried_again_until_it_can() {
-    let agent = Agent::start("");
+    let mut agent = Agent::start("");
     agent.run("ip link add guest0 type veth peer name guest1");
     // The program can be attached, but the settings that close an interface cannot be made.
     agent.run("echo 0 > /proc/sys/net/ipv4/conf/guest0/arp_ignore");
@@ -384,7 +384,7 @@ async fn an_interface_that_cannot_be_taken_over_is_tried_again_until_it_can() {
     let reply = client.push_network_resource_states(message).await.expect("is answered").into_inner();
     let failed = (ResourceType::Port, "port", OperationStatus::Failure);
     assert!(rows(&reply).contains(&failed), "{:?}: {}", rows(&reply), agent.log());
-    assert!(agent.log().contains("guest0"), "{}", agent.log());
+    agent.wait_for_log("guest0");
     let of = |status: &str| format!("ncm_resources{{type=\"port\",status=\"{status}\"}}");
     agent.wait_for_metric(&of("failure"), 1.0);
     agent.run("umount /proc/sys/net");

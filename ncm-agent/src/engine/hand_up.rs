@@ -12,7 +12,8 @@ use ncm_model::lease::LeaseFacts;
 use tokio::time::sleep;
 
 use super::status::Role;
-use super::{Shared, fault, wire};
+use super::{Shared, wire};
+use crate::fault;
 use crate::hand_up::{self, Facts};
 use crate::netlink::Kernel;
 
