@@ -242,8 +242,8 @@ impl Context for Tc {
         }
         // No helper takes a frame from its socket, but a clone has none. The original is of no more use.
         // SAFETY: the context is the kernel's.
-        unsafe { bpf_clone_redirect(self.0, ifindex, 0) };
-        Some(Self::DROP)
+        let sent = unsafe { bpf_clone_redirect(self.0, ifindex, 0) };
+        (sent >= 0).then_some(Self::DROP)
     }
 
     #[inline(always)]
