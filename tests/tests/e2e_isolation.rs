@@ -1,6 +1,6 @@
 //! What must not get through: other tenants' traffic, spoofed sources, rogue servers, strangers' tunnel frames.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -171,18 +171,19 @@ fn rogue_servers_and_unforwarded_protocols_are_dropped_under_their_reasons() {
             let discover = ipv4(Ipv4Addr::UNSPECIFIED, any, 64, 17, &udp(68, 67, &[1; 240]));
             wire.send(&ethernet([0xff; 6], a.mac(), 0x0800, &discover))
         })?;
-        let ipv6 = |next: u8, payload: &[u8]| {
+        let ipv6 = |from: &str, next: u8, payload: &[u8]| -> Result<Vec<u8>> {
             let length = (payload.len() as u16).to_be_bytes();
-            let link_local = [&[0xfe, 0x80][..], &[0; 13], &[1]].concat();
+            let from: Ipv6Addr = from.parse()?;
             let all_nodes = [&[0xff, 0x02][..], &[0; 13], &[1]].concat();
-            [&[0x60, 0, 0, 0, length[0], length[1], next, 255][..], &link_local, &all_nodes, payload].concat()
+            let header = [0x60, 0, 0, 0, length[0], length[1], next, 255];
+            Ok([&header[..], &from.octets(), &all_nodes, payload].concat())
         };
         host.expect_drop("rogue_router", || {
             let advertisement = [134, 0, 0, 0, 64, 0, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0];
-            wire.send(&ethernet([0x33, 0x33, 0, 0, 0, 1], a.mac(), 0x86dd, &ipv6(58, &advertisement)))
+            wire.send(&ethernet([0x33, 0x33, 0, 0, 0, 1], a.mac(), 0x86dd, &ipv6("fe80::1", 58, &advertisement)?))
         })?;
-        host.expect_drop("ipv6", || {
-            wire.send(&ethernet(b.mac(), a.mac(), 0x86dd, &ipv6(17, &udp(1, 2, MARK))))
+        host.expect_drop("spoofed_ip", || {
+            wire.send(&ethernet(b.mac(), a.mac(), 0x86dd, &ipv6("2001:db8::1", 17, &udp(1, 2, MARK))?))
         })?;
         host.expect_drop("vlan", || {
             let inner = [&[0, 5, 8, 0][..], &ipv4(a.ip(), b.ip(), 64, 17, &udp(1, 2, MARK))].concat();
