@@ -180,7 +180,12 @@ fn rogue_servers_and_unforwarded_protocols_are_dropped_under_their_reasons() {
         };
         host.expect_drop("rogue_router", || {
             let advertisement = [134, 0, 0, 0, 64, 0, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0];
-            wire.send(&ethernet([0x33, 0x33, 0, 0, 0, 1], a.mac(), 0x86dd, &ipv6("fe80::1", 58, &advertisement)?))
+            wire.send(&ethernet(
+                [0x33, 0x33, 0, 0, 0, 1],
+                a.mac(),
+                0x86dd,
+                &ipv6("fe80::1", 58, &advertisement)?,
+            ))
         })?;
         host.expect_drop("spoofed_ip", || {
             wire.send(&ethernet(b.mac(), a.mac(), 0x86dd, &ipv6("2001:db8::1", 17, &udp(1, 2, MARK))?))

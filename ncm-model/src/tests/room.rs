@@ -7,7 +7,8 @@ use super::states::*;
 use crate::settings::{Limits, Settings, Slots};
 use crate::wire::OperationStatus::{Failure, Pending, Success};
 use crate::wire::{
-    GatewayConfiguration, GatewayState, GoalState, RouterConfiguration, SecurityGroupConfiguration, SecurityGroupState,
+    GatewayConfiguration, GatewayState, GoalState, RouterConfiguration, SecurityGroupConfiguration,
+    SecurityGroupState,
 };
 
 fn node(slots: Slots) -> Node {
@@ -219,10 +220,9 @@ fn what_is_kept_unsupported_is_bounded_in_bytes() {
         let configuration =
             GatewayConfiguration { id: format!("g{number}"), request_id: name, ..Default::default() };
         let mut state = empty();
-        state.gateway_states.push(GatewayState {
-            operation_type: operation as i32,
-            configuration: Some(configuration),
-        });
+        state
+            .gateway_states
+            .push(GatewayState { operation_type: operation as i32, configuration: Some(configuration) });
         state
     };
     let mut refused = |state: GoalState| node.one(&state).cause.contains("bytes of gateways");

@@ -139,7 +139,8 @@ fn raw_writes(count: u32) -> Result<f64> {
         ..Default::default()
     };
     let mac = |number| (MacKey { vni: 100, mac: many::mac(number), ..Default::default() }, value(number));
-    let ip = |number| (IpKey { vni: 100, ip: many::address(number).to_ipv6_mapped().octets() }, value(number));
+    let ip =
+        |number| (IpKey { vni: 100, ip: many::address(number).to_ipv6_mapped().octets() }, value(number));
     let by_mac: Vec<_> = (0..count).map(mac).collect();
     let by_ip: Vec<_> = (0..count).map(ip).collect();
     settle(count);
