@@ -91,7 +91,7 @@ fn bench_reference_tc(context: TcContext) -> i32 {
 #[xdp(frags)]
 fn bench_guest_xdp(context: XdpContext) -> u32 {
     let action = from_guest(Xdp::new(&context));
-    if move_head(&context, vxlan::LEN as i32) { action } else { Xdp::DROP as u32 }
+    if move_head(&context, vxlan::LEN_V4 as i32) { action } else { Xdp::DROP as u32 }
 }
 
 /// `wire_xdp` on a tunnel frame for a guest of this host, unrouted; afterwards the frame is as before, as what was
@@ -99,14 +99,14 @@ fn bench_guest_xdp(context: XdpContext) -> u32 {
 #[xdp(frags)]
 fn bench_wire_xdp(context: XdpContext) -> u32 {
     let action = from_wire(Xdp::new(&context));
-    if move_head(&context, -(vxlan::LEN as i32)) { action } else { Xdp::DROP as u32 }
+    if move_head(&context, -(vxlan::LEN_V4 as i32)) { action } else { Xdp::DROP as u32 }
 }
 
 /// What the wrappers add, twice: the head is moved there and back. Half of its time is theirs.
 #[xdp(frags)]
 fn bench_undo(context: XdpContext) -> u32 {
-    let there = move_head(&context, -(vxlan::LEN as i32));
-    if there && move_head(&context, vxlan::LEN as i32) { Xdp::PASS as u32 } else { Xdp::DROP as u32 }
+    let there = move_head(&context, -(vxlan::LEN_V4 as i32));
+    if there && move_head(&context, vxlan::LEN_V4 as i32) { Xdp::PASS as u32 } else { Xdp::DROP as u32 }
 }
 
 /// Moves the start of the packet.
