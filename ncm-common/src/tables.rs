@@ -267,7 +267,7 @@ layout! {
     pub struct Flow {
         /// `flow_state`.
         pub state: u32,
-        /// When a packet was last seen from the guest ([0]) and to it ([1]), in [`ticks`]; 0 for never.
+        /// When a packet was last seen from the guest (first) and to it (second), in [`ticks`]; 0 for never.
         pub seen: [u32; 2],
         /// Ticks without a packet after which the flow is over.
         pub timeout: u32,

@@ -212,7 +212,15 @@ impl Guest {
     /// # Errors
     /// If the connection fails or the bytes differ.
     pub fn expect_tcp(&self, to: &Self, bytes: usize) -> Result<Duration> {
-        let listener = to.ns.listen(SocketAddr::new(IpAddr::V4(to.ip()), 0))?;
+        self.expect_tcp_on(to, 0, bytes)
+    }
+
+    /// The same, to a port of the caller's choice; 0 for any.
+    ///
+    /// # Errors
+    /// If the connection fails or the bytes differ.
+    pub fn expect_tcp_on(&self, to: &Self, port: u16, bytes: usize) -> Result<Duration> {
+        let listener = to.ns.listen(SocketAddr::new(IpAddr::V4(to.ip()), port))?;
         let address = listener.local_addr()?;
         let begin = Instant::now();
         let receiver = std::thread::spawn(move || -> Result<(usize, u64)> {
