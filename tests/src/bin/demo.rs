@@ -146,8 +146,9 @@ fn guest(lab: &Lab, host: &Host, name: &str, ip: Ipv4Addr, prefix: u8) -> Result
         name: name.to_owned(),
         interface: format!("tap{name}"),
         mac: [0x02, 0, 0, 0, 0, if last == 11 { 0x11 } else { 0x21 }],
-        addresses: vec![(ip, prefix)],
+        addresses: vec![(ip.into(), prefix)],
         gateway: Some(Ipv4Addr::from(network + 1)),
+        gateway6: None,
         mtu: 1450,
         tap: false,
     };

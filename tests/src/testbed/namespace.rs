@@ -1,7 +1,7 @@
 //! A network namespace: run commands and code inside.
 
 use std::fs::File;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -206,8 +206,8 @@ impl Namespace {
     ///
     /// # Errors
     /// If `ping` cannot be started.
-    pub fn pings(&self, to: Ipv4Addr) -> Result<bool> {
-        let count = ["ping", "-n", "-c", "1", "-W", "1", &to.to_string()].map(str::to_owned);
+    pub fn pings(&self, to: impl Into<IpAddr>) -> Result<bool> {
+        let count = ["ping", "-n", "-c", "1", "-W", "1", &to.into().to_string()].map(str::to_owned);
         Ok(self.outcome(&count)?.success)
     }
 }
