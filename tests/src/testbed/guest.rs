@@ -244,7 +244,19 @@ impl Guest {
     /// # Errors
     /// If the connection fails or the bytes differ.
     pub fn expect_tcp_on(&self, to: &Self, port: u16, bytes: usize) -> Result<Duration> {
-        let listener = to.ns.listen(SocketAddr::new(IpAddr::V4(to.ip()), port))?;
+        self.tcp(to, SocketAddr::new(IpAddr::V4(to.ip()), port), bytes)
+    }
+
+    /// The same over IPv6.
+    ///
+    /// # Errors
+    /// If the connection fails or the bytes differ.
+    pub fn expect_tcp6(&self, to: &Self, bytes: usize) -> Result<Duration> {
+        self.tcp(to, SocketAddr::new(IpAddr::V6(to.ip6()), 0), bytes)
+    }
+
+    fn tcp(&self, to: &Self, address: SocketAddr, bytes: usize) -> Result<Duration> {
+        let listener = to.ns.listen(address)?;
         let address = listener.local_addr()?;
         let begin = Instant::now();
         let receiver = std::thread::spawn(move || -> Result<(usize, u64)> {
