@@ -25,7 +25,8 @@ use crate::programs::{from_guest, from_wire};
 /// Flows of the minimal program: a table of the flow table's kind, key, value and capacity. The benchmark writes it, the minimal
 /// program reads it.
 #[map]
-static BENCH_FLOWS: HashMap<[u32; WORDS], Flow> = HashMap::with_max_entries(capacity::FLOWS, BPF_F_NO_PREALLOC);
+static BENCH_FLOWS: HashMap<[u32; WORDS], Flow> =
+    HashMap::with_max_entries(capacity::FLOWS, BPF_F_NO_PREALLOC);
 
 /// How packets differ from run to run. All is as in memory.
 #[derive(Clone, Copy)]
