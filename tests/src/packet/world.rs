@@ -37,19 +37,23 @@ impl World {
     /// Without root, or if the kernel refuses the programs.
     #[must_use]
     pub fn new() -> Self {
-        Self::build(Dataplane::open)
+        Self::build(&[], Dataplane::open)
     }
 
-    /// The same with another object than the embedded one: the benchmark's.
+    /// The same with another object than the embedded one, the benchmark's, and with larger tables: keys of `[capacity]` in the
+    /// configuration, and entries.
     ///
     /// # Panics
     /// As [`Self::new`].
     #[must_use]
-    pub fn with_object(object: &[u8]) -> Self {
-        Self::build(|options| Dataplane::open_object(options, object))
+    pub fn with_object(object: &[u8], capacities: &[(&str, u32)]) -> Self {
+        Self::build(capacities, |options| Dataplane::open_object(options, object))
     }
 
-    fn build(open: impl FnOnce(&Options) -> Result<Dataplane, ncm_dataplane::Error>) -> Self {
+    fn build(
+        larger: &[(&str, u32)],
+        open: impl FnOnce(&Options) -> Result<Dataplane, ncm_dataplane::Error>,
+    ) -> Self {
         assert!(nix::unistd::geteuid().is_root(), "packet tests need root: run `sudo -E cargo xtask test`");
         unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace of our own");
         // The interfaces' own IPv6 chatter would run through the programs and count.
@@ -92,6 +96,9 @@ impl World {
             assert!(capacities.set(key, 64), "{key}");
         }
         assert!(capacities.set("port_drops", 1024));
+        for (key, entries) in larger {
+            assert!(capacities.set(key, *entries), "{key}");
+        }
         let dataplane = open(&Options { capacities, ..Options::unpinned() })
             .unwrap_or_else(|error| panic!("the programs load: {error}"));
         let world = Self { dataplane };

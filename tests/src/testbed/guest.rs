@@ -116,6 +116,16 @@ impl Guest {
         self.host.run(&format!("ip link del {}", self.spec.interface)).map(drop)
     }
 
+    /// Takes the guest to another host, running as it is: what it has open stays open.
+    ///
+    /// # Errors
+    /// If the other host has an interface of that name.
+    pub fn move_to(&mut self, host: &Namespace) -> Result<()> {
+        self.unplug()?;
+        self.host = host.clone();
+        self.plug()
+    }
+
     /// What it was made as.
     #[must_use]
     pub fn spec(&self) -> &GuestSpec {
@@ -346,12 +356,15 @@ impl RunningPing {
     ///
     /// # Errors
     /// If they are not within ten seconds.
-    pub fn goes_on(&mut self, count: u32) -> Result<()> {
-        // 64 bytes from 10.1.0.12: icmp_seq=17 ttl=64 time=0.052 ms
-        let number = |line: &String| line.split_once("icmp_seq=")?.1.split(' ').next()?.parse::<u32>().ok();
-        let last = self.process.output().lines().iter().rev().find_map(number).unwrap_or(0);
-        let wanted = format!("icmp_seq={} ", last + count);
-        self.process.wait_for(&wanted, Duration::from_secs(10)).map(drop).with_context(|| self.what.clone())
+    pub fn goes_on(&self, count: u32) -> Result<()> {
+        let answered =
+            || self.process.output().lines().iter().filter(|line| line.contains("bytes from")).count();
+        let wanted = answered() + count as usize;
+        eventually(
+            &format!("{}: {count} more pings are answered", self.what),
+            Duration::from_secs(10),
+            || Ok(answered() >= wanted),
+        )
     }
 
     /// Ends it; how many were sent and how many were answered.
