@@ -88,6 +88,12 @@ fn the_kernel_decapsulates_ipv6_where_the_configuration_says_tc() {
 }
 
 #[test]
+fn the_relay_device_may_be_on_the_tunnels_own_port_over_ipv6() {
+    let options = HostOptions::virtual_wire().with("underlay", "relay_port", "4789");
+    Lab::story(|lab| guests_of_both_versions(lab, options, true));
+}
+
+#[test]
 fn guests_on_xdp_over_ipv6() {
     let options = HostOptions::default().with("guest", "mode", "\"xdp\"");
     Lab::story(|lab| guests_of_both_versions(lab, options, false));
