@@ -246,7 +246,15 @@ impl Guest {
     /// # Errors
     /// If the connection fails or the bytes differ.
     pub fn expect_tcp(&self, to: &Self, bytes: usize) -> Result<Duration> {
-        let listener = to.ns.listen(SocketAddr::new(IpAddr::V4(to.ip()), 0))?;
+        self.expect_tcp_to(to, to.ip(), bytes)
+    }
+
+    /// Like [`Self::expect_tcp`], to one of the other's addresses.
+    ///
+    /// # Errors
+    /// If the connection fails or the bytes differ.
+    pub fn expect_tcp_to(&self, to: &Self, ip: impl Into<IpAddr>, bytes: usize) -> Result<Duration> {
+        let listener = to.ns.listen(SocketAddr::new(ip.into(), 0))?;
         let address = listener.local_addr()?;
         let begin = Instant::now();
         let receiver = std::thread::spawn(move || -> Result<(usize, u64)> {
