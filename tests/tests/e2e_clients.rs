@@ -202,7 +202,7 @@ fn iperfs(cast: &Cast) -> Result<()> {
     for client in [&cast.near, &cast.routed] {
         for address in cast.addresses() {
             for more in ["-n 30M", "-R -n 30M", "-u -b 100M -n 5M", "-u -R -b 100M -l 8000 -n 5M"] {
-                let line = format!("iperf3 -s -1 -B {address}");
+                let line = format!("iperf3 -s -1 --forceflush -B {address}");
                 let mut server = cast.server.ns.start(&line.split_whitespace().collect::<Vec<_>>())?;
                 server.wait_for("Server listening", Duration::from_secs(5))?;
                 let what = || format!("{} to {address}: {more}", client.name());

@@ -246,15 +246,23 @@ impl Guest {
     /// # Errors
     /// If the connection fails or the bytes differ.
     pub fn expect_tcp(&self, to: &Self, bytes: usize) -> Result<Duration> {
-        self.expect_tcp_to(to, to.ip(), bytes)
+        self.expect_tcp_to(to, SocketAddr::new(to.ip().into(), 0), bytes)
     }
 
-    /// Like [`Self::expect_tcp`], to one of the other's addresses.
+    /// The same, to a port of the caller's choice.
     ///
     /// # Errors
     /// If the connection fails or the bytes differ.
-    pub fn expect_tcp_to(&self, to: &Self, ip: impl Into<IpAddr>, bytes: usize) -> Result<Duration> {
-        let listener = to.ns.listen(SocketAddr::new(ip.into(), 0))?;
+    pub fn expect_tcp_on(&self, to: &Self, port: u16, bytes: usize) -> Result<Duration> {
+        self.expect_tcp_to(to, SocketAddr::new(to.ip().into(), port), bytes)
+    }
+
+    /// The same, to one of the other's addresses and a port of it; 0 for any.
+    ///
+    /// # Errors
+    /// If the connection fails or the bytes differ.
+    pub fn expect_tcp_to(&self, to: &Self, address: SocketAddr, bytes: usize) -> Result<Duration> {
+        let listener = to.ns.listen(address)?;
         let address = listener.local_addr()?;
         let begin = Instant::now();
         let receiver = std::thread::spawn(move || -> Result<(usize, u64)> {
