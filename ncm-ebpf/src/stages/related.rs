@@ -16,8 +16,8 @@ use crate::{
     scratch::Scratch,
 };
 
-/// Whether the packet, whose IP header is at `AT`, is an error about a flow of the port: 1 or 0. The port's index and the time are
-/// in `scratch.here`.
+/// Whether the packet, whose IP header is at `AT`, is an error about a flow of the port: 1 or 0. The port's index
+/// is in `scratch.spare.key`.
 #[inline(never)]
 pub fn lets_through<C: Context, const AT: usize>(
     packet: C,
@@ -25,9 +25,8 @@ pub fn lets_through<C: Context, const AT: usize>(
     scratch: &mut Scratch,
     to_guest: bool,
 ) -> u32 {
-    let (index, now) = (scratch.here.key.port, scratch.here.now);
-    if !quoted(&packet, &scratch.packet, &mut scratch.spare.key, AT, to_guest, index)
-        || !is_known(port, &scratch.spare.key, now)
+    if !quoted(&packet, &scratch.packet, &mut scratch.spare.key, AT, to_guest)
+        || !is_known(port, &scratch.spare.key, flow::now())
     {
         return 0;
     }
@@ -35,17 +34,21 @@ pub fn lets_through<C: Context, const AT: usize>(
     1
 }
 
+/// Bytes of a quoted packet that may be looked at: its IP header with options, or IPv6 and a fragment header, and eight more.
+const QUOTED: usize = 60 + 8;
+
 /// Whether there is such a flow and it is allowed.
 #[inline(always)]
 pub fn is_known(port: &Port, key: &FlowKey, now: u32) -> bool {
     flow::entry(key).is_some_and(|entry| {
         entry.state() & flow_state::DENIED == 0
             && flow::is_alive(entry, now)
-            && flow::is_current(entry.flow(), port)
+            && flow::is_current(entry.flow(), port.generation, port.epoch)
+            && entry.is_of(key.port)
     })
 }
 
-/// Reads the key of the quoted packet's flow. An error to the guest quotes what the guest sent, and the other way round.
+/// Reads the key of the quoted packet's flow, except for the port. An error to the guest quotes what the guest sent, and the other way round.
 #[inline(always)]
 fn quoted<C: Context>(
     packet: &C,
@@ -53,10 +56,10 @@ fn quoted<C: Context>(
     key: &mut FlowKey,
     at: usize,
     to_guest: bool,
-    index: u32,
 ) -> bool {
     let start = at + (error.transport & 0x1ff) as usize + 8;
-    let (source, destination, kind, next) = if error.family == 4 {
+    packet.reach((start + QUOTED) as u32);
+    let (source, destination, mut kind, next) = if error.family == 4 {
         let Some(header) = packet.window::<20>(start) else { return false };
         let first = header.u8::<0>();
         // A later fragment has no ports.
@@ -72,7 +75,16 @@ fn quoted<C: Context>(
         let destination = Address::at::<24, 28, 32, 36, 40>(&header);
         (source, destination, header.u8::<6>(), 40)
     };
-    let next = start + next;
+    let mut next = start + next;
+    // A first fragment of IPv6, which is what is too big where fragments are.
+    if error.family == 6 && kind == protocol::FRAGMENT {
+        let Some(header) = packet.window::<8>(next) else { return false };
+        if header.be16::<2>() & 0xfff8 != 0 {
+            return false;
+        }
+        kind = header.u8::<0>();
+        next += 8;
+    }
     let ports = match kind {
         protocol::TCP | protocol::UDP => match packet.window::<4>(next) {
             Some(header) => header.raw32::<0>(),
@@ -97,7 +109,6 @@ fn quoted<C: Context>(
     }
     let ports = if to_guest { ports } else { ports.rotate_left(16) }.to_ne_bytes();
     let (local, remote) = if to_guest { (source, destination) } else { (destination, source) };
-    key.port = index;
     key.local = local.bytes();
     key.remote = remote.bytes();
     key.local_port = [ports[0], ports[1]];
