@@ -80,6 +80,8 @@ pub struct Side {
     pub flow: Flow,
     /// Time, in ticks.
     pub now: u32,
+    /// The port's epoch, read before anything that the decision rests on: what changes meanwhile has it made anew.
+    pub epoch: u32,
     /// What the tables say: [`NONE`], [`STALE`] or [`VALID`].
     pub found: u32,
     /// Where the entry is: [`NOWHERE`], [`ESTABLISHED`] or [`HALF_OPEN`].

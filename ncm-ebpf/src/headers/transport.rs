@@ -90,16 +90,17 @@ fn echo(
     if packet.payload_len() < UDP_LEN as u32 {
         return Err(fault);
     }
-    let kind = window.u8::<0>();
+    let (kind, code) = (window.u8::<0>(), window.u8::<1>());
     let [a, b] = window.raw16::<4>().to_ne_bytes();
-    if kind == request {
+    // Rules name a type and a code: with another code than an echo's, it is no part of an echo's flow.
+    if kind == request && code == 0 {
         packet.ports = u32::from_ne_bytes([a, b, 0, 0]);
-    } else if kind == reply {
+    } else if kind == reply && code == 0 {
         packet.ports = u32::from_ne_bytes([0, 0, a, b]);
     } else {
         packet.class |= class::MESSAGE;
     }
-    packet.icmp = [kind, window.u8::<1>()];
+    packet.icmp = [kind, code];
     packet.checksum = window.raw16::<2>();
     Ok(())
 }
@@ -146,6 +147,8 @@ mod tests {
         let error = parse(1, 0, [3, 4, 0, 0, 0x12, 0x34, 0, 1]).unwrap();
         assert_eq!((error.ports, error.class, error.icmp), (0, class::MESSAGE, [3, 4]));
         assert!(error.is_icmp_error());
+        let other = parse(1, 0, [8, 5, 0, 0, 0x12, 0x34, 0, 1]).unwrap();
+        assert_eq!((other.ports, other.class), (0, class::MESSAGE), "a code of its own");
     }
 
     #[test]

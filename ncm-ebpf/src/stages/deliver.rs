@@ -7,7 +7,17 @@ use ncm_common::{
     tables::{Port, epoch_slot, flow_flags, port_flags},
 };
 
-use super::{Ended, Step, admit::Sender, by_ip, encapsulate::encapsulate, flow, open, port, settle, subnet};
+use super::{
+    Ended, Step,
+    admit::Sender,
+    by_ip,
+    encapsulate::encapsulate,
+    flow,
+    guest::PAYLOAD,
+    open, port,
+    related::{self, Way},
+    settle, subnet,
+};
 use crate::{
     context::{Context, Refused, Tunnel},
     count::{count, received},
@@ -53,7 +63,7 @@ pub fn deliver<C: Context>(
     if !fits(packet.segment_size(), bytes, to.mtu) {
         return Err(Ended::too_big(u32::from(to.mtu)));
     }
-    receive(sender, target, to, &scratch.packet, &mut scratch.there)?;
+    receive(packet, sender, (target, to), scratch)?;
     if routed {
         rewrite_macs(packet, &scratch.tunnel)?;
         lower_ttl(packet, &scratch.packet)?;
@@ -67,17 +77,28 @@ pub fn deliver<C: Context>(
 
 /// Lets the packet in at the port that it is for, by that port's own flow and policy.
 #[inline(always)]
-fn receive(sender: Sender, index: u32, to: &'static Port, packet: &Packet, side: &mut Side) -> Step<()> {
+fn receive<C: Context>(
+    packet: C,
+    sender: Sender,
+    (index, to): (u32, &'static Port),
+    scratch: &mut Scratch,
+) -> Step<()> {
+    let (whole, side) = (&scratch.packet, &mut scratch.there);
     let now = flow::now();
-    flow::key(packet, index, true, &mut side.key);
-    if let Some(entry) = flow::find(packet, &side.key)
+    flow::key(whole, index, true, &mut side.key);
+    if let Some(entry) = flow::find(whole, &side.key)
         && flow::is_steady(entry, to, now, true)
     {
         flow::see(entry, true, now);
         return Ok(());
     }
     side.now = now;
-    Ended::step(begin(sender, to, packet, side))
+    side.epoch = flow::of_port(to);
+    if whole.is_icmp_error() && related::lets_through::<C, PAYLOAD>(packet, to, scratch, Way::ToNeighbour) != 0
+    {
+        return Ok(());
+    }
+    Ended::step(begin(sender, to, &scratch.packet, &mut scratch.there))
 }
 
 /// Decides about a packet from another guest of this host that no flow of its receiver decides about.

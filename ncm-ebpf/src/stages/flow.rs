@@ -83,6 +83,13 @@ pub fn is_current(flow: &Flow, port: &Port) -> bool {
         && epoch(flow.remote_slot) == flow.remote_epoch
 }
 
+/// The port's own epoch.
+#[inline(always)]
+pub fn of_port(port: &Port) -> u32 {
+    // SAFETY: a reference may be read; volatile, as it is to be read before the tables are.
+    unsafe { (&raw const port.epoch).read_volatile() }
+}
+
 /// The epoch of a slot.
 #[inline(always)]
 pub fn epoch(slot: u32) -> u32 {

@@ -15,7 +15,7 @@ use crate::{
         ethernet::{self, Ethernet, ethertype},
         packet::{class, icmp},
     },
-    scratch::{Scratch, forget, scratch},
+    scratch::{STALE, Scratch, VALID, forget, scratch},
     tables::PORT_BY_INTERFACE,
 };
 
@@ -102,6 +102,7 @@ fn follow<C: Context>(packet: C, sender: Sender, scratch: &mut Scratch) -> Step<
         Some(entry) => flow::see(entry, false, now),
         None => {
             scratch.here.now = now;
+            scratch.here.epoch = flow::of_port(port);
             if is_discovery(&scratch.packet) {
                 return Err(Ended(answer::discovery(packet, sender, scratch)));
             }
@@ -167,14 +168,20 @@ fn decide<C: Context>(packet: C, sender: Sender, scratch: &mut Scratch) -> Step<
     settle::look(sender.port, whole, here);
     // A later fragment for a gateway is of no flow, and answered like the first.
     if unknown != 0 || !flow::leads_out(here, whole) {
+        let guard = (here.flow.remote_slot, here.flow.remote_epoch);
         Ended::step(route::resolve(packet, sender, scratch))?;
+        let here = &mut scratch.here;
+        // The decision is of the other side as it was: policy is asked about it as it is.
+        if here.found == VALID && guard != (here.flow.remote_slot, here.flow.remote_epoch) {
+            here.found = STALE;
+        }
     }
     Ended::step(unknown)?;
     if any && scratch.packet.source != Address::link_local(scratch.packet.from) {
         return refuse(DropReason::LinkLocal);
     }
     if scratch.packet.is_icmp_error()
-        && related::lets_through::<C, PAYLOAD>(packet, sender.port, scratch, false) != 0
+        && related::lets_through::<C, PAYLOAD>(packet, sender.port, scratch, related::Way::FromGuest) != 0
     {
         return Ok(());
     }

@@ -98,7 +98,7 @@ pub fn settle(port: &Port, packet: &Packet, side: &mut Side, to_guest: bool) -> 
     let began_by_remote = side.flow.state & flow_state::REMOTE_BEGAN != 0;
     if side.found == STALE {
         count(PathCounter::FlowRedecided, packet.length);
-        side.flow.port_epoch = port.epoch;
+        side.flow.port_epoch = side.epoch;
         side.changed = 1;
         side.flow.state &= !flow_state::DENIED;
         if policy::allows(port, packet, side, began_by_remote) == 0 {
@@ -127,7 +127,7 @@ pub fn settle(port: &Port, packet: &Packet, side: &mut Side, to_guest: bool) -> 
         side.flow.seen = [0; 2];
         side.flow.created = side.now;
         side.flow.port_generation = port.generation;
-        side.flow.port_epoch = port.epoch;
+        side.flow.port_epoch = side.epoch;
         if side.place == ESTABLISHED {
             side.flow.state |= flow_state::ESTABLISHED;
         }

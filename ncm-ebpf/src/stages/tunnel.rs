@@ -277,6 +277,7 @@ fn receive<C: Context, const AT: usize>(
         }
     }
     scratch.here.now = now;
+    scratch.here.epoch = flow::of_port(guest);
     Ended::step(undecided::<C, AT>(packet, guest, scratch))?;
     Ok(Mac::new(&scratch.here.flow.shown_mac))
 }
@@ -298,7 +299,9 @@ fn decide<C: Context, const AT: usize>(packet: C, guest: &'static Port, scratch:
     }
     settle::look(guest, &scratch.packet, &mut scratch.here);
     Ended::step(admit(guest, scratch))?;
-    if scratch.packet.is_icmp_error() && related::lets_through::<C, AT>(packet, guest, scratch, true) != 0 {
+    if scratch.packet.is_icmp_error()
+        && related::lets_through::<C, AT>(packet, guest, scratch, related::Way::ToGuest) != 0
+    {
         return Ok(());
     }
     Ended::step(settle::settle(guest, &scratch.packet, &mut scratch.here, true))?;
@@ -383,7 +386,7 @@ fn admitted(port: &Port, scratch: &mut Scratch) -> Step<()> {
     side.flow.shown_mac = shown.bytes();
     side.flow.peer = peer;
     side.flow.port_generation = port.generation;
-    side.flow.port_epoch = port.epoch;
+    side.flow.port_epoch = side.epoch;
     Ok(())
 }
 
