@@ -209,15 +209,15 @@ fn errors_between_guests_of_one_host_are_let_through_with_their_flow() {
         let quoted = &quoted.bytes()[..28];
         world.from_guest(A2, icmp(A2.ip, A1.ip, 3, 3, [0; 4], quoted).frame(A1.mac, A2.mac))
     };
-    unreachable(&question).assert_dropped(DropReason::PolicyIngress, A2.port);
+    unreachable(&question).assert_dropped(DropReason::PolicyIngress, A1.port);
     world.from_guest(A1, question.frame(A2.mac, A1.mac)).assert_delivered(A2.port, PathCounter::LocalDelivered);
     let seen = unreachable(&question);
     seen.assert_delivered(A1.port, PathCounter::LocalDelivered);
     seen.assert_counted(PathCounter::ErrorRelated);
     unreachable(&udp((A1.ip, 1001), (A2.ip, 53), b"question"))
-        .assert_dropped(DropReason::PolicyIngress, A2.port);
+        .assert_dropped(DropReason::PolicyIngress, A1.port);
     world.raise();
-    unreachable(&question).assert_dropped(DropReason::PolicyIngress, A2.port);
+    unreachable(&question).assert_dropped(DropReason::PolicyIngress, A1.port);
 }
 
 #[test]

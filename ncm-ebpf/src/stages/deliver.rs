@@ -8,8 +8,8 @@ use ncm_common::{
 };
 
 use super::{
-    Ended, Step, admit::Sender, by_ip, encapsulate::encapsulate, flow, guest::PAYLOAD, open, port, related, settle,
-    subnet,
+    Ended, Step, admit::Sender, by_ip, encapsulate::encapsulate, flow, guest::PAYLOAD, open, port,
+    related::{self, Way}, settle, subnet,
 };
 use crate::{
     context::{Context, Refused},
@@ -97,9 +97,8 @@ fn receive<C: Context>(
 fn begin<C: Context>(packet: C, from: &'static Port, to: &Port, scratch: &mut Scratch) -> u32 {
     let sender = Sender { index: scratch.here.key.port, port: from };
     flow::stamp(to, &mut scratch.there);
-    scratch.spare.key.port = scratch.there.key.port;
     if scratch.packet.is_icmp_error()
-        && related::lets_through::<C, PAYLOAD>(packet, to, scratch, true) != 0
+        && related::lets_through::<C, PAYLOAD>(packet, to, scratch, Way::ToNeighbour) != 0
     {
         return 0;
     }

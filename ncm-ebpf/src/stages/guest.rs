@@ -4,7 +4,8 @@ use ncm_common::{counters::PathCounter, drops::DropReason, tables::flow_flags};
 
 use super::{
     Ended, Step, admit::Sender, answer, control, deliver, errors, flow, fragment, open, port, refuse,
-    related, route, settle, subnet,
+    related::{self, Way},
+    route, settle, subnet,
 };
 use crate::{
     context::Context,
@@ -178,9 +179,8 @@ fn decide<C: Context>(packet: C, sender: Sender, scratch: &mut Scratch) -> Step<
     if any && scratch.packet.source != Address::link_local(scratch.packet.from) {
         return refuse(DropReason::LinkLocal);
     }
-    scratch.spare.key.port = sender.index;
     let is_related = scratch.packet.is_icmp_error()
-        && related::lets_through::<C, PAYLOAD>(packet, sender.port, scratch, false) != 0;
+        && related::lets_through::<C, PAYLOAD>(packet, sender.port, scratch, Way::FromGuest) != 0;
     if !is_related {
         Ended::step(settle::settle(sender.port, &scratch.packet, &mut scratch.here, false))?;
     }

@@ -19,7 +19,8 @@ use super::{
     Ended, Step, by_ip, by_mac,
     deliver::fits,
     encapsulate::is_fresh,
-    flow, fragment, open, port, refuse, related,
+    flow, fragment, open, port, refuse,
+    related::{self, Way},
     route::{is_for_gateway, is_gateway},
     set, settle, subnet,
 };
@@ -357,9 +358,8 @@ fn decide<C: Context, const AT: usize>(packet: C, guest: &'static Port, scratch:
     }
     settle::look(&scratch.packet, &mut scratch.here);
     Ended::step(admit(guest, scratch))?;
-    scratch.spare.key.port = scratch.here.key.port;
     let is_related = scratch.packet.is_icmp_error()
-        && related::lets_through::<C, AT>(packet, guest, scratch, true) != 0;
+        && related::lets_through::<C, AT>(packet, guest, scratch, Way::ToGuest) != 0;
     if !is_related {
         Ended::step(settle::settle(guest, &scratch.packet, &mut scratch.here, true))?;
     }
