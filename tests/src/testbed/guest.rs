@@ -246,18 +246,10 @@ impl Guest {
     /// # Errors
     /// If the connection fails or the bytes differ.
     pub fn expect_tcp(&self, to: &Self, bytes: usize) -> Result<Duration> {
-        self.expect_tcp_to(to, SocketAddr::new(to.ip().into(), 0), bytes)
+        self.expect_tcp_to(to, SocketAddr::from((to.ip(), 0)), bytes)
     }
 
-    /// The same, to a port of the caller's choice.
-    ///
-    /// # Errors
-    /// If the connection fails or the bytes differ.
-    pub fn expect_tcp_on(&self, to: &Self, port: u16, bytes: usize) -> Result<Duration> {
-        self.expect_tcp_to(to, SocketAddr::new(to.ip().into(), port), bytes)
-    }
-
-    /// The same, to one of the other's addresses and a port of it; 0 for any.
+    /// Like [`Self::expect_tcp`], to one of the other's addresses, on a port of the caller's choice or any (0).
     ///
     /// # Errors
     /// If the connection fails or the bytes differ.
