@@ -121,7 +121,7 @@ fn a_flood_of_answered_connection_requests_takes_no_share() {
     back(&world, 80, 1000, SYN | ACK).assert_delivered(A1.port, PathCounter::DecapsulatedRelay);
     out(&world, 1000, 80, ACK).assert_counted(PathCounter::FlowEstablished);
     let relay = world.ifindex("relay0");
-    let tunnel = Some(ncm_dataplane::Tunnel { vni: SUBNET_A.vni, source: HOST_1 });
+    let tunnel = Some(ncm_dataplane::Tunnel { vni: SUBNET_A.vni, source: HOST_1.into() });
     for port in 2000..5000 {
         let asked = segment((RA.ip, port), (A1.ip, 80), SYN).frame(A1.mac, RA.mac);
         let run = TestRun { tunnel, ..TestRun::new(asked, relay) };
@@ -213,7 +213,7 @@ fn errors_between_guests_of_one_host_are_let_through_with_their_flow() {
         .assert_delivered(A2.port, PathCounter::LocalDelivered);
     let seen = unreachable(&question);
     seen.assert_delivered(A1.port, PathCounter::LocalDelivered);
-    seen.assert_counted(PathCounter::ErrorRelated);
+    assert!(has(&seen, PathCounter::ErrorRelated), "{seen}");
     unreachable(&udp((A1.ip, 1001), (A2.ip, 53), b"question"))
         .assert_dropped(DropReason::PolicyIngress, A1.port);
     world.raise();

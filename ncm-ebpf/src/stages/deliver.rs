@@ -8,8 +8,15 @@ use ncm_common::{
 };
 
 use super::{
-    Ended, Step, admit::Sender, by_ip, encapsulate::encapsulate, flow, guest::PAYLOAD, open, port,
-    related::{self, Way}, settle, subnet,
+    Ended, Step,
+    admit::Sender,
+    by_ip,
+    encapsulate::encapsulate,
+    flow,
+    guest::PAYLOAD,
+    open, port,
+    related::{self, Way},
+    settle, subnet,
 };
 use crate::{
     context::{Context, Refused},

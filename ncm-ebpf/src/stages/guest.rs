@@ -3,7 +3,9 @@
 use ncm_common::{counters::PathCounter, drops::DropReason, tables::flow_flags};
 
 use super::{
-    Ended, Step, admit::Sender, answer, control, deliver, errors, flow, fragment, open, port, refuse,
+    Ended, Step,
+    admit::Sender,
+    answer, control, deliver, errors, flow, fragment, open, port, refuse,
     related::{self, Way},
     route, settle, subnet,
 };
@@ -165,11 +167,8 @@ fn decide<C: Context>(packet: C, sender: Sender, scratch: &mut Scratch) -> Step<
         return refuse(DropReason::Multicast);
     }
     let (whole, here, spare) = (&mut scratch.packet, &mut scratch.here, &mut scratch.spare);
-    let unknown = if whole.class & class::LATER != 0 {
-        fragment::recall(whole, here, spare, false)
-    } else {
-        0
-    };
+    let unknown =
+        if whole.class & class::LATER != 0 { fragment::recall(whole, here, spare, false) } else { 0 };
     settle::look(whole, here);
     // A later fragment for a gateway is of no flow, and answered like the first.
     if unknown != 0 || !flow::leads_out(here, whole) {
