@@ -6,8 +6,7 @@ use core::arch::asm;
 use ncm_common::tables::{Flow, FlowKey};
 
 use crate::{
-    context::Tunnel,
-    headers::{Address, Mac, Packet},
+    headers::{Address, Mac, Packet, Tunnel},
     tables::SCRATCH,
 };
 
@@ -80,8 +79,14 @@ pub struct Side {
     pub flow: Flow,
     /// Time, in ticks.
     pub now: u32,
-    /// The port's epoch, read before anything that the decision rests on: what changes meanwhile has it made anew.
-    pub epoch: u32,
+    /// What vouches for a decision that is made now: the port's generation, read before anything was looked up.
+    pub port_generation: u32,
+    /// The port's epoch, likewise.
+    pub port_epoch: u32,
+    /// What the flow that was found is of: its slot of the other side's epochs.
+    pub remote_slot: u32,
+    /// That slot's epoch, likewise.
+    pub remote_epoch: u32,
     /// What the tables say: [`NONE`], [`STALE`] or [`VALID`].
     pub found: u32,
     /// Where the entry is: [`NOWHERE`], [`ESTABLISHED`] or [`HALF_OPEN`].

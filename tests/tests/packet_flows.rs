@@ -99,7 +99,7 @@ fn an_answer_establishes_a_flow_and_needs_no_rule() {
     answer.assert_delivered(A1.port, PathCounter::DecapsulatedRelay);
     answer.assert_counted(PathCounter::FlowEstablished);
     let flow = established(&world, &key(17, 1000, 53)).expect("established");
-    assert_eq!(flow.state, flow_state::ANSWERED | flow_state::ESTABLISHED);
+    assert_eq!(flow.state, flow_state::ANSWERED | flow_state::CONFIRMED | flow_state::ESTABLISHED);
     assert_eq!(half_open(&world, &key(17, 1000, 53)), None, "it has moved");
     assert_eq!(world.tables().port_flows.get(&A1.port).unwrap().unwrap().established, 1);
     back(&world, 54, 1000).assert_dropped(DropReason::PolicyIngress, A1.port);
@@ -209,8 +209,8 @@ fn tcp_goes_through_its_states() {
     out_tcp(&world, SYN).assert_encapsulated();
     assert_eq!(half_open(&world, &key(6, 1000, 80)).unwrap().timeout, 101);
     back_tcp(&world, SYN | ACK).assert_delivered(A1.port, PathCounter::DecapsulatedRelay);
-    assert_eq!(flow().timeout, 102);
     out_tcp(&world, ACK).assert_encapsulated();
+    assert_eq!(flow().timeout, 102);
     // Anybody may send a reset: what comes after it takes it back.
     back_tcp(&world, RST).assert_delivered(A1.port, PathCounter::DecapsulatedRelay);
     assert_eq!((flow().state & flow_state::RESET, flow().timeout), (flow_state::RESET, 104));

@@ -57,6 +57,13 @@ impl Mac {
         [u16::from_ne_bytes([low[0], low[1]]), u16::from_ne_bytes([low[2], low[3]]), self.high]
     }
 
+    /// The first four bytes and the last two, in memory order.
+    #[inline(always)]
+    #[must_use]
+    pub const fn parts(self) -> (u32, u16) {
+        (self.low, self.high)
+    }
+
     /// Whether the address is a group's (multicast or broadcast): the lowest bit of its first byte.
     #[inline(always)]
     #[must_use]
@@ -164,6 +171,13 @@ impl Address {
         ])
     }
 
+    /// The address of these words, which are as in memory.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of(words: [u32; 4]) -> Self {
+        Self(words)
+    }
+
     /// The IPv6 address at `A` of a window; `B`, `C` and `D` are 4, 8 and 12 more.
     #[inline(always)]
     #[must_use]
@@ -231,6 +245,14 @@ impl Address {
     pub const fn is_unspecified(self) -> bool {
         let rest = self.0[2] * (self.0[2] ^ Self::UNSPECIFIED_V4.0[2] != 0) as u32;
         self.0[0] | self.0[1] | self.0[3] | rest == 0
+    }
+
+    /// Whether the address is a host's own, which never is on a wire: `::1` or 127.0.0.0/8.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_loopback(self) -> bool {
+        self.0[0] | self.0[1] | self.0[2] == 0 && self.0[3] == 1u32.to_be()
+            || self.is_v4() && self.0[3].to_ne_bytes()[0] == 127
     }
 
     /// Whether the address is an IPv4 one.

@@ -8,21 +8,14 @@ use ncm_common::{
 };
 
 use super::{
-    Ended, Step,
-    admit::Sender,
-    by_ip,
-    encapsulate::encapsulate,
-    flow,
-    guest::PAYLOAD,
-    open, port,
-    related::{self, Way},
-    settle, subnet,
+    Ended, Step, admit::Sender, by_ip, encapsulate::encapsulate, flow, guest::PAYLOAD, open, port,
+    related::{self, Way}, settle, subnet,
 };
 use crate::{
-    context::{Context, Refused, Tunnel},
+    context::{Context, Refused},
     count::{count, received},
     headers::{Mac, Packet, ethernet},
-    scratch::{Scratch, Side, VALID, forget},
+    scratch::{Scratch, VALID, forget},
     tables::Entry,
 };
 
@@ -40,9 +33,10 @@ pub fn deliver<C: Context>(
     };
     // All that is needed of the flow, before anything else is done: in which table it is does not matter from here on.
     let (flags, target, generation) = (flow.flags, flow.target, flow.target_generation);
-    scratch.tunnel.inner_destination = Mac::new(&flow.to_mac).words();
-    scratch.tunnel.inner_source = Mac::new(&flow.from_mac).words();
-    scratch.tunnel.headers[8] = (flow.vni << 8).to_be();
+    scratch.tunnel.set_inner(Mac::new(&flow.to_mac), Mac::new(&flow.from_mac), flow.vni);
+    if known.is_some_and(|entry| !entry.is_of(sender.index)) {
+        return Err(DropReason::StaleIndex.into());
+    }
     let scratch = forget(scratch);
     let routed = flags & flow_flags::ROUTED != 0;
     if routed && scratch.packet.ttl <= 1 {
@@ -59,13 +53,13 @@ pub fn deliver<C: Context>(
     if C::PASSES_UP && to.flags & port_flags::XDP_TARGET == 0 {
         return Err(Ended::PASS_UP);
     }
+    receive(packet, sender, target, to, scratch)?;
     let bytes = packet.length();
     if !fits(packet.segment_size(), bytes, to.mtu) {
         return Err(Ended::too_big(u32::from(to.mtu)));
     }
-    receive(packet, sender, (target, to), scratch)?;
     if routed {
-        rewrite_macs(packet, &scratch.tunnel)?;
+        packet.store(0, &scratch.tunnel.inner_macs())?;
         lower_ttl(packet, &scratch.packet)?;
     }
     let action = packet.send(to.ifindex).ok_or(DropReason::NoDevice)?;
@@ -80,31 +74,36 @@ pub fn deliver<C: Context>(
 fn receive<C: Context>(
     packet: C,
     sender: Sender,
-    (index, to): (u32, &'static Port),
+    index: u32,
+    to: &'static Port,
     scratch: &mut Scratch,
 ) -> Step<()> {
-    let (whole, side) = (&scratch.packet, &mut scratch.there);
     let now = flow::now();
-    flow::key(whole, index, true, &mut side.key);
-    if let Some(entry) = flow::find(whole, &side.key)
+    let side = &mut scratch.there;
+    flow::key(&scratch.packet, index, true, &mut side.key);
+    if let Some(entry) = flow::find(&scratch.packet, &side.key)
         && flow::is_steady(entry, to, now, true)
+        && entry.is_of(index)
     {
         flow::see(entry, true, now);
         return Ok(());
     }
     side.now = now;
-    side.epoch = flow::of_port(to);
-    if whole.is_icmp_error() && related::lets_through::<C, PAYLOAD>(packet, to, scratch, Way::ToNeighbour) != 0
-    {
-        return Ok(());
-    }
-    Ended::step(begin(sender, to, &scratch.packet, &mut scratch.there))
+    Ended::step(begin(packet, sender.port, to, scratch))
 }
 
 /// Decides about a packet from another guest of this host that no flow of its receiver decides about.
 #[inline(never)]
-fn begin(sender: Sender, to: &Port, packet: &Packet, side: &mut Side) -> u32 {
-    settle::look(to, packet, side);
+fn begin<C: Context>(packet: C, from: &'static Port, to: &Port, scratch: &mut Scratch) -> u32 {
+    let sender = Sender { index: scratch.here.key.port, port: from };
+    flow::stamp(to, &mut scratch.there);
+    if scratch.packet.is_icmp_error()
+        && related::lets_through::<C, PAYLOAD>(packet, to, scratch, Way::ToNeighbour) != 0
+    {
+        return 0;
+    }
+    let (packet, side) = (&scratch.packet, &mut scratch.there);
+    settle::look(packet, side);
     let Ok(source) = sender.source(&packet.from, &packet.source) else {
         return DropReason::SpoofedIp as u32;
     };
@@ -125,15 +124,6 @@ fn begin(sender: Sender, to: &Port, packet: &Packet, side: &mut Side) -> u32 {
 #[inline(always)]
 pub fn fits(segment_size: u32, bytes: u32, mtu: u16) -> bool {
     segment_size != 0 || mtu == 0 || bytes <= u32::from(mtu) + ethernet::LEN as u32
-}
-
-/// Replaces both MACs.
-#[inline(always)]
-fn rewrite_macs<C: Context>(packet: C, tunnel: &Tunnel) -> Result<(), Refused> {
-    let (to, from) = (tunnel.inner_destination, tunnel.inner_source);
-    let [[a, b], [c, d], [e, f]] = [to[0].to_ne_bytes(), to[1].to_ne_bytes(), to[2].to_ne_bytes()];
-    let [[g, h], [i, j], [k, l]] = [from[0].to_ne_bytes(), from[1].to_ne_bytes(), from[2].to_ne_bytes()];
-    packet.store(0, &[a, b, c, d, e, f, g, h, i, j, k, l])
 }
 
 /// Lowers the TTL or hop limit by one, with the IPv4 header's checksum.

@@ -1,5 +1,7 @@
 //! The flow of a packet: conntrack and forwarding cache in one. A hit is the whole decision.
 
+use core::mem::offset_of;
+
 use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use ncm_common::tables::{Flow, FlowKey, Port, flow_flags, flow_kinds, flow_state, ticks};
 
@@ -15,25 +17,59 @@ const LAG: i32 = 7;
 /// Time, in ticks.
 #[inline(always)]
 pub fn now() -> u32 {
+    ticks(clock())
+}
+
+/// Nanoseconds of `CLOCK_MONOTONIC`, as of the kernel's last tick.
+#[inline(always)]
+pub fn clock() -> u64 {
     // SAFETY: the helper only reads the clock.
-    ticks(unsafe { bpf_ktime_get_coarse_ns() })
+    unsafe { bpf_ktime_get_coarse_ns() }
 }
 
 /// The key of a packet's flow at the port of that index: of a packet from its guest, or to it.
 #[inline(always)]
 pub fn key(packet: &Packet, port: u32, to_guest: bool, key: &mut FlowKey) {
-    let ports = if to_guest { packet.ports.rotate_left(16) } else { packet.ports };
-    let [a, b, c, d] = ports.to_ne_bytes();
-    let (local, remote) =
-        if to_guest { (packet.destination, packet.source) } else { (packet.source, packet.destination) };
-    key.port = port;
-    key.local = local.bytes();
-    key.remote = remote.bytes();
-    key.local_port = [a, b];
-    key.remote_port = [c, d];
-    key.protocol = packet.protocol;
-    key.kind = flow_kinds::FLOW;
-    key.reserved = [0; 2];
+    let (local, remote, ports) = if to_guest {
+        (packet.destination.words(), packet.source.words(), packet.ports.rotate_left(16))
+    } else {
+        (packet.source.words(), packet.destination.words(), packet.ports)
+    };
+    let last = u32::from_ne_bytes([packet.protocol, flow_kinds::FLOW, 0, 0]);
+    let words: *mut u32 = core::ptr::from_mut(key).cast();
+    // Word by word: the compiler's own way would be byte by byte, which the look-up, reading words, would have to wait for.
+    macro_rules! write {
+        ($($at:literal: $word:expr,)+) => {$(
+            // SAFETY: the words are the key's, as asserted below.
+            unsafe { words.add($at).write($word) };
+        )+};
+    }
+    write! {
+        0: port,
+        1: local[0], 2: local[1], 3: local[2], 4: local[3],
+        5: remote[0], 6: remote[1], 7: remote[2], 8: remote[3],
+        9: ports,
+        10: last,
+    }
+}
+
+const _: () = {
+    assert!(size_of::<FlowKey>() == 11 * 4 && align_of::<FlowKey>() == 4);
+    assert!(offset_of!(FlowKey, local) == 4 && offset_of!(FlowKey, remote) == 20);
+    assert!(offset_of!(FlowKey, local_port) == 36 && offset_of!(FlowKey, remote_port) == 38);
+    assert!(offset_of!(FlowKey, protocol) == 40 && offset_of!(FlowKey, kind) == 41);
+};
+
+/// Notes what vouches for the decision that is about to be made. It comes before all that is looked up: what changes after it has
+/// the flow decided anew.
+#[inline(always)]
+pub fn stamp(port: &Port, side: &mut Side) {
+    let port = core::ptr::from_ref(port);
+    // SAFETY: a reference may be read; volatile, as the agent changes it meanwhile, and it is to be read once and now.
+    unsafe {
+        side.port_generation = (&raw const (*port).generation).read_volatile();
+        side.port_epoch = (&raw const (*port).epoch).read_volatile();
+    }
 }
 
 /// The entry of a flow: established, or among its port's half-open ones.
@@ -58,12 +94,25 @@ pub fn find(packet: &Packet, key: &FlowKey) -> Option<Entry> {
 /// Whether a flow's decision stands, for a packet to its guest or from it that changes nothing about its state.
 #[inline(always)]
 pub fn is_steady(entry: Entry, port: &Port, now: u32, to_guest: bool) -> bool {
+    const OPEN: u32 = flow_state::ANSWERED | flow_state::CONFIRMED | flow_state::ESTABLISHED;
     let state = entry.state();
-    let by_originator = to_guest == (state & flow_state::REMOTE_BEGAN != 0);
-    state & (flow_state::RESET | flow_state::DENIED) == 0
-        && (state & flow_state::ANSWERED != 0 || by_originator)
+    (state & (OPEN | flow_state::RESET | flow_state::DENIED) == OPEN
+        || is_steady_half_open(entry, state, now, to_guest))
         && is_alive(entry, now)
-        && is_current(entry.flow(), port)
+        && is_current(entry.flow(), port.generation, port.epoch)
+}
+
+/// The same for the state of a flow that is not in the table of flows, or was begun anew there.
+#[inline(always)]
+fn is_steady_half_open(entry: Entry, state: u32, now: u32, to_guest: bool) -> bool {
+    if state & (flow_state::RESET | flow_state::DENIED) != 0 {
+        return false;
+    }
+    if state & flow_state::ANSWERED == 0 {
+        return to_guest == (state & flow_state::REMOTE_BEGAN != 0);
+    }
+    // One that found no room in the table of flows tries again, now and then.
+    state & flow_state::CONFIRMED != 0 && !lags(entry, to_guest, now)
 }
 
 /// Whether the flow is not over.
@@ -77,17 +126,10 @@ pub fn is_alive(entry: Entry, now: u32) -> bool {
 
 /// Whether nothing has changed since the decision: neither the port nor the other side.
 #[inline(always)]
-pub fn is_current(flow: &Flow, port: &Port) -> bool {
-    flow.port_generation == port.generation
-        && flow.port_epoch == port.epoch
+pub fn is_current(flow: &Flow, port_generation: u32, port_epoch: u32) -> bool {
+    flow.port_generation == port_generation
+        && flow.port_epoch == port_epoch
         && epoch(flow.remote_slot) == flow.remote_epoch
-}
-
-/// The port's own epoch.
-#[inline(always)]
-pub fn of_port(port: &Port) -> u32 {
-    // SAFETY: a reference may be read; volatile, as it is to be read before the tables are.
-    unsafe { (&raw const port.epoch).read_volatile() }
 }
 
 /// The epoch of a slot.
@@ -100,10 +142,16 @@ pub fn epoch(slot: u32) -> u32 {
 /// Notes that a packet was seen, unless that was noted a moment ago.
 #[inline(always)]
 pub fn see(entry: Entry, to_guest: bool, now: u32) {
-    let [out, back] = entry.seen();
-    if now.wrapping_sub(if to_guest { back } else { out }) as i32 > LAG {
+    if lags(entry, to_guest, now) {
         entry.see(to_guest, now);
     }
+}
+
+/// Whether it is time to note that a packet was seen.
+#[inline(always)]
+fn lags(entry: Entry, to_guest: bool, now: u32) -> bool {
+    let [out, back] = entry.seen();
+    now.wrapping_sub(if to_guest { back } else { out }) as i32 > LAG
 }
 
 /// Whether what is known says where packets from the guest go, and this is such a packet.

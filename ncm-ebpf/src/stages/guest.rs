@@ -4,7 +4,8 @@ use ncm_common::{counters::PathCounter, drops::DropReason, tables::flow_flags};
 
 use super::{
     Ended, Step, admit::Sender, answer, control, deliver, errors, flow, fragment, open, port, refuse,
-    related, route, settle, subnet,
+    related::{self, Way},
+    route, settle, subnet,
 };
 use crate::{
     context::Context,
@@ -15,7 +16,7 @@ use crate::{
         ethernet::{self, Ethernet, ethertype},
         packet::{class, icmp},
     },
-    scratch::{STALE, Scratch, VALID, forget, scratch},
+    scratch::{Scratch, forget, scratch},
     tables::PORT_BY_INTERFACE,
 };
 
@@ -26,8 +27,8 @@ pub const PAYLOAD: usize = ethernet::LEN;
 #[inline(always)]
 pub fn run<C: Context>(packet: C) -> i32 {
     let bytes = packet.length();
-    let mut from = 0;
-    let ended = match forward(packet, &mut from) {
+    let (mut from, mut at) = (0, 0);
+    let ended = match forward(packet, &mut from, &mut at) {
         Ok(ended) | Err(ended) => ended,
     };
     if ended == Ended::PASS_UP {
@@ -37,7 +38,7 @@ pub fn run<C: Context>(packet: C) -> i32 {
     let action = match ended.action() {
         Some(action) => action,
         None => {
-            drop(packet, from, ended.0, bytes);
+            drop(packet, at, ended.0, bytes);
             C::DROP
         }
     };
@@ -45,20 +46,24 @@ pub fn run<C: Context>(packet: C) -> i32 {
     action
 }
 
-/// Forwards, answers or refuses a frame; `from` becomes the index of the port that it came from.
+/// Forwards, answers or refuses a frame; `from` becomes the index of the port that it came from, and `at` that of the port where
+/// a drop counts: the other guest's if the frame got as far as its policy.
 #[inline(always)]
-fn forward<C: Context>(packet: C, from: &mut u32) -> Step<Ended> {
+fn forward<C: Context>(packet: C, from: &mut u32, at: &mut u32) -> Step<Ended> {
     let reference = PORT_BY_INTERFACE.get(&packet.interface()).ok_or(DropReason::UnknownPort)?;
     let port = port(reference.index, reference.generation)?;
     if !packet.is_linear() {
         return Err(Ended::PASS_UP);
     }
     *from = reference.index;
+    *at = reference.index;
     open(port)?;
     let sender = Sender { index: reference.index, port };
     let scratch = scratch().ok_or(DropReason::RewriteFailed)?;
+    scratch.there.key.port = sender.index;
     let step = follow(packet, sender, scratch);
     let ended = blur(step, scratch);
+    *at = forget(scratch).there.key.port;
     Ok(if ended.is_owed() { errors::owed(packet, sender, scratch, ended) } else { ended })
 }
 
@@ -102,7 +107,6 @@ fn follow<C: Context>(packet: C, sender: Sender, scratch: &mut Scratch) -> Step<
         Some(entry) => flow::see(entry, false, now),
         None => {
             scratch.here.now = now;
-            scratch.here.epoch = flow::of_port(port);
             if is_discovery(&scratch.packet) {
                 return Err(Ended(answer::discovery(packet, sender, scratch)));
             }
@@ -145,6 +149,7 @@ fn undecided<C: Context>(packet: C, sender: Sender, scratch: &mut Scratch) -> u3
 
 #[inline(always)]
 fn decide<C: Context>(packet: C, sender: Sender, scratch: &mut Scratch) -> Step<()> {
+    flow::stamp(sender.port, &mut scratch.here);
     Ended::step(control::control(packet, sender, scratch))?;
     // Any link-local address may ping the gateway.
     let any = scratch.packet.source.is_link_local() && scratch.packet.is_echo_request();
@@ -161,33 +166,26 @@ fn decide<C: Context>(packet: C, sender: Sender, scratch: &mut Scratch) -> Step<
     }
     let (whole, here, spare) = (&mut scratch.packet, &mut scratch.here, &mut scratch.spare);
     let unknown = if whole.class & class::LATER != 0 {
-        fragment::recall(sender.port, whole, &mut here.key, spare, false)
+        fragment::recall(whole, here, spare, false)
     } else {
         0
     };
-    settle::look(sender.port, whole, here);
+    settle::look(whole, here);
     // A later fragment for a gateway is of no flow, and answered like the first.
     if unknown != 0 || !flow::leads_out(here, whole) {
-        let guard = (here.flow.remote_slot, here.flow.remote_epoch);
         Ended::step(route::resolve(packet, sender, scratch))?;
-        let here = &mut scratch.here;
-        // The decision is of the other side as it was: policy is asked about it as it is.
-        if here.found == VALID && guard != (here.flow.remote_slot, here.flow.remote_epoch) {
-            here.found = STALE;
-        }
     }
     Ended::step(unknown)?;
     if any && scratch.packet.source != Address::link_local(scratch.packet.from) {
         return refuse(DropReason::LinkLocal);
     }
-    if scratch.packet.is_icmp_error()
-        && related::lets_through::<C, PAYLOAD>(packet, sender.port, scratch, related::Way::FromGuest) != 0
-    {
-        return Ok(());
+    let is_related = scratch.packet.is_icmp_error()
+        && related::lets_through::<C, PAYLOAD>(packet, sender.port, scratch, Way::FromGuest) != 0;
+    if !is_related {
+        Ended::step(settle::settle(sender.port, &scratch.packet, &mut scratch.here, false))?;
     }
-    Ended::step(settle::settle(sender.port, &scratch.packet, &mut scratch.here, false))?;
     if scratch.packet.class & class::FIRST != 0 {
-        fragment::remember(sender.port, &scratch.packet, &scratch.here, &mut scratch.spare, false);
+        fragment::remember(&scratch.packet, &scratch.here, &mut scratch.spare, false);
     }
     Ok(())
 }

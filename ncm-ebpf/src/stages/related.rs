@@ -57,7 +57,8 @@ pub fn is_known(port: &Port, key: &FlowKey, now: u32) -> bool {
     flow::entry(key).is_some_and(|entry| {
         entry.state() & flow_state::DENIED == 0
             && flow::is_alive(entry, now)
-            && flow::is_current(entry.flow(), port)
+            && flow::is_current(entry.flow(), port.generation, port.epoch)
+            && entry.is_of(key.port)
     })
 }
 

@@ -269,6 +269,29 @@ impl Agent {
         };
         Ok((field("VmRSS:")?, field("VmHWM:")?))
     }
+
+    /// The processor time that its threads of that name have used.
+    ///
+    /// # Errors
+    /// If it has none, or has ended.
+    pub fn thread_time(&self, name: &str) -> Result<Duration> {
+        let mut spent = None;
+        for task in std::fs::read_dir(format!("/proc/{}/task", self.process.id()))? {
+            let task = task?.path();
+            if std::fs::read_to_string(task.join("comm"))?.trim() == name {
+                let figures = std::fs::read_to_string(task.join("schedstat"))?;
+                let nanoseconds = figures.split(' ').next().context("no figures")?.parse()?;
+                spent = Some(spent.unwrap_or(Duration::ZERO) + Duration::from_nanos(nanoseconds));
+            }
+        }
+        spent.with_context(|| format!("the agent has no thread {name}"))
+    }
+
+    /// Its bpffs, as a path that works outside its mount namespace for as long as it runs.
+    #[must_use]
+    pub fn bpffs(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/root/sys/fs/bpf", self.process.id()))
+    }
 }
 
 /// Runs `ncmctl` for an instance, whether its agent runs or not.

@@ -24,8 +24,12 @@ mod lab;
 mod namespace;
 pub mod packets;
 mod process;
+mod reach;
+mod rules;
 mod sys;
+mod talk;
 mod tap;
+mod topology;
 mod wire;
 
 use anyhow::{Context, Result, ensure};
@@ -39,7 +43,11 @@ pub use lab::{Lab, eventually};
 pub use namespace::{Namespace, Outcome};
 pub use packets::PacketSocket;
 pub use process::{Output, Process};
+pub use reach::reach_as_told;
+pub use rules::rule;
+pub use talk::Talk;
 pub use tap::Shuttle;
+pub use topology::{Expectation, Topology, Traffic, Verdict};
 pub use wire::{Switch, Wire};
 
 /// Reads `aa:bb:cc:dd:ee:ff`.

@@ -1,11 +1,13 @@
 //! A network namespace: run commands and code inside.
 
 use std::fs::File;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::fd::AsRawFd;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use nix::sched::{CloneFlags, setns};
@@ -172,12 +174,24 @@ impl Namespace {
         self.run(&format!("ethtool -K {interface} {settings}")).map(drop)
     }
 
-    /// Listens on a TCP port of any address of the namespace.
+    /// Listens on a TCP port of an address of the namespace.
     ///
     /// # Errors
     /// If the port is taken.
-    pub fn listen(&self, address: SocketAddr) -> Result<std::net::TcpListener> {
-        self.inside(|| std::net::TcpListener::bind(address).with_context(|| format!("listen on {address}")))
+    pub fn listen(&self, address: SocketAddr) -> Result<TcpListener> {
+        let deadline = Instant::now() + Duration::from_secs(1);
+        self.inside(|| {
+            loop {
+                match TcpListener::bind(address) {
+                    // A child that another thread has just forked holds a listener that was closed here until it begins
+                    // its program.
+                    Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < deadline => {
+                        thread::sleep(Duration::from_millis(5));
+                    }
+                    bound => return bound.with_context(|| format!("listen on {address}")),
+                }
+            }
+        })
     }
 
     /// Opens a UDP socket.
@@ -206,8 +220,8 @@ impl Namespace {
     ///
     /// # Errors
     /// If `ping` cannot be started.
-    pub fn pings(&self, to: Ipv4Addr) -> Result<bool> {
-        let count = ["ping", "-n", "-c", "1", "-W", "1", &to.to_string()].map(str::to_owned);
+    pub fn pings(&self, to: impl Into<IpAddr>) -> Result<bool> {
+        let count = ["ping", "-n", "-c", "1", "-W", "1", &to.into().to_string()].map(str::to_owned);
         Ok(self.outcome(&count)?.success)
     }
 }
