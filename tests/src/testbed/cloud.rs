@@ -1,7 +1,7 @@
 //! A small controller: what exists in a cloud, and the goal states that each host needs of it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use anyhow::{Context, Result};
 use ncm_model::wire;
@@ -9,7 +9,7 @@ use wire::security_group_configuration::SecurityGroupRule;
 use wire::{NeighborType, OperationType, UpdateType};
 
 use super::guest::{Guest, GuestSpec};
-use super::host::Host;
+use super::host::{Host, on_wire};
 use super::lab::Lab;
 use super::rules::rule;
 
@@ -66,7 +66,7 @@ pub struct Cloud {
     /// Routers with their subnets and the rules of each: destination and next hop.
     pub routers: BTreeMap<String, BTreeMap<String, Vec<(String, String)>>>,
     /// Tunnel endpoints of hosts by name.
-    pub hosts: BTreeMap<String, Ipv4Addr>,
+    pub hosts: BTreeMap<String, IpAddr>,
     /// Security groups by name.
     pub groups: BTreeMap<String, Vec<SecurityGroupRule>>,
     /// Use taps instead of veths for guests.
@@ -110,8 +110,15 @@ impl Cloud {
     /// An empty cloud on `host1` and `host2`, which have the endpoints of [`super::TwoHosts`].
     #[must_use]
     pub fn new() -> Self {
-        let host = |last| (format!("host{last}"), Ipv4Addr::new(192, 168, 50, last));
-        Self { hosts: (1..=3).map(host).collect(), ..Self::default() }
+        let mut cloud = Self::default();
+        cloud.place_hosts(false);
+        cloud
+    }
+
+    /// Gives the hosts the endpoints that they have on the wire of [`super::TwoHosts`], over IPv4 or IPv6.
+    pub fn place_hosts(&mut self, over_v6: bool) -> &mut Self {
+        self.hosts = (1..=3).map(|number| (format!("host{number}"), on_wire(number, over_v6))).collect();
+        self
     }
 
     /// Adds a VPC.

@@ -38,7 +38,7 @@ pub use agent::{Agent, AgentConfig, Statuses, Stream, binary};
 pub use cloud::{Cloud, CloudPort, CloudSubnet, gateway_mac, guest_mac, to_v2};
 pub use generator::Generator;
 pub use guest::{Guest, GuestSpec, RunningPing};
-pub use host::{Host, HostOptions, TwoHosts};
+pub use host::{Host, HostOptions, TwoHosts, on_wire};
 pub use lab::{Lab, eventually};
 pub use namespace::{Namespace, Outcome};
 pub use packets::PacketSocket;

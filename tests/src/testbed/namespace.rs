@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::ErrorKind;
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -179,27 +179,15 @@ impl Namespace {
     /// # Errors
     /// If the port is taken.
     pub fn listen(&self, address: SocketAddr) -> Result<TcpListener> {
-        let deadline = Instant::now() + Duration::from_secs(1);
-        self.inside(|| {
-            loop {
-                match TcpListener::bind(address) {
-                    // A child that another thread has just forked holds a listener that was closed here until it begins
-                    // its program.
-                    Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < deadline => {
-                        thread::sleep(Duration::from_millis(5));
-                    }
-                    bound => return bound.with_context(|| format!("listen on {address}")),
-                }
-            }
-        })
+        self.inside(|| bind(|| TcpListener::bind(address)).with_context(|| format!("listen on {address}")))
     }
 
     /// Opens a UDP socket.
     ///
     /// # Errors
     /// If the address is taken or not the namespace's.
-    pub fn udp(&self, address: SocketAddr) -> Result<std::net::UdpSocket> {
-        self.inside(|| std::net::UdpSocket::bind(address).with_context(|| format!("UDP on {address}")))
+    pub fn udp(&self, address: SocketAddr) -> Result<UdpSocket> {
+        self.inside(|| bind(|| UdpSocket::bind(address)).with_context(|| format!("UDP on {address}")))
     }
 
     /// The MAC of an interface.
@@ -223,6 +211,20 @@ impl Namespace {
     pub fn pings(&self, to: impl Into<IpAddr>) -> Result<bool> {
         let count = ["ping", "-n", "-c", "1", "-W", "1", &to.into().to_string()].map(str::to_owned);
         Ok(self.outcome(&count)?.success)
+    }
+}
+
+/// Binds a socket to an address that may just have been left: a child that another thread has just forked holds a socket
+/// that was closed here until it begins its program.
+fn bind<T>(socket: impl Fn() -> std::io::Result<T>) -> std::io::Result<T> {
+    let deadline = Instant::now() + Duration::from_secs(1);
+    loop {
+        match socket() {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < deadline => {
+                thread::sleep(Duration::from_millis(5));
+            }
+            bound => return bound,
+        }
     }
 }
 

@@ -15,7 +15,7 @@ const RTM_GETNEXTHOP: u16 = 106;
 /// `RTNLGRP_IPV4_ROUTE`, `RTNLGRP_IPV6_ROUTE` and `RTNLGRP_NEXTHOP`.
 pub(crate) const GROUP_IPV4_ROUTE: u32 = 7;
 /// See [`GROUP_IPV4_ROUTE`].
-pub(crate) const GROUP_IPV6_ROUTE: u32 = 12;
+pub(crate) const GROUP_IPV6_ROUTE: u32 = 11;
 /// See [`GROUP_IPV4_ROUTE`].
 pub(crate) const GROUP_NEXTHOP: u32 = 32;
 
