@@ -127,6 +127,7 @@ impl Inspection {
             heartbeat_age_ms: engine.heartbeat_age_ms().unwrap_or_default(),
             programs: self.programs(&interfaces),
             interfaces,
+            policy: self.tables().policy_by_groups().unwrap_or_default(),
             listeners: engine.config().api.listeners.iter().map(ToString::to_string).collect(),
             underlay: Some(ncm_v1::UnderlayCount {
                 hosts: hosts.len() as u64,
@@ -215,7 +216,7 @@ fn resource_count(count: ncm_model::StateCount) -> ncm_v1::ResourceCount {
     }
 }
 
-fn resource_state(state: StateView) -> ncm_v1::ResourceState {
+fn resource_state(state: StateView, tunnel_mtu: u16) -> ncm_v1::ResourceState {
     let origin = match state.origin {
         Origin::Controller => ncm_v1::Origin::Controller,
         Origin::Tool => ncm_v1::Origin::Tool,
@@ -234,6 +235,7 @@ fn resource_state(state: StateView) -> ncm_v1::ResourceState {
         status: state.status as i32,
         cause: state.cause,
         state: state.state,
+        mtu: state.mtu.min(tunnel_mtu.into()),
     }
 }
 
@@ -321,8 +323,10 @@ impl Inspect for Inspection {
                     && (statuses.is_empty() || statuses.contains(&(state.status as i32)))
                     && (ids.is_empty() || ids.contains(&state.id))
             };
+            let mtu = this.engine.tunnel_mtu();
             this.each_batch(&filter, &mut |states| {
-                let states: Vec<_> = states.into_iter().filter(wanted).map(resource_state).collect();
+                let wanted = states.into_iter().filter(wanted);
+                let states: Vec<_> = wanted.map(|state| resource_state(state, mtu)).collect();
                 states.is_empty() || sender.blocking_send(Ok(ncm_v1::ListStatesReply { states })).is_ok()
             });
         }))

@@ -53,18 +53,20 @@ pub(super) async fn list(
 }
 
 fn table(states: &[ResourceState]) -> String {
-    let mut grid = Grid::new(["type", "id", "status", "origin", "revision", "age", "cause"]);
+    // Of ports alone.
+    let with_mtu = states.iter().any(|state| state.r#type == ResourceType::Port as i32);
+    let titles = ["type", "id", "status"].into_iter().chain(with_mtu.then_some("mtu"));
+    let mut grid = Grid::new(titles.chain(["origin", "revision", "age", "cause"]));
     let now = now();
     for state in states {
-        grid.row([
-            kind_and_variant(state),
-            state.id.clone(),
-            status_text(state.status),
+        let shown = if state.mtu == 0 { String::new() } else { state.mtu.to_string() };
+        let first = [kind_and_variant(state), state.id.clone(), status_text(state.status)];
+        grid.row(first.into_iter().chain(with_mtu.then_some(shown)).chain([
             origin_text(state.origin),
             state.revision.to_string(),
             age(now.saturating_sub(state.changed_at)),
             state.cause.clone(),
-        ]);
+        ]));
     }
     if grid.is_empty() { "nothing is held\n".to_owned() } else { grid.text() }
 }

@@ -12,7 +12,7 @@ use ncm_model::lease::LeaseFacts;
 use tokio::time::sleep;
 
 use super::status::Role;
-use super::{Shared, wire};
+use super::{Engine, Shared, wire};
 use crate::fault;
 use crate::hand_up::{self, Facts};
 use crate::netlink::Kernel;
@@ -90,7 +90,11 @@ impl HandUp {
 
 impl Facts for Weak<Shared> {
     fn version(&self) -> Option<u64> {
-        Some(self.upgrade()?.model().version())
+        let shared = self.upgrade()?;
+        // Guests are told of the MTU as well, which no goal state brings.
+        let mtu = u64::from(shared.tunnel_mtu());
+        let version = shared.model().version();
+        Some(version << 16 | mtu)
     }
 
     fn lease(&self, port: u32) -> Option<LeaseFacts> {
@@ -102,6 +106,14 @@ impl Facts for Weak<Shared> {
 
     fn advertised(&self) -> Vec<u32> {
         self.upgrade().map(|shared| shared.model().advertised_ports()).unwrap_or_default()
+    }
+}
+
+impl Engine {
+    /// The largest packet of a guest, in bytes, that the tunnel carries.
+    #[must_use]
+    pub fn tunnel_mtu(&self) -> u16 {
+        self.shared.tunnel_mtu()
     }
 }
 
