@@ -96,8 +96,8 @@ fn what_is_applied_is_held_programmed_and_shown_by_name_until_it_is_deleted() {
     let port = &tool.json(&["get", "port", "red-web1"])[0];
     assert_eq!((&port["status"], &port["origin"]), (&json!("SUCCESS"), &json!("ORIGIN_TOOL")));
     assert_eq!(port["configuration"]["macAddress"], "02:00:00:00:00:11");
-    assert_eq!(port["mtu"], 1500, "there is no underlay that carries less");
-    assert!(tool.ok(&["get", "port", "red-web1"]).contains("1500"));
+    assert_eq!(port["mtu"], 1450, "what an underlay of 1500 carries in the tunnel");
+    assert!(tool.ok(&["get", "port", "red-web1"]).contains("1450"));
 
     // Both tenants have the address; names tell which is whose.
     let location = |vni: &str| {
