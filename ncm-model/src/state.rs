@@ -91,8 +91,6 @@ pub struct StateView {
     pub cause: String,
     /// Guest interface of a port, else empty.
     pub interface: String,
-    /// MTU of a port's interface, in bytes; 0 while it has none, and of other resources.
-    pub mtu: u32,
     /// The state as the protobuf message of its type (`VpcState`, …); empty unless asked for.
     pub state: Vec<u8>,
 }

@@ -216,7 +216,7 @@ fn resource_count(count: ncm_model::StateCount) -> ncm_v1::ResourceCount {
     }
 }
 
-fn resource_state(state: StateView, tunnel_mtu: u16) -> ncm_v1::ResourceState {
+fn resource_state(state: StateView, engine: &Engine) -> ncm_v1::ResourceState {
     let origin = match state.origin {
         Origin::Controller => ncm_v1::Origin::Controller,
         Origin::Tool => ncm_v1::Origin::Tool,
@@ -235,7 +235,7 @@ fn resource_state(state: StateView, tunnel_mtu: u16) -> ncm_v1::ResourceState {
         status: state.status as i32,
         cause: state.cause,
         state: state.state,
-        mtu: state.mtu.min(tunnel_mtu.into()),
+        mtu: if state.interface.is_empty() { 0 } else { engine.guest_mtu(&state.interface) },
     }
 }
 
@@ -323,10 +323,12 @@ impl Inspect for Inspection {
                     && (statuses.is_empty() || statuses.contains(&(state.status as i32)))
                     && (ids.is_empty() || ids.contains(&state.id))
             };
-            let mtu = this.engine.tunnel_mtu();
             this.each_batch(&filter, &mut |states| {
-                let wanted = states.into_iter().filter(wanted);
-                let states: Vec<_> = wanted.map(|state| resource_state(state, mtu)).collect();
+                let states: Vec<_> = states
+                    .into_iter()
+                    .filter(wanted)
+                    .map(|state| resource_state(state, &this.engine))
+                    .collect();
                 states.is_empty() || sender.blocking_send(Ok(ncm_v1::ListStatesReply { states })).is_ok()
             });
         }))

@@ -53,20 +53,19 @@ pub(super) async fn list(
 }
 
 fn table(states: &[ResourceState]) -> String {
-    // Of ports alone.
-    let with_mtu = states.iter().any(|state| state.r#type == ResourceType::Port as i32);
-    let titles = ["type", "id", "status"].into_iter().chain(with_mtu.then_some("mtu"));
-    let mut grid = Grid::new(titles.chain(["origin", "revision", "age", "cause"]));
+    let mut grid = Grid::new(["type", "id", "status", "origin", "revision", "age", "mtu", "cause"]);
     let now = now();
     for state in states {
-        let shown = if state.mtu == 0 { String::new() } else { state.mtu.to_string() };
-        let first = [kind_and_variant(state), state.id.clone(), status_text(state.status)];
-        grid.row(first.into_iter().chain(with_mtu.then_some(shown)).chain([
+        grid.row([
+            kind_and_variant(state),
+            state.id.clone(),
+            status_text(state.status),
             origin_text(state.origin),
             state.revision.to_string(),
             age(now.saturating_sub(state.changed_at)),
+            if state.mtu == 0 { String::new() } else { state.mtu.to_string() },
             state.cause.clone(),
-        ]));
+        ]);
     }
     if grid.is_empty() { "nothing is held\n".to_owned() } else { grid.text() }
 }

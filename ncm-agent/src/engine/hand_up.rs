@@ -12,7 +12,7 @@ use ncm_model::lease::LeaseFacts;
 use tokio::time::sleep;
 
 use super::status::Role;
-use super::{Engine, Shared, wire};
+use super::{Shared, wire};
 use crate::fault;
 use crate::hand_up::{self, Facts};
 use crate::netlink::Kernel;
@@ -109,17 +109,9 @@ impl Facts for Weak<Shared> {
     }
 }
 
-impl Engine {
-    /// The largest packet of a guest, in bytes, that the tunnel carries.
-    #[must_use]
-    pub fn tunnel_mtu(&self) -> u16 {
-        self.shared.tunnel_mtu()
-    }
-}
-
 impl Shared {
     /// The largest packet of a guest, in bytes, that the narrowest underlay interface carries through the tunnel.
-    fn tunnel_mtu(&self) -> u16 {
+    pub(super) fn tunnel_mtu(&self) -> u16 {
         let overhead = if self.config.underlay.endpoint_v6.is_some() { OVERHEAD_V6 } else { OVERHEAD_V4 };
         let narrowest = (self.status().values())
             .filter(|status| status.role == Role::Underlay && status.mtu != 0)

@@ -199,8 +199,6 @@ impl Model {
                 let mut view =
                     self.describe(resource, &port.config.id, meta, standing, encoded(&state, filter));
                 view.interface.clone_from(&port.interface);
-                let interface = self.interfaces.get(&port.interface).filter(|_| self.owns_interface(slot));
-                view.mtu = interface.and_then(|interface| interface.facts).map_or(0, |facts| facts.mtu);
                 view
             }
             ResourceType::Router => {
@@ -237,7 +235,6 @@ impl Model {
             status,
             cause: cause.into_owned(),
             interface: String::new(),
-            mtu: 0,
             state,
         }
     }
@@ -268,7 +265,6 @@ impl Model {
             status,
             cause: cause.into_owned(),
             interface: String::new(),
-            mtu: 0,
             state,
         })
     }
