@@ -118,6 +118,7 @@ impl Model {
         if let Some(failure) = self.failure_of(Handle::new(HandleKind::Group, slot)) {
             return failure;
         }
+        // That ports are closed matters more.
         if let Some(cause) = self.policy.group_refusal(slot) {
             return failure(format!("ports that it is in are closed: {cause}"));
         }
