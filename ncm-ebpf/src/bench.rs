@@ -25,7 +25,8 @@ use crate::programs::{from_guest, from_wire};
 /// Flows of the minimal program: a table of the flow table's kind, key, value and capacity. The benchmark writes it, the minimal
 /// program reads it.
 #[map]
-static BENCH_FLOWS: HashMap<[u32; WORDS], Flow> = HashMap::with_max_entries(capacity::FLOWS, BPF_F_NO_PREALLOC);
+static BENCH_FLOWS: HashMap<[u32; WORDS], Flow> =
+    HashMap::with_max_entries(capacity::FLOWS, BPF_F_NO_PREALLOC);
 
 /// How packets differ from run to run. All is as in memory.
 #[derive(Clone, Copy)]
@@ -155,7 +156,7 @@ fn bench_guest_xdp(context: XdpContext) -> u32 {
         return Xdp::DROP as u32;
     }
     let action = from_guest(Xdp::new(&context));
-    if move_head(&context, vxlan::LEN as i32) { action } else { Xdp::DROP as u32 }
+    if move_head(&context, vxlan::LEN_V4 as i32) { action } else { Xdp::DROP as u32 }
 }
 
 /// `wire_xdp` on a tunnel frame for a guest of this host, unrouted; afterwards the frame is as before, as what was
@@ -166,7 +167,7 @@ fn bench_wire_xdp(context: XdpContext) -> u32 {
         return Xdp::DROP as u32;
     }
     let action = from_wire(Xdp::new(&context));
-    if move_head(&context, -(vxlan::LEN as i32)) { action } else { Xdp::DROP as u32 }
+    if move_head(&context, -(vxlan::LEN_V4 as i32)) { action } else { Xdp::DROP as u32 }
 }
 
 /// What the kernel itself takes to run a program.
@@ -184,8 +185,8 @@ fn bench_vary(context: XdpContext) -> u32 {
 /// What they add at the end, twice: the head is moved there and back.
 #[xdp(frags)]
 fn bench_undo(context: XdpContext) -> u32 {
-    let there = move_head(&context, -(vxlan::LEN as i32));
-    if there && move_head(&context, vxlan::LEN as i32) { Xdp::PASS as u32 } else { Xdp::DROP as u32 }
+    let there = move_head(&context, -(vxlan::LEN_V4 as i32));
+    if there && move_head(&context, vxlan::LEN_V4 as i32) { Xdp::PASS as u32 } else { Xdp::DROP as u32 }
 }
 
 /// Moves the start of the packet.

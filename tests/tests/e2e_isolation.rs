@@ -168,7 +168,7 @@ fn rogue_servers_and_unforwarded_protocols_are_dropped_under_their_reasons() {
             wire.send(&ethernet(b.mac(), a.mac(), 0x0800, &ipv4(a.ip(), b.ip(), 64, 17, &udp(67, 68, MARK))))
         })?;
         host.expect_drop("dhcp_unanswered", || {
-            let discover = ipv4(Ipv4Addr::UNSPECIFIED, any, 64, 17, &udp(68, 67, &[1; 240]));
+            let discover = ipv4(a.ip(), any, 64, 17, &udp(1068, 67, &[1; 240]));
             wire.send(&ethernet([0xff; 6], a.mac(), 0x0800, &discover))
         })?;
         let ipv6 = |from: &str, next: u8, payload: &[u8]| -> Result<Vec<u8>> {

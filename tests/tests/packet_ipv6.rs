@@ -117,7 +117,10 @@ fn advertised(seen: &Seen) -> ([u8; 16], Mac, u8) {
     let frame = &seen.frame;
     assert_eq!((frame.len(), frame[20], frame[21], frame[54]), (86, 58, 255, 136), "{seen}");
     assert!(ipv6_payload_checksum_holds(&frame[14..]), "{seen}");
-    (frame[62..78].try_into().unwrap(), frame[80..86].try_into().unwrap(), frame[58])
+    let (mut target, mut mac) = ([0; 16], [0; 6]);
+    target.copy_from_slice(&frame[62..78]);
+    mac.copy_from_slice(&frame[80..86]);
+    (target, mac, frame[58])
 }
 
 #[test]
@@ -185,7 +188,7 @@ fn error(seen: &Seen) -> (u8, u8, u32, Vec<u8>) {
     assert_eq!((&frame[22..38], &frame[38..54]), (&ip[..], &A1.ip_v6()[..]), "{seen}");
     assert!(ipv6_payload_checksum_holds(&frame[14..]), "{seen}");
     assert_eq!(usize::from(u16::from_be_bytes([frame[18], frame[19]])), frame.len() - 54, "{seen}");
-    let word = u32::from_be_bytes(frame[58..62].try_into().unwrap());
+    let word = u32::from_be_bytes([frame[58], frame[59], frame[60], frame[61]]);
     (frame[54], frame[55], word, frame[62..].to_vec())
 }
 

@@ -115,6 +115,10 @@ impl Engine {
         self.shared.status().values().cloned().collect()
     }
 
+    fn missing_endpoints(&self) -> Vec<std::net::IpAddr> {
+        self.shared.underlay.as_ref().map(|underlay| underlay.missing_endpoints()).unwrap_or_default()
+    }
+
     /// How each remote host is reached.
     #[must_use]
     pub fn remote_hosts(&self) -> Vec<HostReport> {
@@ -231,6 +235,11 @@ impl Engine {
                     table.capacity
                 ));
             }
+        }
+        for endpoint in self.missing_endpoints() {
+            alarms.push(format!(
+                "tunnel endpoint {endpoint}: no interface of this host has the address: `ip address` shows them"
+            ));
         }
         for host in self.remote_hosts().iter().filter(|host| host.resolved == 0) {
             let problem = host.problem.as_deref().unwrap_or("its next hop is not resolved");

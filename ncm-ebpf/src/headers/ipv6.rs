@@ -157,7 +157,7 @@ mod tests {
     #[test]
     fn what_is_not_forwarded_is_refused() {
         let mut source_route = [0; 16];
-        (source_route[0], source_route[8..].copy_from_slice(&UDP)).1;
+        source_route[8..].copy_from_slice(&UDP);
         source_route[0] = 17;
         assert_eq!(parse(43, &source_route), Err(Fault::Extension), "type 0");
         let mut again = [0; 24];

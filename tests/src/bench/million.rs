@@ -83,7 +83,7 @@ pub(super) fn measure(plan: &Plan, done: &mut dyn FnMut(Row)) -> Result<()> {
     };
     let outcome = flows.put_batch((0..FLOWS).map(flow));
     ensure!(outcome.done == FLOWS as usize, "{} of {FLOWS} flows found room", outcome.done);
-    let (bytes, mebi) = (flows.memory_bytes()?, (1 << 20) as f64);
+    let (bytes, mebi) = (flows.memory_bytes()?, f64::from(1 << 20));
     if plan.wants(MEMORY) {
         let entries = (size_of::<FlowKey>() + size_of::<Flow>()) as f64 * f64::from(FLOWS);
         let reference = format!("keys and values alone; the empty table takes {:.1}", empty as f64 / mebi);

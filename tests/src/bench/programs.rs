@@ -44,6 +44,6 @@ fn maps() -> Result<Row> {
         ensure!(outcomes.iter().all(ncm_dataplane::Outcome::is_complete), "the kernel refused flows");
     }
     let bytes: u64 = tables.memory()?.iter().map(|(_, bytes, _)| bytes).sum();
-    let value = bytes as f64 / (1 << 20) as f64;
+    let value = bytes as f64 / f64::from(1 << 20);
     Ok(Row::new("memory_maps", "MiB", value, "what a host may spend", 64.0, Some(Bound::AtMost(1.0))))
 }

@@ -2,7 +2,7 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program for a terminal")]
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -21,8 +21,12 @@ const PICTURE: &str = "
   | blue-web1  10.0.0.11          |                 |          10.0.1.21  blue-web2 |
   +-------------------------------+                 +-------------------------------+
 
-  Tenant red routes between two subnets; tenant blue has one. Their guests have the same
+  Tenant red routes between two subnets, and its database takes connections on port 5432 from
+  its web servers only; tenant blue has one subnet and no rules. Their guests have the same
   addresses and the same MACs, and must never meet.";
+
+/// What red's security groups let its web servers connect to.
+const ALLOWED: u16 = 5432;
 
 fn main() -> ExitCode {
     let begin = Instant::now();
@@ -70,8 +74,16 @@ fn demo(lab: &Lab) -> Result<()> {
     pings(&red_web1, Ipv4Addr::new(10, 0, 0, 1), "ttl=64", "red's gateway, answered on its own host")?;
     pings(&red_web1, red_db1.ip(), "ttl=63", "red, through the distributed router: one hop")?;
     pings(&blue_web1, blue_web2.ip(), "ttl=64", "blue, switched: no hop")?;
-    transfers(&red_web1, &red_db1)?;
-    transfers(&blue_web1, &blue_web2)?;
+    transfers(&red_web1, &red_db1, ALLOWED)?;
+    transfers(&blue_web1, &blue_web2, 0)?;
+
+    step("Security groups: what no rule allows is dropped, and answers to what is allowed pass");
+    let before = host2.drops("policy_ingress")?;
+    let ssh = SocketAddr::from((red_db1.ip(), 22));
+    ensure!(!red_web1.connects(ssh)?, "a connection that no rule allows came about");
+    ensure!(host2.drops("policy_ingress")? > before, "what no rule allows was not dropped as such");
+    held("red-web1 cannot reach red-db1 on port 22: dropped at host2, as policy_ingress");
+    tool(host2, &["flows", "--port", "red-db1"])?;
 
     step("Isolation: the same address, two tenants");
     meets_only(&red_web1, &red_db1, &blue_web2)?;
@@ -134,8 +146,9 @@ fn guest(lab: &Lab, host: &Host, name: &str, ip: Ipv4Addr, prefix: u8) -> Result
         name: name.to_owned(),
         interface: format!("tap{name}"),
         mac: [0x02, 0, 0, 0, 0, if last == 11 { 0x11 } else { 0x21 }],
-        addresses: vec![(ip, prefix)],
+        addresses: vec![(ip.into(), prefix)],
         gateway: Some(Ipv4Addr::from(network + 1)),
+        gateway6: None,
         mtu: 1450,
         tap: false,
     };
@@ -152,9 +165,10 @@ fn pings(from: &Guest, to: Ipv4Addr, ttl: &str, what: &str) -> Result<()> {
     Ok(())
 }
 
-fn transfers(from: &Guest, to: &Guest) -> Result<()> {
+/// Sends some bytes to a port of the other guest's; 0 for any.
+fn transfers(from: &Guest, to: &Guest, port: u16) -> Result<()> {
     let bytes = 64_000_000;
-    let time = from.expect_tcp(to, bytes)?;
+    let time = from.expect_tcp_on(to, port, bytes)?;
     let rate = bytes as f64 * 8.0 / time.as_secs_f64() / 1e9;
     held(&format!(
         "{} sent {} MB to {} by TCP, intact, {rate:.1} Gb/s",

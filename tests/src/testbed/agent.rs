@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
@@ -34,7 +34,7 @@ pub struct AgentConfig {
 impl AgentConfig {
     /// The configuration of a node with one tunnel endpoint.
     #[must_use]
-    pub fn new(instance: &str, endpoint: Ipv4Addr, interfaces: &[&str]) -> Self {
+    pub fn new(instance: &str, endpoint: IpAddr, interfaces: &[&str]) -> Self {
         let list = |items: &[&str]| {
             format!("[{}]", items.iter().map(|item| format!("{item:?}")).collect::<Vec<_>>().join(", "))
         };
@@ -43,7 +43,11 @@ impl AgentConfig {
             .set("", "instance", format!("{instance:?}"))
             .set("node", "id", format!("{instance:?}"))
             .set("node", "addresses", list(&[&endpoint.to_string()]))
-            .set("underlay", "endpoint_v4", format!("\"{endpoint}\""))
+            .set(
+                "underlay",
+                if endpoint.is_ipv4() { "endpoint_v4" } else { "endpoint_v6" },
+                format!("\"{endpoint}\""),
+            )
             .set("underlay", "interfaces", list(interfaces))
             .set("api", "listeners", list(&[LISTENER]))
             .set("api", "socket", format!("\"/run/ncm/{instance}.sock\""))
