@@ -4,7 +4,7 @@ use aya_log_ebpf::trace;
 use ncm_common::{
     counters::PathCounter,
     drops::DropReason,
-    tables::{Port, epoch_slot, flow_flags, port_flags},
+    tables::{Port, epoch_slot, flow_flags, port_flags, ticks},
 };
 
 use super::{Ended, Step, admit::Sender, by_ip, encapsulate::encapsulate, flow, open, port, settle, subnet};
@@ -23,6 +23,7 @@ pub fn deliver<C: Context>(
     sender: Sender,
     scratch: &mut Scratch,
     known: Option<Entry>,
+    clock: u64,
 ) -> Step<i32> {
     let flow = match known {
         Some(entry) => entry.flow(),
@@ -37,7 +38,14 @@ pub fn deliver<C: Context>(
         return Err(Ended::EXPIRED);
     }
     if flags & flow_flags::LOCAL == 0 {
-        return encapsulate(packet, &scratch.packet, &mut scratch.tunnel, (target, generation), routed);
+        return encapsulate(
+            packet,
+            &scratch.packet,
+            &mut scratch.tunnel,
+            (target, generation),
+            routed,
+            clock,
+        );
     }
     let to = port(target, generation)?;
     open(to)?;
@@ -51,7 +59,7 @@ pub fn deliver<C: Context>(
     if !fits(packet.segment_size(), bytes, to.mtu) {
         return Err(Ended::too_big(u32::from(to.mtu)));
     }
-    receive(sender, target, to, &scratch.packet, &mut scratch.there)?;
+    receive(sender, target, to, &scratch.packet, &mut scratch.there, ticks(clock))?;
     if routed {
         packet.store(0, &scratch.tunnel.inner_macs())?;
         lower_ttl(packet, &scratch.packet)?;
@@ -65,8 +73,14 @@ pub fn deliver<C: Context>(
 
 /// Lets the packet in at the port that it is for, by that port's own flow and policy.
 #[inline(always)]
-fn receive(sender: Sender, index: u32, to: &'static Port, packet: &Packet, side: &mut Side) -> Step<()> {
-    let now = flow::now();
+fn receive(
+    sender: Sender,
+    index: u32,
+    to: &'static Port,
+    packet: &Packet,
+    side: &mut Side,
+    now: u32,
+) -> Step<()> {
     flow::key(packet, index, true, &mut side.key);
     if let Some(entry) = flow::find(packet, &side.key)
         && flow::is_steady(entry, to, now, true)
