@@ -130,7 +130,8 @@ fn who_floods_exhausts_its_own_share_alone() {
         eventually("it shows in the metrics", SOON, || {
             let beyond = host.metric(&["ncm_path_packets_total{", "\"flow_share_full\""])?;
             let flows = |port: &str| host.metric(&["ncm_port_flows{", &format!("port=\"{port}\"")]);
-            Ok(beyond > 1_000.0 && flows("a")? == 200.0 && flows("b")? < 200.0)
+            let own = flows("a")?;
+            Ok(beyond > 0.0 && (200.0..203.0).contains(&own) && flows("b")? < 200.0)
         })?;
         near.goes_on()?;
         remote.goes_on()

@@ -140,7 +140,7 @@ fn traffic_goes_on_while_the_agent_restarts() {
         let (a, b) = (cloud.guest(lab, &net.host1, "a")?, cloud.guest(lab, &net.host2, "b")?);
         net.push(&cloud)?;
         a.expect_ping(b.ip())?;
-        let mut on = a.begin_ping(b.ip())?;
+        let on = a.begin_ping(b.ip())?;
         net.host1.stop()?;
         net.host1.start()?;
         net.push(&cloud)?;

@@ -38,7 +38,7 @@ fn both_ways(left: &Guest, right: &Guest) -> Result<()> {
     left.expect_steady_ping(right.ip6(), 20)?;
     for (from, to) in [(left, right), (right, left)] {
         from.expect_tcp(to, 3_000_000)?;
-        from.expect_tcp6(to, 3_000_000)?;
+        from.expect_tcp_to(to, SocketAddr::from((to.ip6(), 0)), 3_000_000)?;
     }
     Ok(())
 }

@@ -109,6 +109,13 @@ impl Engine {
         look(&self.shared.model())
     }
 
+    /// The MTU in bytes that the guest behind an interface is told; 0 while the interface is not there.
+    #[must_use]
+    pub fn guest_mtu(&self, interface: &str) -> u32 {
+        let mtu = self.shared.status().get(interface).map_or(0, |status| status.mtu);
+        mtu.min(self.shared.tunnel_mtu().into())
+    }
+
     /// Interfaces that the agent has to do with, by name.
     #[must_use]
     pub fn interfaces(&self) -> Vec<InterfaceStatus> {

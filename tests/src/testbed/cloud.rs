@@ -1,7 +1,7 @@
 //! A small controller: what exists in a cloud, and the goal states that each host needs of it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use anyhow::{Context, Result};
 use ncm_model::wire;

@@ -246,26 +246,14 @@ impl Guest {
     /// # Errors
     /// If the connection fails or the bytes differ.
     pub fn expect_tcp(&self, to: &Self, bytes: usize) -> Result<Duration> {
-        self.expect_tcp_on(to, 0, bytes)
+        self.expect_tcp_to(to, SocketAddr::from((to.ip(), 0)), bytes)
     }
 
-    /// The same, to a port of the caller's choice; 0 for any.
+    /// Like [`Self::expect_tcp`], to one of the other's addresses, on a port of the caller's choice or any (0).
     ///
     /// # Errors
     /// If the connection fails or the bytes differ.
-    pub fn expect_tcp_on(&self, to: &Self, port: u16, bytes: usize) -> Result<Duration> {
-        self.tcp(to, SocketAddr::new(IpAddr::V4(to.ip()), port), bytes)
-    }
-
-    /// The same over IPv6.
-    ///
-    /// # Errors
-    /// If the connection fails or the bytes differ.
-    pub fn expect_tcp6(&self, to: &Self, bytes: usize) -> Result<Duration> {
-        self.tcp(to, SocketAddr::new(IpAddr::V6(to.ip6()), 0), bytes)
-    }
-
-    fn tcp(&self, to: &Self, address: SocketAddr, bytes: usize) -> Result<Duration> {
+    pub fn expect_tcp_to(&self, to: &Self, address: SocketAddr, bytes: usize) -> Result<Duration> {
         let listener = to.ns.listen(address)?;
         let address = listener.local_addr()?;
         let begin = Instant::now();
