@@ -2,7 +2,7 @@
 
 use ncm_common::{counters::PathCounter, drops::DropReason, marks};
 
-use super::{Ended, Step, admit::Sender, encapsulate::is_fresh, limit, refuse};
+use super::{Ended, Step, admit::Sender, encapsulate::is_fresh, flow, limit, refuse};
 use crate::{
     context::{Context, Tc},
     count::{count, received},
@@ -10,6 +10,9 @@ use crate::{
     headers::Frame,
     tables::{NODE, PORTS},
 };
+
+/// The largest packet that is handed up, in bytes from the Ethernet header on: beyond any that the agent answers.
+const LARGEST: u32 = 1_600;
 
 /// Hands a guest's packet up to the agent, if that is within its port's share. XDP leaves it to tc.
 #[inline(always)]
@@ -19,10 +22,12 @@ pub fn up<C: Context>(packet: C, sender: Sender, why: u32) -> Step<()> {
     }
     let ifindex = NODE.get(&0).map_or(0, |node| node.hand_up_ifindex);
     // Without the agent nobody would read it there.
-    if ifindex == 0 || !is_fresh() {
+    if ifindex == 0 || !is_fresh(flow::clock()) {
         return refuse(DropReason::HandUpUnavailable);
     }
-    if !limit::grants_hand_up(sender.index) {
+    // What waits for the agent is bounded in packets.
+    let is_large = packet.length() > LARGEST || packet.segment_size() != 0;
+    if is_large || !limit::grants_hand_up(sender.index) {
         return refuse(DropReason::HandUpLimited);
     }
     let action = packet.hand_up(ifindex, marks::mark(why, sender.index))?;
