@@ -259,12 +259,15 @@ fn network() -> GoalState {
         let (v4, v6) = (subnet.gateway, subnet.gateway_v6());
         for (id, cidr, mac, gateway) in [
             (name(subnet), format!("{}/24", Ipv4Addr::from(subnet.network)), v4.0, IpAddr::from(v4.1)),
-            (name_v6(subnet), format!("{}/64", std::net::Ipv6Addr::from(subnet.network_v6())), v6.0, IpAddr::from(v6.1)),
+            (
+                name_v6(subnet),
+                format!("{}/64", std::net::Ipv6Addr::from(subnet.network_v6())),
+                v6.0,
+                IpAddr::from(v6.1),
+            ),
         ] {
-            let gateway = subnet_configuration::Gateway {
-                ip_address: gateway.to_string(),
-                mac_address: text(mac),
-            };
+            let gateway =
+                subnet_configuration::Gateway { ip_address: gateway.to_string(), mac_address: text(mac) };
             let configuration = SubnetConfiguration {
                 id,
                 vpc_id: vpc.to_owned(),
@@ -278,9 +281,8 @@ fn network() -> GoalState {
                 .push(SubnetState { operation_type: create, configuration: Some(configuration) });
         }
     }
-    let tables = [name(SUBNET_A), name_v6(SUBNET_A), name(SUBNET_B), name_v6(SUBNET_B)].map(|subnet_id| {
-        router_configuration::SubnetRoutingTable { subnet_id, ..Default::default() }
-    });
+    let tables = [name(SUBNET_A), name_v6(SUBNET_A), name(SUBNET_B), name_v6(SUBNET_B)]
+        .map(|subnet_id| router_configuration::SubnetRoutingTable { subnet_id, ..Default::default() });
     let configuration = RouterConfiguration {
         id: "router".to_owned(),
         host_dvr_mac_address: text(SUBNET_A.dvr_mac),

@@ -5,7 +5,10 @@ use std::net::IpAddr;
 
 use ncm_model::reference;
 
-use super::{Guest, HERE, HOST_1, HOST_2, Ip, Ip6, Ipv4, Ipv6, Mac, Remote, SubnetOf, icmp, icmp6, segment, tcp6, udp, udp6};
+use super::{
+    Guest, HERE, HOST_1, HOST_2, Ip, Ip6, Ipv4, Ipv6, Mac, Remote, SubnetOf, icmp, icmp6, segment, tcp6, udp,
+    udp6,
+};
 
 /// A guest of this host, a neighbour on another, or somebody whom nobody knows.
 #[derive(Clone, Copy)]

@@ -93,7 +93,8 @@ pub(crate) fn any_talk(flags: &'static [u8]) -> impl Strategy<Value = Talk> {
 /// Who speaks to whom: two stations of one tenant, of which at least one is here. Whom nobody knows only speaks.
 pub(crate) fn any_pair() -> impl Strategy<Value = (Station, Station)> {
     let of = |guests: Vec<Guest>| -> Vec<Station> { guests.into_iter().map(Station::from).collect() };
-    let (ours, theirs): (Vec<_>, Vec<_>) = GUESTS.into_iter().partition(|guest| guest.subnet.vni != C1.subnet.vni);
+    let (ours, theirs): (Vec<_>, Vec<_>) =
+        GUESTS.into_iter().partition(|guest| guest.subnet.vni != C1.subnet.vni);
     let (near, far): (Vec<_>, Vec<_>) =
         REMOTES.into_iter().partition(|remote| remote.subnet.vni != C1.subnet.vni);
     let (ours, theirs) = (of(ours), of(theirs));
@@ -112,8 +113,11 @@ pub(crate) fn any_pair() -> impl Strategy<Value = (Station, Station)> {
 }
 
 /// Runs cases, and shows the smallest that fails.
-pub(crate) fn run<S: Strategy>(cases: u32, strategy: &S, mut check: impl FnMut(&S::Value) -> Result<(), TestCaseError>)
-where
+pub(crate) fn run<S: Strategy>(
+    cases: u32,
+    strategy: &S,
+    mut check: impl FnMut(&S::Value) -> Result<(), TestCaseError>,
+) where
     S::Value: Clone,
 {
     let check = std::cell::RefCell::new(&mut check);
