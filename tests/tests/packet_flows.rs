@@ -293,7 +293,7 @@ fn between_guests_of_one_host_each_port_has_its_own_flow() {
     under_policy(&world, A2);
     let there = udp((A1.ip, 1000), (A2.ip, 53), b"question").frame(A2.mac, A1.mac);
     let answer = udp((A2.ip, 53), (A1.ip, 1000), b"answer").frame(A1.mac, A2.mac);
-    world.from_guest(A1, there.clone()).assert_dropped(DropReason::PolicyIngress, A1.port);
+    world.from_guest(A1, there.clone()).assert_dropped(DropReason::PolicyIngress, A2.port);
     allow(&world, rule(true, 0, 17));
     world.from_guest(A1, there.clone()).assert_delivered(A2.port, PathCounter::LocalDelivered);
     // Without a rule that lets A2 out: it answers.

@@ -6,9 +6,7 @@ use ncm_common::tables::{
     Flow, FlowKey, MEMBERS, PortFlows, Rule, RuleKey, flow_kinds, flow_state, set_direction, timeouts,
 };
 use ncm_dataplane::{Hook, TestRun};
-use ncm_tests::packet::{
-    A1, A2, HOST_1, Ip, Ipv4, RA, SUBNET_A, Seen, World, icmp, mapped, segment, udp,
-};
+use ncm_tests::packet::{A1, A2, HOST_1, Ip, Ipv4, RA, SUBNET_A, Seen, World, icmp, mapped, segment, udp};
 
 const SYN: u8 = 2;
 const RST: u8 = 4;
@@ -123,7 +121,7 @@ fn a_flood_of_answered_connection_requests_takes_no_share() {
     back(&world, 80, 1000, SYN | ACK).assert_delivered(A1.port, PathCounter::DecapsulatedRelay);
     out(&world, 1000, 80, ACK).assert_counted(PathCounter::FlowEstablished);
     let relay = world.ifindex("relay0");
-    let tunnel = Some(ncm_dataplane::Tunnel { vni: SUBNET_A.vni, source: HOST_1 });
+    let tunnel = Some(ncm_dataplane::Tunnel { vni: SUBNET_A.vni, source: HOST_1.into() });
     for port in 2000..5000 {
         let asked = segment((RA.ip, port), (A1.ip, 80), SYN).frame(A1.mac, RA.mac);
         let run = TestRun { tunnel, ..TestRun::new(asked, relay) };
@@ -210,10 +208,12 @@ fn errors_between_guests_of_one_host_are_let_through_with_their_flow() {
         world.from_guest(A2, icmp(A2.ip, A1.ip, 3, 3, [0; 4], quoted).frame(A1.mac, A2.mac))
     };
     unreachable(&question).assert_dropped(DropReason::PolicyIngress, A1.port);
-    world.from_guest(A1, question.frame(A2.mac, A1.mac)).assert_delivered(A2.port, PathCounter::LocalDelivered);
+    world
+        .from_guest(A1, question.frame(A2.mac, A1.mac))
+        .assert_delivered(A2.port, PathCounter::LocalDelivered);
     let seen = unreachable(&question);
     seen.assert_delivered(A1.port, PathCounter::LocalDelivered);
-    seen.assert_counted(PathCounter::ErrorRelated);
+    assert!(has(&seen, PathCounter::ErrorRelated), "{seen}");
     unreachable(&udp((A1.ip, 1001), (A2.ip, 53), b"question"))
         .assert_dropped(DropReason::PolicyIngress, A1.port);
     world.raise();
@@ -266,8 +266,6 @@ fn nothing_comes_from_the_tunnel_as_a_host_itself() {
     let world = World::new();
     for source in [[0, 0, 0, 0], [127, 0, 0, 1]] {
         let frame = udp((source, 53), (A1.ip, 1000), b"answer").frame(A1.mac, RA.mac);
-        world
-            .from_relay(SUBNET_A.vni, HOST_1, frame)
-            .assert_dropped(DropReason::TunnelSource, A1.port);
+        world.from_relay(SUBNET_A.vni, HOST_1, frame).assert_dropped(DropReason::TunnelSource, A1.port);
     }
 }

@@ -1,9 +1,15 @@
 //! A frame from a guest: which port it is, what kind of frame, and which stages it goes through.
 
-use ncm_common::{counters::PathCounter, drops::DropReason, tables::flow_flags};
+use ncm_common::{
+    counters::PathCounter,
+    drops::DropReason,
+    tables::{flow_flags, ticks},
+};
 
 use super::{
-    Ended, Step, admit::Sender, answer, control, deliver, errors, flow, fragment, open, port, refuse,
+    Ended, Step,
+    admit::Sender,
+    answer, control, deliver, errors, flow, fragment, open, port, refuse,
     related::{self, Way},
     route, settle, subnet,
 };
@@ -94,7 +100,8 @@ fn follow<C: Context>(packet: C, sender: Sender, scratch: &mut Scratch) -> Step<
     if C::PASSES_UP && scratch.packet.is_partial() {
         return Err(Ended::PASS_UP);
     }
-    let now = flow::now();
+    let clock = flow::clock();
+    let now = ticks(clock);
     flow::key(&scratch.packet, sender.index, false, &mut scratch.here.key);
     let known = flow::find(&scratch.packet, &scratch.here.key).filter(|entry| {
         let flow = entry.flow();
@@ -113,7 +120,7 @@ fn follow<C: Context>(packet: C, sender: Sender, scratch: &mut Scratch) -> Step<
             Ended::step(undecided(packet, sender, scratch))?;
         }
     }
-    deliver::deliver(packet, sender, scratch, known)
+    deliver::deliver(packet, sender, scratch, known, clock)
 }
 
 /// Whether a packet is a neighbour solicitation or advertisement.
@@ -165,11 +172,8 @@ fn decide<C: Context>(packet: C, sender: Sender, scratch: &mut Scratch) -> Step<
         return refuse(DropReason::Multicast);
     }
     let (whole, here, spare) = (&mut scratch.packet, &mut scratch.here, &mut scratch.spare);
-    let unknown = if whole.class & class::LATER != 0 {
-        fragment::recall(whole, here, spare, false)
-    } else {
-        0
-    };
+    let unknown =
+        if whole.class & class::LATER != 0 { fragment::recall(whole, here, spare, false) } else { 0 };
     settle::look(whole, here);
     // A later fragment for a gateway is of no flow, and answered like the first.
     if unknown != 0 || !flow::leads_out(here, whole) {

@@ -266,13 +266,7 @@ fn turn(packet: &Packet, side: &Side, set: u32, clear: u32, to_guest: bool) {
 /// Moves a flow that both sides have confirmed to the table of flows, if it is not there yet; tells whether it has. Without room, or
 /// beyond the port's share, it stays where it is, and a later packet tries again.
 #[inline(always)]
-fn promote(
-    port: &Port,
-    packet: &Packet,
-    side: &mut Side,
-    (set, clear): (u32, u32),
-    to_guest: bool,
-) -> bool {
+fn promote(port: &Port, packet: &Packet, side: &mut Side, (set, clear): (u32, u32), to_guest: bool) -> bool {
     const OPEN: u32 = flow_state::ANSWERED | flow_state::CONFIRMED;
     if side.place == ESTABLISHED || (side.flow.state | set) & OPEN != OPEN || set & flow_state::RESET != 0 {
         return false;
