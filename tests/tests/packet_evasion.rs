@@ -34,14 +34,18 @@ enum Way {
     Local(Hook),
 }
 
-const WAYS: [Way; 6] = [
-    Way::Out(Hook::GuestTc),
-    Way::Out(Hook::GuestXdp),
-    Way::In(Hook::RelayTc),
-    Way::In(Hook::WireXdp),
-    Way::Local(Hook::GuestTc),
-    Way::Local(Hook::GuestXdp),
-];
+/// Tries every way, in one world for tc and another for XDP: the ways of each share no flow.
+fn each(check: impl Fn(&World, Way)) {
+    for ways in [
+        [Way::Out(Hook::GuestTc), Way::In(Hook::RelayTc), Way::Local(Hook::GuestTc)],
+        [Way::Out(Hook::GuestXdp), Way::In(Hook::WireXdp), Way::Local(Hook::GuestXdp)],
+    ] {
+        let world = under_policy(A1);
+        for way in ways {
+            check(&world, way);
+        }
+    }
+}
 
 impl Way {
     fn put_in_v4(self, world: &World, packet: impl Fn([u8; 4], [u8; 4]) -> Ip) -> Seen {
@@ -96,8 +100,7 @@ fn arrive(world: &World, hook: Hook, inner: Vec<u8>) -> Seen {
 
 #[test]
 fn options_change_nothing() {
-    for way in WAYS {
-        let world = under_policy(A1);
+    each(|world, way| {
         for words in 1..=10_u8 {
             // A record of the route, which takes up all the room there is.
             let mut options = vec![1; usize::from(words) * 4];
@@ -107,10 +110,10 @@ fn options_change_nothing() {
                 let options = options.clone();
                 move |from, to| Ip { options: options.clone(), ..udp((from, 1000), (to, port), b"data") }
             };
-            way.assert_passes(&way.put_in_v4(&world, with(OPEN)));
-            way.assert_denied(&way.put_in_v4(&world, with(CLOSED)));
+            way.assert_passes(&way.put_in_v4(world, with(OPEN)));
+            way.assert_denied(&way.put_in_v4(world, with(CLOSED)));
         }
-    }
+    });
 }
 
 #[test]
@@ -122,14 +125,13 @@ fn extension_headers_change_nothing() {
         (44, fragment_header(0, false, 9)),
         (60, [&[0, 15, 1, 124][..], &[0; 124]].concat()),
     ];
-    for way in WAYS {
-        let world = under_policy(A1);
+    each(|world, way| {
         for (number, header) in &headers {
             let with = |port| {
                 move |from, to| udp6((from, 1000), (to, port), b"data").behind(*number, header.clone())
             };
-            way.assert_passes(&way.put_in_v6(&world, with(OPEN)));
-            way.assert_denied(&way.put_in_v6(&world, with(CLOSED)));
+            way.assert_passes(&way.put_in_v6(world, with(OPEN)));
+            way.assert_denied(&way.put_in_v6(world, with(CLOSED)));
         }
         let all = |port| {
             let headers = &headers;
@@ -138,51 +140,48 @@ fn extension_headers_change_nothing() {
                 headers.iter().fold(packet, |packet, (number, header)| packet.behind(*number, header.clone()))
             }
         };
-        way.assert_passes(&way.put_in_v6(&world, all(OPEN)));
-        way.assert_denied(&way.put_in_v6(&world, all(CLOSED)));
-    }
+        way.assert_passes(&way.put_in_v6(world, all(OPEN)));
+        way.assert_denied(&way.put_in_v6(world, all(CLOSED)));
+    });
 }
 
 #[test]
 fn a_transport_header_out_of_reach_is_not_looked_for_elsewhere() {
     // What looks like a UDP header to the open port wherever one may look, and behind it all the one to the closed port.
     let fake = [0, 17, 3, 232, 0, 53, 0, 8];
-    for way in WAYS {
-        let world = under_policy(A1);
+    each(|world, way| {
         for length in [264_usize, 296, 480, 504, 512, 520, 552, 1024] {
             let mut options = fake.repeat(length / 8);
             options[1] = u8::try_from(length / 8 - 1).expect("a header's length");
             let with = |from, to| udp6((from, 1000), (to, CLOSED), b"data").behind(60, options.clone());
-            way.assert_dropped(&way.put_in_v6(&world, with), DropReason::ExtensionHeader);
+            way.assert_dropped(&way.put_in_v6(world, with), DropReason::ExtensionHeader);
         }
-    }
+    });
 }
 
 #[test]
 fn later_fragments_of_ipv4_follow_the_first_whichever_way_they_go() {
-    for way in WAYS {
-        let world = under_policy(A1);
+    each(|world, way| {
         let first = |port| move |from, to| Ip { fragment: 0x2000, ..udp((from, 1000), (to, port), &[1; 24]) };
         let later =
             |offset: u16| move |from, to| Ip { fragment: offset / 8, ..Ip::new(from, to, 17, vec![9; 32]) };
-        way.assert_dropped(&way.put_in_v4(&world, later(32)), DropReason::FragmentUnknown);
-        way.assert_denied(&way.put_in_v4(&world, first(CLOSED)));
+        way.assert_dropped(&way.put_in_v4(world, later(32)), DropReason::FragmentUnknown);
+        way.assert_denied(&way.put_in_v4(world, first(CLOSED)));
         if !matches!(way, Way::Local(_)) {
-            way.assert_dropped(&way.put_in_v4(&world, later(32)), DropReason::FragmentUnknown);
+            way.assert_dropped(&way.put_in_v4(world, later(32)), DropReason::FragmentUnknown);
         } else {
             // The sender's port lets it go; the receiver's policy denies it like the first.
-            way.assert_denied(&way.put_in_v4(&world, later(32)));
+            way.assert_denied(&way.put_in_v4(world, later(32)));
         }
-        way.assert_passes(&way.put_in_v4(&world, first(OPEN)));
-        way.assert_passes(&way.put_in_v4(&world, later(32)));
-        way.assert_passes(&way.put_in_v4(&world, later(8)));
-    }
+        way.assert_passes(&way.put_in_v4(world, first(OPEN)));
+        way.assert_passes(&way.put_in_v4(world, later(32)));
+        way.assert_passes(&way.put_in_v4(world, later(8)));
+    });
 }
 
 #[test]
 fn later_fragments_of_ipv6_follow_the_first_whichever_way_they_go() {
-    for way in WAYS {
-        let world = under_policy(A1);
+    each(|world, way| {
         let options = || vec![0, 0, 1, 4, 0, 0, 0, 0];
         // Options belong to what is cut, so that its transport header ends at 16.
         let first = |port| {
@@ -197,36 +196,35 @@ fn later_fragments_of_ipv6_follow_the_first_whichever_way_they_go() {
                 Ip6::new(from, to, 60, vec![9; 32], None).behind(44, fragment_header(offset, false, id))
             }
         };
-        way.assert_dropped(&way.put_in_v6(&world, later(40, 7)), DropReason::FragmentUnknown);
-        way.assert_denied(&way.put_in_v6(&world, first(CLOSED)));
-        way.assert_passes(&way.put_in_v6(&world, first(OPEN)));
-        way.assert_passes(&way.put_in_v6(&world, later(40, 7)));
-        way.assert_passes(&way.put_in_v6(&world, later(16, 7)));
-        way.assert_dropped(&way.put_in_v6(&world, later(8, 7)), DropReason::FragmentTiny);
-        way.assert_dropped(&way.put_in_v6(&world, later(40, 8)), DropReason::FragmentUnknown);
-    }
+        way.assert_dropped(&way.put_in_v6(world, later(40, 7)), DropReason::FragmentUnknown);
+        way.assert_denied(&way.put_in_v6(world, first(CLOSED)));
+        way.assert_passes(&way.put_in_v6(world, first(OPEN)));
+        way.assert_passes(&way.put_in_v6(world, later(40, 7)));
+        way.assert_passes(&way.put_in_v6(world, later(16, 7)));
+        way.assert_dropped(&way.put_in_v6(world, later(8, 7)), DropReason::FragmentTiny);
+        way.assert_dropped(&way.put_in_v6(world, later(40, 8)), DropReason::FragmentUnknown);
+    });
 }
 
 #[test]
 fn a_first_fragment_holds_the_whole_transport_header() {
-    for way in WAYS {
-        let world = under_policy(A1);
+    each(|world, way| {
         for len in 0..8 {
             let with = |from, to| {
                 let mut packet = Ip { fragment: 0x2000, ..udp((from, 1000), (to, OPEN), b"data") };
                 packet.payload.truncate(len);
                 packet
             };
-            way.assert_dropped(&way.put_in_v4(&world, with), DropReason::FragmentTiny);
+            way.assert_dropped(&way.put_in_v4(world, with), DropReason::FragmentTiny);
             let with = |from, to| {
                 let mut packet =
                     udp6((from, 1000), (to, OPEN), b"data").behind(44, fragment_header(0, true, 5));
                 packet.payload.truncate(len);
                 packet
             };
-            way.assert_dropped(&way.put_in_v6(&world, with), DropReason::FragmentTiny);
+            way.assert_dropped(&way.put_in_v6(world, with), DropReason::FragmentTiny);
         }
-    }
+    });
 }
 
 #[test]
