@@ -268,7 +268,7 @@ impl Judge {
             .map(|station| (station, false))
     }
 
-    /// A guest's packet did not leave, but may have begun a flow at its own port, where policy allows it: it was refused further on.
+    /// A guest's packet did not leave, but may have begun a flow where policy allows it: it was refused further on.
     fn began(&mut self, guest: Guest, seen: &Seen) {
         let Some(packet) = parse(&seen.before) else { return };
         let Some((other, _)) = Self::whom(guest, &packet) else { return };
@@ -277,6 +277,12 @@ impl Judge {
             && self.is_allowed(guest, false, &packet, &other)
         {
             self.admit(guest, false, &packet);
+            // Also at the receiver's: too large a packet is refused last.
+            if let Some(receiver) = other.guest
+                && self.is_allowed(receiver, true, &packet, &Station::from(guest))
+            {
+                self.admit(receiver, true, &packet);
+            }
         }
     }
 
