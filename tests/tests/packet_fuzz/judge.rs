@@ -456,6 +456,9 @@ impl Judge {
             Verdict::Dropped => {
                 self.dropped(seen);
                 self.hold(ours.is_some(), "only what is ours is ours to drop", seen);
+                if let Some(Ours { udp, vni, .. }) = ours {
+                    self.arrived(vni, &seen.before[udp + 16..]);
+                }
             }
             Verdict::Passed if seen.counters.iter().any(|(counter, _)| *counter == PathCounter::Relayed) => {
                 let Some(Ours { udp, known: true, .. }) = ours else {
@@ -489,7 +492,10 @@ impl Judge {
     pub(crate) fn from_relay(&mut self, vni: u32, source: IpAddr, seen: &Seen) {
         self.note(seen);
         match seen.verdict {
-            Verdict::Dropped => self.dropped(seen),
+            Verdict::Dropped => {
+                self.dropped(seen);
+                self.arrived(vni, &seen.before);
+            }
             Verdict::Redirected => {
                 let host = if vni == C1.subnet.vni { HOST_2 } else { HOST_1 };
                 let known =
@@ -501,14 +507,35 @@ impl Judge {
         }
     }
 
+    /// Whom a packet out of the tunnel is for, and from.
+    fn arriving(vni: u32, packet: &Parsed) -> Option<(Guest, Station)> {
+        let guest = GUESTS.into_iter().find(|guest| guest.subnet.vni == vni && guest.mac == packet.to)?;
+        let tenant = |station: &Station| (station.subnet.vni == C1.subnet.vni) == (vni == C1.subnet.vni);
+        let other = Self::stations()
+            .filter(|station| tenant(station))
+            .find(|station| station.address(packet.source.is_ipv6()) == packet.source);
+        let unknown = Station { mac: packet.from, ..Station::from(REMOTES[0]) };
+        Some((guest, other.unwrap_or(unknown)))
+    }
+
+    /// A packet out of the tunnel was dropped, but may have begun a flow: it was refused further on.
+    fn arrived(&mut self, vni: u32, inner: &[u8]) {
+        let Some(packet) = parse(inner) else { return };
+        let Some((guest, other)) = Self::arriving(vni, &packet) else { return };
+        if self.is_allowed(guest, true, &packet, &other) {
+            self.admit(guest, true, &packet);
+        }
+    }
+
     /// A frame out of the tunnel was given to a guest.
     fn delivered(&mut self, vni: u32, seen: &Seen) {
         self.hold(seen.drops.is_empty(), "what is delivered is not dropped", seen);
         let Some(packet) = parse(&seen.before) else {
             return self.hold(false, "what is delivered is a well-formed packet", seen);
         };
-        let guest = GUESTS.into_iter().find(|guest| guest.subnet.vni == vni && guest.mac == packet.to);
-        let Some(guest) = guest else { return self.hold(false, "its guest is here", seen) };
+        let Some((guest, other)) = Self::arriving(vni, &packet) else {
+            return self.hold(false, "its guest is here", seen);
+        };
         self.hold(seen.received == [guest.port], "it goes to whom it is for", seen);
         let (to, from) = seen.macs();
         let gateways = [guest.subnet.gateway.0, guest.subnet.gateway_v6().0];
@@ -520,17 +547,7 @@ impl Judge {
         );
         let own = gateways[usize::from(packet.source.is_ipv6())];
         self.hold(packet.from[0] & 1 == 0 && packet.from != own, "its sender is a station", seen);
-        let tenant = |station: &Station| (station.subnet.vni == C1.subnet.vni) == (vni == C1.subnet.vni);
-        let other = Self::stations()
-            .filter(|station| tenant(station))
-            .find(|station| station.address(packet.source.is_ipv6()) == packet.source);
-        self.hold(
-            other.is_none_or(|other| other.guest.is_none()),
-            "nobody here speaks through the tunnel",
-            seen,
-        );
-        let unknown = Station { mac: packet.from, ..Station::from(REMOTES[0]) };
-        let other = other.unwrap_or(unknown);
+        self.hold(other.guest.is_none(), "nobody here speaks through the tunnel", seen);
         self.justify(guest, true, &packet, &other, seen);
     }
 }
