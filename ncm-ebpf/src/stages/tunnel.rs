@@ -132,14 +132,25 @@ fn is_for_interface<C: Context>(packet: &C, node: &'static Node, to: Mac) -> boo
 /// everything, as does each while nobody is there to follow the changes of MACs.
 #[inline(never)]
 fn is_for_stack(node: &'static Node, ifindex: u32, low: u32, high: u16) -> u32 {
-    let stack = node
-        .uplinks
-        .iter()
-        .fold(0, |stack, uplink| stack | u32::from(uplink.stack) * u32::from(uplink.ifindex == ifindex));
-    let known = node.uplinks.iter().fold(false, |known, uplink| {
-        known | (u32::from(uplink.stack) == stack && Mac::new(&uplink.mac).parts() == (low, high))
-    });
-    u32::from(stack == 0 || known || !is_fresh(flow::clock()))
+    let Some(stack) = stack(node, ifindex) else { return 1 };
+    // Each look ends with the first that fits: the verifier would follow every combination of what does and what does not.
+    for uplink in &node.uplinks {
+        if uplink.stack == stack && Mac::new(&uplink.mac).parts() == (low, high) {
+            return 1;
+        }
+    }
+    u32::from(!is_fresh(flow::clock()))
+}
+
+/// The stack that an interface is part of.
+#[inline(always)]
+fn stack(node: &'static Node, ifindex: u32) -> Option<u16> {
+    for uplink in &node.uplinks {
+        if uplink.ifindex == ifindex {
+            return Some(uplink.stack);
+        }
+    }
+    None
 }
 
 /// Bytes of UDP and VXLAN header.

@@ -68,7 +68,7 @@ fn put_in(judge: &mut Judge, random: &mut Random, input: &Input) {
                 put_in(judge, random, &Input::Wire(outer));
             } else if is_whole(inner) {
                 let run = TestRun {
-                    tunnel: Some(Tunnel { vni: *vni, source: *source }),
+                    tunnel: Some(Tunnel { vni: *vni, source: (*source).into() }),
                     ..TestRun::new(inner.clone(), judge.world().ifindex("relay0"))
                 };
                 let seen = judge.world().run(Hook::RelayTc, run);
@@ -85,7 +85,7 @@ fn put_in(judge: &mut Judge, random: &mut Random, input: &Input) {
                     let inner = frame[50..].to_vec();
                     if is_whole(&inner) && inner.len() >= 14 {
                         let run = TestRun {
-                            tunnel: Some(Tunnel { vni, source }),
+                            tunnel: Some(Tunnel { vni, source: source.into() }),
                             ..TestRun::new(inner, judge.world().ifindex("relay0"))
                         };
                         let seen = judge.world().run(Hook::RelayTc, run);
