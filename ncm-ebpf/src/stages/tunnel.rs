@@ -10,8 +10,8 @@ use ncm_common::{
     counters::PathCounter,
     drops::DropReason,
     tables::{
-        Endpoint, Node, Port, Reference, RouteKey, Subnet, SubnetPrefixKey, VtepKey, endpoint_flags,
-        epoch_slot, flow_flags, node_flags, port_flags, route_flags,
+        Endpoint, Node, Port, Reference, RouteKey, Subnet, SubnetPrefixKey, endpoint_flags, epoch_slot,
+        flow_flags, node_flags, port_flags, route_flags,
     },
 };
 
@@ -35,8 +35,8 @@ use crate::{
         transport::{DHCP_CLIENT, DHCP_SERVER, DHCPV6_CLIENT, DHCPV6_SERVER},
         vxlan::{self, Endpoints, Extent, Outer},
     },
-    scratch::{NONE, Scratch, VALID, scratch},
-    tables::{NODE, ROUTES, SUBNET_PREFIXES, VNIS, VTEPS},
+    scratch::{NONE, Scratch, VALID, forget, scratch},
+    tables::{NODE, ROUTES, SUBNET_PREFIXES, VNIS},
 };
 
 /// A frame on an underlay interface, at its XDP hook.
@@ -44,15 +44,9 @@ use crate::{
 pub fn wire_xdp(packet: Xdp) -> i32 {
     let bytes = packet.length();
     let mut to = 0;
-    let action = match claim(&packet) {
-        Ok(Some(claimed)) if claimed.outer.is_over_v6() => {
-            take::<{ vxlan::LEN_V6 }, { vxlan::LEN_V6 + ethernet::LEN }>(packet, &claimed, &mut to)
-        }
-        Ok(Some(claimed)) => {
-            take::<{ vxlan::LEN_V4 }, { vxlan::LEN_V4 + ethernet::LEN }>(packet, &claimed, &mut to)
-        }
-        Ok(None) => Ok(foreign::<Xdp>(bytes)),
-        Err(reason) => Err(reason),
+    let action = match ours(&packet) {
+        Some((node, outer)) => take(packet, node, &outer, &mut to),
+        None => Ok(foreign::<Xdp>(bytes)),
     };
     finish(packet, action, to, bytes)
 }
@@ -64,10 +58,13 @@ pub fn wire_tc(packet: Tc) -> i32 {
     if packet.is_tagged() {
         return foreign::<Tc>(bytes);
     }
-    let action = match claim(&packet) {
-        Ok(Some(claimed)) => relay(packet, &claimed),
-        Ok(None) => Ok(foreign::<Tc>(bytes)),
-        Err(reason) => Err(reason),
+    let action = match ours(&packet) {
+        Some((node, outer)) => match sender_of(outer.vni, &outer.source) {
+            Ok(Some(_)) => relay(packet, node, outer.udp, outer.checksum),
+            Ok(None) => Ok(foreign::<Tc>(bytes)),
+            Err(reason) => Err(reason),
+        },
+        None => Ok(foreign::<Tc>(bytes)),
     };
     finish(packet, action, 0, bytes)
 }
@@ -99,26 +96,21 @@ fn finish<C: Context>(packet: C, action: Step<i32>, to: u32, bytes: u32) -> i32 
     }
 }
 
-/// A tunnel frame for us from a host that may send into its VNI.
-struct Claimed {
-    node: &'static Node,
-    outer: Outer,
-    host: &'static Reference,
+/// The outer headers of a frame that may be ours: VXLAN to our endpoint and port.
+#[inline(always)]
+fn ours<C: Context>(packet: &C) -> Option<(&'static Node, Outer)> {
+    let node = NODE.get(&0)?;
+    let us = Endpoints { v4: &node.endpoint_v4, v6: &node.endpoint_v6, port: node.tunnel_port };
+    let outer = Outer::parse(packet, us).filter(|outer| is_for_interface(packet, node, outer.to))?;
+    Some((node, outer))
 }
 
-/// Whether the frame is ours: VXLAN to our endpoint and port in a VNI of ours. If it is, its sender has to be known.
+/// The host that sent a tunnel frame, which has to be known for the frame's VNI; `None` if the VNI is none of ours.
 #[inline(always)]
-fn claim<C: Context>(packet: &C) -> Step<Option<Claimed>> {
-    let Some(node) = NODE.get(&0) else { return Ok(None) };
-    let us = Endpoints { v4: &node.endpoint_v4, v6: &node.endpoint_v6, port: node.tunnel_port };
-    let Some(outer) = Outer::parse(packet, us).filter(|outer| is_for_interface(packet, node, outer.to))
-    else {
-        return Ok(None);
-    };
-    let key = VtepKey { vni: outer.vni, ip: outer.source.bytes() };
-    match VTEPS.get(&key) {
-        Some(host) => Ok(Some(Claimed { node, outer, host })),
-        None if VNIS.get(&outer.vni).is_some() => refuse(DropReason::UnknownVtep),
+fn sender_of(vni: u32, source: &Address) -> Step<Option<&'static Reference>> {
+    match vtep(vni, source) {
+        Some(host) => Ok(Some(host)),
+        None if VNIS.get(&vni).is_some() => refuse(DropReason::UnknownVtep),
         None => Ok(None),
     }
 }
@@ -161,62 +153,117 @@ fn stack(node: &'static Node, ifindex: u32) -> Option<u16> {
     None
 }
 
-/// Leaves the frame to the kernel to decapsulate, by sending it to the relay device's port.
+/// Bytes of UDP and VXLAN header.
+const UDP: usize = 16;
+
+/// Leaves the frame to the kernel to decapsulate, by sending it to the relay device's port. `udp` is where the outer UDP header is, and
+/// `checksum` its checksum.
 #[inline(always)]
-fn relay<C: Context>(packet: C, claimed: &Claimed) -> Step<i32> {
-    if claimed.node.relay_ifindex == 0 {
+fn relay<C: Context>(packet: C, node: &Node, udp: usize, checksum: u16) -> Step<i32> {
+    if node.relay_ifindex == 0 {
         return refuse(DropReason::NoDevice);
     }
     let bytes = packet.length();
     // On the tunnel's own port the kernel gathers frames (GRO) before this, and takes them as they are.
-    if claimed.node.relay_port != claimed.node.tunnel_port {
-        let (node, outer) = (claimed.node, &claimed.outer);
-        packet.readdress(outer.udp, node.tunnel_port, node.relay_port, outer.checksum)?;
+    if node.relay_port != node.tunnel_port {
+        packet.readdress(udp, node.tunnel_port, node.relay_port, checksum)?;
     }
     count(PathCounter::Relayed, bytes);
     Ok(C::PASS)
 }
 
-/// Decapsulates the frame, of which `OUTER` bytes are in front of the inner frame and `INNER` in front of its payload, and hands
-/// it to its guest, or leaves that to the kernel where XDP cannot.
+/// Decapsulates the frame and hands it to its guest, or leaves that to the kernel where XDP cannot.
 #[inline(always)]
-fn take<const OUTER: usize, const INNER: usize>(packet: Xdp, claimed: &Claimed, to: &mut u32) -> Step<i32> {
+fn take(packet: Xdp, node: &'static Node, outer: &Outer, to: &mut u32) -> Step<i32> {
     let scratch = scratch().ok_or(DropReason::RewriteFailed)?;
-    match inner::<Xdp, INNER>(&packet, &mut scratch.packet) {
+    scratch.vni = outer.vni;
+    scratch.peer = outer.source;
+    scratch.outer = *outer;
+    // What is known of the frame is in memory now, as the stack is too small for it.
+    let scratch = forget(scratch);
+    if scratch.outer.is_over_v6() {
+        take_behind::<{ vxlan::LEN_V6 }, { vxlan::LEN_V6 + ethernet::LEN }>(packet, node, scratch, to)
+    } else {
+        take_behind::<{ vxlan::LEN_V4 }, { vxlan::LEN_V4 + ethernet::LEN }>(packet, node, scratch, to)
+    }
+}
+
+/// The same with `OUTER` bytes in front of the inner frame, and `INNER` in front of its payload.
+#[inline(always)]
+fn take_behind<const OUTER: usize, const INNER: usize>(
+    packet: Xdp,
+    node: &'static Node,
+    scratch: &mut Scratch,
+    to: &mut u32,
+) -> Step<i32> {
+    let mut index = 0;
+    let read = inner::<Xdp, INNER>(&packet, &mut scratch.packet);
+    let guest = match read {
+        Ok(()) => guest(scratch.vni, scratch.packet.to, &mut index),
+        Err(ended) => Err(ended),
+    };
+    // A known flow says that its packets may come from that host: nothing else need be looked up.
+    if let Ok(guest) = guest
+        && is_for_xdp(&packet, &scratch.outer, guest, &scratch.packet)
+        && !matches!(scratch.outer.extent(packet.length()), Extent::Wrong)
+        && let Some(shown) = known(index, guest, scratch)
+    {
+        *to = index;
+        return hand_in::<OUTER>(packet, index, guest, scratch, shown);
+    }
+    let scratch = forget(scratch);
+    let Some(host) = sender_of(scratch.vni, &scratch.peer)? else {
+        return Ok(foreign::<Xdp>(packet.length()));
+    };
+    scratch.host = host.index;
+    *to = index;
+    let guest = match guest {
         // The headers may be in another buffer of a large frame, where only the kernel gets at them.
         Err(ended) if ended == DropReason::TunnelMalformed.into() && !packet.is_linear() => {
-            return relay(packet, claimed);
+            return relay(packet, node, OUTER - UDP, scratch.outer.checksum);
         }
-        inner => inner?,
+        guest => guest?,
+    };
+    if !is_for_xdp(&packet, &scratch.outer, guest, &scratch.packet) {
+        return relay(packet, node, OUTER - UDP, scratch.outer.checksum);
     }
-    let guest = guest(claimed.outer.vni, scratch.packet.to, to)?;
-    let extent = claimed.outer.extent(packet.length());
-    if guest.flags & port_flags::XDP_TARGET == 0
-        || matches!(extent, Extent::Padded)
-        || !packet.is_linear()
-        || scratch.packet.is_partial()
-        // The kernel gathers a stream's segments into large frames before it decapsulates them (GRO), and hands a
-        // guest one instead of forty: TCP through the kernel is faster. By protocol, so that no flow is reordered.
-        || scratch.packet.protocol == protocol::TCP
-    {
-        return relay(packet, claimed);
-    }
-    if matches!(extent, Extent::Wrong) {
+    if matches!(scratch.outer.extent(packet.length()), Extent::Wrong) {
         return refuse(DropReason::TunnelMalformed);
     }
-    scratch.vni = claimed.outer.vni;
-    scratch.host = claimed.host.index;
-    scratch.peer = claimed.outer.source;
-    let shown = receive::<Xdp, INNER>(packet, *to, guest, scratch)?;
+    let shown = decided::<Xdp, INNER>(packet, guest, scratch)?;
+    hand_in::<OUTER>(packet, index, guest, scratch, shown)
+}
+
+/// Whether XDP can hand a frame to that guest; otherwise the kernel does.
+#[inline(always)]
+fn is_for_xdp(packet: &Xdp, outer: &Outer, guest: &Port, whole: &Packet) -> bool {
+    guest.flags & port_flags::XDP_TARGET != 0
+        && !matches!(outer.extent(packet.length()), Extent::Padded)
+        && packet.is_linear()
+        && !whole.is_partial()
+        // The kernel gathers a stream's segments into large frames before it decapsulates them (GRO), and hands a
+        // guest one instead of forty: TCP through the kernel is faster. By protocol, so that no flow is reordered.
+        && whole.protocol != protocol::TCP
+}
+
+/// Takes the tunnel's headers off a frame that is let in, and hands it to its guest.
+#[inline(always)]
+fn hand_in<const OUTER: usize>(
+    packet: Xdp,
+    index: u32,
+    guest: &'static Port,
+    scratch: &Scratch,
+    shown: Mac,
+) -> Step<i32> {
     let bytes = packet.length().wrapping_sub(OUTER as u32);
     if !fits(0, bytes, guest.mtu) {
         return refuse(DropReason::TooBig);
     }
     packet.decapsulate(OUTER)?;
     let action = hand_over(packet, guest, scratch.packet.from, shown)?;
-    received(*to, bytes);
+    received(index, bytes);
     count(PathCounter::DecapsulatedXdp, bytes);
-    trace!(packet, "vni {} to port {}: {} bytes", claimed.outer.vni, *to, bytes);
+    trace!(packet, "vni {} to port {}: {} bytes", scratch.vni, index, bytes);
     Ok(action)
 }
 
@@ -225,8 +272,7 @@ fn take<const OUTER: usize, const INNER: usize>(packet: Xdp, claimed: &Claimed, 
 fn decapsulated(packet: Tc, to: &mut u32) -> Step<i32> {
     let scratch = scratch().ok_or(DropReason::RewriteFailed)?;
     sender(packet, scratch)?;
-    let of = VtepKey { vni: scratch.vni, ip: scratch.peer.bytes() };
-    scratch.host = VTEPS.get(&of).ok_or(DropReason::UnknownVtep)?.index;
+    scratch.host = vtep(scratch.vni, &scratch.peer).ok_or(DropReason::UnknownVtep)?.index;
     inner::<Tc, { ethernet::LEN }>(&packet, &mut scratch.packet)?;
     let guest = guest(scratch.vni, scratch.packet.to, to)?;
     let shown = receive::<Tc, { ethernet::LEN }>(packet, *to, guest, scratch)?;
@@ -330,23 +376,38 @@ fn receive<C: Context, const AT: usize>(
     guest: &'static Port,
     scratch: &mut Scratch,
 ) -> Step<Mac> {
-    let now = flow::now();
-    flow::key(&scratch.packet, index, true, &mut scratch.here.key);
-    if let Some(entry) = flow::find(&scratch.packet, &scratch.here.key) {
-        let known = entry.flow();
-        if flow::is_steady(entry, guest, now, true)
-            && known.flags & flow_flags::IN != 0
-            && Mac::new(&known.arriving_mac) == scratch.packet.from
-            && Address::new(&known.peer) == scratch.peer
-        {
-            let shown = Mac::new(&known.shown_mac);
-            if entry.is_of(index) {
-                flow::see(entry, true, now);
-                return Ok(shown);
-            }
-        }
+    match known(index, guest, scratch) {
+        Some(shown) => Ok(shown),
+        None => decided::<C, AT>(packet, guest, scratch),
     }
+}
+
+/// The source MAC that the guest sees, if the port's flow lets the packet in; otherwise the flow's key is set, and the time.
+#[inline(always)]
+fn known(index: u32, guest: &'static Port, scratch: &mut Scratch) -> Option<Mac> {
+    let now = flow::now();
     scratch.here.now = now;
+    flow::key(&scratch.packet, index, true, &mut scratch.here.key);
+    let entry = flow::find(&scratch.packet, &scratch.here.key)?;
+    let known = entry.flow();
+    if !flow::is_steady(entry, guest, now, true)
+        || known.flags & flow_flags::IN == 0
+        || Mac::new(&known.arriving_mac) != scratch.packet.from
+        || Address::new(&known.peer) != scratch.peer
+    {
+        return None;
+    }
+    let shown = Mac::new(&known.shown_mac);
+    if !entry.is_of(index) {
+        return None;
+    }
+    flow::see(entry, true, now);
+    Some(shown)
+}
+
+/// The same by the long way.
+#[inline(always)]
+fn decided<C: Context, const AT: usize>(packet: C, guest: &'static Port, scratch: &mut Scratch) -> Step<Mac> {
     Ended::step(undecided::<C, AT>(packet, guest, scratch))?;
     Ok(Mac::new(&scratch.here.flow.shown_mac))
 }
