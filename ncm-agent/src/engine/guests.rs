@@ -2,13 +2,13 @@
 //!
 //! A program stays attached while its interface exists, also when its port is gone: what the guest then sends dies there.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context;
-use ncm_dataplane::Hook;
-use ncm_model::InterfaceFacts;
+use ncm_dataplane::{Dataplane, Hook};
+use ncm_model::{InterfaceFacts, Model};
 
 use super::status::{InterfaceStatus, Role};
 use super::times::Times;
@@ -52,6 +52,19 @@ impl Interfaces {
         }
         let kernel = Kernel::open().context("cannot use netlink")?;
         Ok(Self { links: known, guests: HashMap::new(), uplinks: HashMap::new(), kernel })
+    }
+
+    /// Tells the model of the interfaces that have a guest's program from an earlier run: their ports go on having them while
+    /// the agent looks after one after the other.
+    pub(super) fn adopt(&self, dataplane: &Dataplane, model: &mut Model) {
+        let attachments = dataplane.attachments();
+        let guests: HashSet<u32> = (attachments.iter())
+            .filter(|attachment| attachment.hook == Hook::GuestTc)
+            .map(|attachment| attachment.ifindex)
+            .collect();
+        for link in self.links.values().filter(|link| guests.contains(&link.index)) {
+            model.adopt_interface(&link.name, facts(link));
+        }
     }
 }
 
@@ -204,7 +217,8 @@ impl Shared {
         interfaces.links.remove(&link.name);
         // Also one that could not be taken over: its failure goes with it.
         let known = self.status().get(&link.name).is_some_and(|status| status.role == Role::Guest);
-        if interfaces.guests.remove(&link.name).is_some() || known {
+        let adopted = self.model().is_adopted(&link.name);
+        if interfaces.guests.remove(&link.name).is_some() || known || adopted {
             tracing::info!(interface = %link, "a guest's interface is gone");
             self.status().remove(&link.name);
             self.change(None, None, |model, changes| model.set_interface(&link.name, None, changes));

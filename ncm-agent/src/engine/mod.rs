@@ -19,16 +19,17 @@ mod tenants;
 mod times;
 mod upkeep;
 mod wire;
+mod withheld;
 mod writer;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use anyhow::Context;
-use ncm_common::tables::{Name, NameKey, name_kinds};
+use ncm_common::tables::{Name, NameKey, name_kinds, ticks};
 use ncm_dataplane::{Capacities, Dataplane, LogLevel, Options, Tables};
 use ncm_model::{Changes, Model, Seed, Settings, Slots};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
@@ -71,6 +72,8 @@ pub(crate) struct Shared {
     counts: Mutex<status::CountCache>,
     /// Entries that the kernel has refused to delete.
     undeleted: AtomicUsize,
+    /// There was no room for policy: what is left over of earlier runs is to go soon.
+    crowded: AtomicBool,
     slots: Arc<Semaphore>,
     turns: Arc<Semaphore>,
     trim: Arc<Notify>,
@@ -133,7 +136,8 @@ impl Engine {
         wire::node(&config, relay.as_ref(), &dataplane)?;
         let underlay = wire::underlay(&config, &dataplane).await?;
         let leftover = leftover_sets::LeftoverSets::new(&seed.names);
-        let model = Model::new(settings(&config, dataplane.tables()), &seed);
+        let mut model = Model::new(settings(&config, dataplane.tables()), &seed);
+        interfaces.adopt(&dataplane, &mut model);
         let (jobs, receiver) = std::sync::mpsc::channel();
         let shared = Arc::new(Shared {
             model: Mutex::new(model),
@@ -145,6 +149,7 @@ impl Engine {
             fill: Mutex::default(),
             counts: Mutex::default(),
             undeleted: AtomicUsize::new(0),
+            crowded: AtomicBool::new(false),
             slots: Arc::new(Semaphore::new(STEPS_AHEAD)),
             turns: Arc::new(Semaphore::new(MESSAGES_AT_ONCE)),
             trim: Arc::default(),
@@ -189,7 +194,8 @@ fn seed(tables: &Tables) -> anyhow::Result<Seed> {
         // No id has this form.
         names.push((NameKey { kind, index }, Name::new(&format!("\0{index}"), generation)));
     }
-    Ok(Seed { names, ports })
+    // The clock goes on as long as the tables are there, and is another one after the next boot, as they are.
+    Ok(Seed { names, ports, run: ticks(status::monotonic_ns()) })
 }
 
 fn options(config: &Config) -> Options {
@@ -237,6 +243,7 @@ fn settings(config: &Config, tables: &Tables) -> Settings {
             vteps: tables.vteps.capacity(),
             classes: tables.classes.capacity(),
             rules: tables.rules.capacity(),
+            flows: tables.flows.capacity(),
         },
     }
 }
