@@ -197,7 +197,7 @@ fn fragment(random: &mut Random) -> Input {
     let macs = arriving_macs(&one, &other, false);
     let mut packet = talk.v4(one.ip, other.ip);
     packet.payload.resize(packet.payload.len().max(32), 0);
-    packet.fragment = offset / 8 | if more { 0x2000 } else { 0 };
+    packet.fragment = (offset / 8) | if more { 0x2000 } else { 0 };
     from(&one, &other, packet.frame(macs.0, macs.1))
 }
 
