@@ -180,7 +180,7 @@ impl Judge {
         self.hold(!left && seen.received.is_empty(), "a dropped frame has not left", seen);
     }
 
-    pub(crate) fn from_guest(&mut self, guest: Guest, seen: &Seen, gso_size: u32) {
+    pub(crate) fn sent_by_guest(&mut self, guest: Guest, seen: &Seen, gso_size: u32) {
         self.note(seen);
         match seen.verdict {
             Verdict::Dropped => {
@@ -449,7 +449,7 @@ impl Judge {
         (frame[udp + 8] & 8 != 0 && [100, 200, 300].contains(&vni)).then_some(Ours { udp, vni, known })
     }
 
-    pub(crate) fn from_wire(&mut self, seen: &Seen) {
+    pub(crate) fn came_by_wire(&mut self, seen: &Seen) {
         self.note(seen);
         let ours = Self::ours(&seen.before);
         match seen.verdict {
@@ -489,7 +489,7 @@ impl Judge {
         }
     }
 
-    pub(crate) fn from_relay(&mut self, vni: u32, source: IpAddr, seen: &Seen) {
+    pub(crate) fn came_by_relay(&mut self, vni: u32, source: IpAddr, seen: &Seen) {
         self.note(seen);
         match seen.verdict {
             Verdict::Dropped => {

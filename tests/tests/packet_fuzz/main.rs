@@ -53,7 +53,7 @@ fn at_guest(world: &World, hook: Hook, interface: &str, frame: &[u8], gso_size: 
 fn at_relay(judge: &mut Judge, vni: u32, source: IpAddr, inner: &[u8]) {
     if is_whole(inner) {
         let seen = judge.world().from_relay(vni, source, inner.to_vec());
-        judge.from_relay(vni, source, &seen);
+        judge.came_by_relay(vni, source, &seen);
     }
 }
 
@@ -64,12 +64,12 @@ fn put_in(judge: &mut Judge, random: &mut Random, input: &Input) {
             let mut at_tc = is_whole(frame);
             if *gso_size == 0 && frame.len() <= 3_000 && random.one_in(2) {
                 let seen = at_guest(judge.world(), Hook::GuestXdp, guest.interface, frame, 0);
-                judge.from_guest(*guest, &seen, 0);
+                judge.sent_by_guest(*guest, &seen, 0);
                 at_tc &= seen.verdict == Verdict::Passed;
             }
             if at_tc {
                 let seen = at_guest(judge.world(), Hook::GuestTc, guest.interface, frame, *gso_size);
-                judge.from_guest(*guest, &seen, *gso_size);
+                judge.sent_by_guest(*guest, &seen, *gso_size);
             }
         }
         Input::Inner(vni, source, inner) => {
@@ -87,7 +87,7 @@ fn put_in(judge: &mut Judge, random: &mut Random, input: &Input) {
         Input::Wire(frame) => {
             if frame.len() <= 3_000 {
                 let seen = judge.world().from_wire(Hook::WireXdp, frame.clone());
-                judge.from_wire(&seen);
+                judge.came_by_wire(&seen);
                 // The kernel takes it out of the tunnel then.
                 if seen.counters.contains(&(PathCounter::Relayed, 1)) {
                     let udp = if frame[12..14] == [8, 0] { 34 } else { 54 };
@@ -102,7 +102,7 @@ fn put_in(judge: &mut Judge, random: &mut Random, input: &Input) {
             }
             if is_whole(frame) && random.one_in(3) {
                 let seen = judge.world().from_wire(Hook::WireTc, frame.clone());
-                judge.from_wire(&seen);
+                judge.came_by_wire(&seen);
             }
         }
     }
