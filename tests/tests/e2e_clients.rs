@@ -223,7 +223,8 @@ fn ncats(cast: &Cast) -> Result<()> {
     const EACH: usize = 1_000;
     let mut server =
         cast.server.ns.start(&["ncat", "-v", "-n", "-l", "-k", "-m", "900", "--recv-only", "9000"])?;
-    server.wait_for("Listening on", Duration::from_secs(5))?;
+    server.wait_for("Listening on 0.0.0.0", Duration::from_secs(5))?;
+    server.wait_for("Listening on ::", Duration::from_secs(5))?;
     cast.each(|client, address| {
         let to = SocketAddr::new(address, 9000);
         client.ns.inside(|| {
