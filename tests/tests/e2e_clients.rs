@@ -229,8 +229,8 @@ fn ncats(cast: &Cast) -> Result<()> {
         let to = SocketAddr::new(address, 9000);
         client.ns.inside(|| {
             for number in 0..EACH / 2 {
-                // Less than the second after which a lost SYN is repeated.
-                let mut stream = TcpStream::connect_timeout(&to, Duration::from_millis(900))
+                // ncat lets ten wait, so that a SYN has to be repeated now and then.
+                let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(10))
                     .with_context(|| format!("connection {number}"))?;
                 stream.write_all(b"it is me\n")?;
             }
