@@ -76,8 +76,7 @@ fn a_client_that_finds_its_address_taken_declines_it_and_that_is_counted() {
             let outcome = (|| {
                 let mut client = start(&one, "udhcpc -f -a -i eth0 -s /run/script -t 20 -T 1 -A 1")?;
                 client.wait_for("declining", SOON)?;
-                let counted = || Ok(host.metric(&["ncm_guest_declines_total"])? >= 1.0);
-                eventually("it is counted", SOON, counted)
+                eventually("it is counted", SOON, || Ok(host.metric(&["ncm_guest_declines_total"])? >= 1.0))
             })();
             end.store(true, Ordering::Relaxed);
             claims.join().map_err(|_| anyhow::anyhow!("the claims panicked"))?.and(outcome)
