@@ -223,13 +223,14 @@ fn ncats(cast: &Cast) -> Result<()> {
     const EACH: usize = 1_000;
     let mut server =
         cast.server.ns.start(&["ncat", "-v", "-n", "-l", "-k", "-m", "900", "--recv-only", "9000"])?;
-    server.wait_for("Listening on", Duration::from_secs(5))?;
+    server.wait_for("Listening on 0.0.0.0", Duration::from_secs(5))?;
+    server.wait_for("Listening on ::", Duration::from_secs(5))?;
     cast.each(|client, address| {
         let to = SocketAddr::new(address, 9000);
         client.ns.inside(|| {
             for number in 0..EACH / 2 {
-                // Less than the second after which a lost SYN is repeated.
-                let mut stream = TcpStream::connect_timeout(&to, Duration::from_millis(900))
+                // ncat lets ten wait, so that a SYN has to be repeated now and then.
+                let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(10))
                     .with_context(|| format!("connection {number}"))?;
                 stream.write_all(b"it is me\n")?;
             }
@@ -314,8 +315,11 @@ fn neighbours(cast: &Cast) -> Result<()> {
     Ok(())
 }
 
+/// What is tried, and how.
+type Check = (&'static str, fn(&Cast) -> Result<()>);
+
 /// All of them, one after the other: they share what takes longest, the hosts and their guests.
-fn all_work(options: HostOptions, taps: bool, checks: &[(&str, fn(&Cast) -> Result<()>)]) {
+fn all_work(options: HostOptions, taps: bool, checks: &[Check]) {
     Lab::story(|lab| {
         let cloud = Cloud { taps, ..cloud() };
         let cast = Cast::new(lab, &cloud, options)?;
@@ -330,15 +334,14 @@ fn all_work(options: HostOptions, taps: bool, checks: &[(&str, fn(&Cast) -> Resu
 
 #[test]
 fn ping_tracepath_curl_and_neighbour_discovery() {
-    let checks: [(&str, fn(&Cast) -> Result<()>); 4] =
+    let checks: [Check; 4] =
         [("ping", pings), ("tracepath", tracepaths), ("curl", curls), ("ndisc6 and rdisc6", neighbours)];
     all_work(HostOptions::default(), false, &checks);
 }
 
 #[test]
 fn ping_tracepath_and_curl_of_taps_over_a_virtual_wire() {
-    let checks: [(&str, fn(&Cast) -> Result<()>); 3] =
-        [("ping", pings), ("tracepath", tracepaths), ("curl", curls)];
+    let checks: [Check; 3] = [("ping", pings), ("tracepath", tracepaths), ("curl", curls)];
     all_work(HostOptions::virtual_wire(), true, &checks);
 }
 
