@@ -62,23 +62,25 @@ impl Judge {
 
     /// Other rules and groups; all flows are forgotten.
     pub(crate) fn new_policy(&mut self, random: &mut Random) {
-        let rule =
-            |direction, v6: bool, protocol, ports: (u32, u32), prefix: &str, group: &str| SecurityGroupRule {
-                direction,
-                ethertype: i32::from(v6),
-                protocol,
-                port_range_min: ports.0,
-                port_range_max: ports.1,
-                remote_ip_prefix: prefix.to_owned(),
-                remote_group_id: group.to_owned(),
-                ..SecurityGroupRule::default()
-            };
+        let rule = |direction, v6: bool, protocol, ports: (u32, u32), prefix: &str, group: &str| SecurityGroupRule {
+            direction,
+            ethertype: i32::from(v6),
+            protocol,
+            port_range_min: ports.0,
+            port_range_max: ports.1,
+            remote_ip_prefix: prefix.to_owned(),
+            remote_group_id: group.to_owned(),
+            ..SecurityGroupRule::default()
+        };
         let mut rules = |count: usize| -> Vec<SecurityGroupRule> {
             let mut rules = Vec::new();
             for _ in 0..count {
                 let v6 = random.one_in(2);
-                let prefix =
-                    if random.one_in(3) { if v6 { "fd0a:0:0:1::/64" } else { "10.0.1.0/24" } } else { "" };
+                let prefix = if random.one_in(3) {
+                    if v6 { "fd0a:0:0:1::/64" } else { "10.0.1.0/24" }
+                } else {
+                    ""
+                };
                 let group = if prefix.is_empty() && random.one_in(3) { random.pick(&GROUPS) } else { "" };
                 let protocol = random.pick(&[0, 0, 1, 1, 2, 1000]);
                 let ports = match protocol {
@@ -127,12 +129,7 @@ impl Judge {
             PathCounter::ErrorRelated,
             PathCounter::FlowEstablished,
         ]) {
-            assert!(
-                self.ways.contains_key(&exit),
-                "no {} among {frames} frames: {:?}",
-                exit.name(),
-                self.ways
-            );
+            assert!(self.ways.contains_key(&exit), "no {} among {frames} frames: {:?}", exit.name(), self.ways);
         }
     }
 
@@ -185,17 +182,11 @@ impl Judge {
             _ => self.hold(false, "a guest's frame is sent, dropped or passed up", seen),
         }
         self.hold(seen.drops.is_empty(), "what leaves is not dropped", seen);
-        let exits: Vec<PathCounter> = seen
-            .counters
-            .iter()
-            .map(|(counter, _)| *counter)
-            .filter(|counter| EXITS.contains(counter))
-            .collect();
+        let exits: Vec<PathCounter> =
+            seen.counters.iter().map(|(counter, _)| *counter).filter(|counter| EXITS.contains(counter)).collect();
         let [exit] = exits[..] else { return self.hold(false, "a frame leaves one way", seen) };
         match exit {
-            PathCounter::LocalDelivered | PathCounter::Encapsulated => {
-                self.forwarded(guest, seen, exit, gso_size)
-            }
+            PathCounter::LocalDelivered | PathCounter::Encapsulated => self.forwarded(guest, seen, exit, gso_size),
             PathCounter::HandedUp => {
                 self.hold(seen.frame == seen.before, "what is handed up is as it came", seen);
                 let asks = parse(&seen.before).is_some_and(|packet| {
@@ -242,10 +233,8 @@ impl Judge {
         let subnet = guest.subnet;
         let gateways: [Mac; 2] = [subnet.gateway.0, subnet.gateway_v6().0];
         if gateways.contains(&packet.to) {
-            let tenant =
-                |station: &Station| (station.subnet.vni == C1.subnet.vni) == (subnet.vni == C1.subnet.vni);
-            let found =
-                Self::stations().find(|station| tenant(station) && station.address(v6) == packet.destination);
+            let tenant = |station: &Station| (station.subnet.vni == C1.subnet.vni) == (subnet.vni == C1.subnet.vni);
+            let found = Self::stations().find(|station| tenant(station) && station.address(v6) == packet.destination);
             return found.map(|station| (station, true));
         }
         Self::stations()
@@ -281,8 +270,7 @@ impl Judge {
                 let ports: [u16; 2] = if packet.source.is_ipv6() { [546, 547] } else { [67, 68] };
                 to == ports[0] || to == ports[1] || from == if packet.source.is_ipv6() { 547 } else { 67 }
             });
-        let discovery =
-            packet.source.is_ipv6() && packet.icmp.is_some_and(|(kind, _)| (133..=137).contains(&kind));
+        let discovery = packet.source.is_ipv6() && packet.icmp.is_some_and(|(kind, _)| (133..=137).contains(&kind));
         self.hold(!control && !discovery, "what a network says to its own is not forwarded", seen);
         let out = match to.guest {
             Some(receiver) => {
@@ -334,8 +322,7 @@ impl Judge {
             // Who sends decides about fragments; between guests of one host they are one decision.
             let known = [to_guest, false].into_iter().any(|way| {
                 let Some(of) = Self::cut(guest, way, packet) else { return false };
-                self.cuts.contains(&of)
-                    || to_guest && self.cuts.iter().any(|cut| (cut.2, cut.3, cut.4) == (of.2, of.3, of.4))
+                self.cuts.contains(&of) || to_guest && self.cuts.iter().any(|cut| (cut.2, cut.3, cut.4) == (of.2, of.3, of.4))
             });
             return self.hold(known, "a later fragment follows a first one", seen);
         }
@@ -445,11 +432,7 @@ impl Judge {
             }
             Verdict::Passed => {
                 self.hold(ours.is_none(), "what is ours does not reach the host as it is", seen);
-                self.hold(
-                    seen.frame == seen.before && seen.drops.is_empty(),
-                    "what is not ours is not touched",
-                    seen,
-                );
+                self.hold(seen.frame == seen.before && seen.drops.is_empty(), "what is not ours is not touched", seen);
             }
             Verdict::Redirected => {
                 let Some((source, vni)) = ours else {
@@ -485,22 +468,14 @@ impl Judge {
         let (to, from) = seen.macs();
         let gateways = [guest.subnet.gateway.0, guest.subnet.gateway_v6().0];
         self.hold(to == guest.mac && seen.frame[12..] == seen.before[12..], "it is as it was sent", seen);
-        self.hold(
-            from == packet.from || gateways.contains(&from),
-            "it comes from its sender or the gateway",
-            seen,
-        );
+        self.hold(from == packet.from || gateways.contains(&from), "it comes from its sender or the gateway", seen);
         let own = gateways[usize::from(packet.source.is_ipv6())];
         self.hold(packet.from[0] & 1 == 0 && packet.from != own, "its sender is a station", seen);
         let tenant = |station: &Station| (station.subnet.vni == C1.subnet.vni) == (vni == C1.subnet.vni);
         let other = Self::stations()
             .filter(|station| tenant(station))
             .find(|station| station.address(packet.source.is_ipv6()) == packet.source);
-        self.hold(
-            other.is_none_or(|other| other.guest.is_none()),
-            "nobody here speaks through the tunnel",
-            seen,
-        );
+        self.hold(other.is_none_or(|other| other.guest.is_none()), "nobody here speaks through the tunnel", seen);
         let unknown = Station { mac: packet.from, ..Station::from(REMOTES[0]) };
         let other = other.unwrap_or(unknown);
         self.justify(guest, true, &packet, &other, seen);
