@@ -11,6 +11,7 @@ use proptest::test_runner::TestCaseError;
 use super::any::{any_groups, any_pair, any_rules, any_talk, run};
 
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant, reason = "a handful of them at a time")]
 enum Event {
     /// A packet, over IPv6 or IPv4.
     Packet((Station, Station), Talk, bool),
