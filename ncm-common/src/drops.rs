@@ -38,7 +38,7 @@ reasons! {
     PortDown = 2, "port_down";
     /// The port is closed because a security group it names is not held.
     PortClosed = 3, "port_closed";
-    /// A guest's frame is cut short, a length in one of its headers contradicts another, or an option of IPv4 routes it from its source.
+    /// A guest's frame is cut short, or a length in one of its headers contradicts another.
     Malformed = 4, "malformed";
     /// A guest's source MAC is neither its port's own nor one of its allowed pairs.
     SpoofedMac = 5, "spoofed_mac";

@@ -29,9 +29,6 @@ pub(super) fn read(frame: &(impl Frame + ?Sized), offset: usize, packet: &mut Pa
     if offset as u32 + total_len > frame.length() {
         return Err(Fault::Malformed);
     }
-    if header_len > LEN as u32 && leads_on(frame, offset, header_len) != 0 {
-        return Err(Fault::Malformed);
-    }
     packet.source = Address::v4(Ipv4Address::at::<12, LEN>(&window));
     packet.destination = Address::v4(Ipv4Address::at::<16, LEN>(&window));
     packet.length = total_len;
@@ -53,37 +50,6 @@ pub(super) fn read(frame: &(impl Frame + ?Sized), offset: usize, packet: &mut Pa
     Ok(())
 }
 
-/// Options: their end, one byte of nothing, and the two source routes, which lead a packet on from the destination that policy is
-/// asked about to another.
-const END: u8 = 0;
-const NOTHING: u8 = 1;
-const LOOSE_SOURCE_ROUTE: u8 = 0x83;
-const STRICT_SOURCE_ROUTE: u8 = 0x89;
-
-/// The most bytes of options.
-const MOST_OPTIONS: u32 = 40;
-
-/// Whether there is a source route among the options, or they contradict themselves: 1 or 0. Apart from the straight path, as few
-/// packets have any.
-#[inline(never)]
-fn leads_on(frame: &(impl Frame + ?Sized), offset: usize, header_len: u32) -> u32 {
-    let mut at = LEN as u32;
-    for _ in 0..MOST_OPTIONS {
-        if at >= header_len {
-            return 0;
-        }
-        let Some(option) = frame.window::<2>(offset + (at & 0x3f) as usize) else { return 1 };
-        match option.u8::<0>() {
-            END => return 0,
-            NOTHING => at += 1,
-            LOOSE_SOURCE_ROUTE | STRICT_SOURCE_ROUTE => return 1,
-            _ if option.u8::<1>() < 2 => return 1,
-            _ => at += u32::from(option.u8::<1>()),
-        }
-    }
-    u32::from(at < header_len)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -101,34 +67,6 @@ mod tests {
     fn parse(bytes: &[u8]) -> Result<Packet, Fault> {
         let mut packet = Packet::EMPTY;
         packet.read_v4(bytes, 0, &Ethernet::EMPTY).map(|()| packet)
-    }
-
-    #[test]
-    fn a_source_route_is_refused_wherever_it_is_among_the_options() {
-        let with = |options: &[u8]| {
-            let mut bytes = PACKET[..20].to_vec();
-            bytes.extend(options);
-            bytes.resize(20 + options.len().next_multiple_of(4), 0);
-            (bytes[0], bytes[3]) = (0x40 | (bytes.len() / 4) as u8, bytes.len() as u8 + 8);
-            bytes.extend(&PACKET[20..]);
-            parse(&bytes).map(|packet| packet.transport)
-        };
-        assert_eq!(with(&[1, 1, 0x94, 4, 0, 0, 0, 0]), Ok(28), "router alert");
-        assert_eq!(with(&[1; 40]), Ok(60));
-        assert_eq!(
-            with(&[7, 39, 4]),
-            with(&[7, 39, 4, 0]),
-            "longer than the header: the receiver's to judge"
-        );
-        assert_eq!(with(&[0, 0x83, 3, 4]), Ok(24), "behind the end");
-        for kind in [0x83, 0x89] {
-            assert_eq!(with(&[kind, 7, 4, 10, 0, 0, 9]), Err(Fault::Malformed));
-            assert_eq!(with(&[1, 0x94, 4, 0, 0, kind, 7, 4, 10, 0, 0, 9]), Err(Fault::Malformed));
-            let mut last = [1; 40];
-            (last[37], last[38], last[39]) = (kind, 3, 4);
-            assert_eq!(with(&last), Err(Fault::Malformed));
-        }
-        assert_eq!(with(&[7, 1, 4, 0]), Err(Fault::Malformed), "an option without an end");
     }
 
     #[test]
