@@ -6,8 +6,7 @@ use core::arch::asm;
 use ncm_common::tables::{Flow, FlowKey};
 
 use crate::{
-    headers::{Address, Mac, Packet, Tunnel, vxlan::Outer},
-    stages::policy::Question,
+    headers::{Address, Mac, Packet, Tunnel},
     tables::SCRATCH,
 };
 
@@ -26,8 +25,6 @@ pub struct Scratch {
     pub subnet: u32,
     /// See `subnet`.
     pub subnet_generation: u32,
-    /// From the tunnel: the outer headers.
-    pub outer: Outer,
     /// From the tunnel: VNI.
     pub vni: u32,
     /// From the tunnel: index of the sending host.
@@ -98,8 +95,6 @@ pub struct Side {
     pub members: u32,
     /// Whether `flow` has changed beyond state and time.
     pub changed: u32,
-    /// What policy is asked.
-    pub question: Question,
 }
 
 /// There is no entry, or it is over.

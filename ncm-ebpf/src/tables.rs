@@ -23,7 +23,7 @@ use ncm_common::tables::{
     TableKind, Vni, VtepKey, capacity,
 };
 
-use crate::{scratch::Scratch, stages::policy::Verdict};
+use crate::scratch::Scratch;
 
 /// `-EEXIST`
 pub const EXISTS: i64 = -17;
@@ -133,14 +133,14 @@ impl<K, V> Table<K, V> {
 }
 
 impl<V> Table<u32, V> {
-    /// So many values for each CPU.
-    const fn per_cpu(values: u32) -> Self {
+    /// One value for each CPU.
+    const fn per_cpu() -> Self {
         Self {
             definition: UnsafeCell::new(bpf_map_def {
                 type_: BPF_MAP_TYPE_PERCPU_ARRAY,
                 key_size: 4,
                 value_size: size_of::<V>() as u32,
-                max_entries: values,
+                max_entries: 1,
                 map_flags: 0,
                 id: 0,
                 pinning: 0,
@@ -228,14 +228,7 @@ maps! {
 
 /// Memory of each CPU for the packet at hand. No table: nobody else reads it, and it is not kept.
 #[map]
-pub static SCRATCH: Table<u32, Scratch> = Table::per_cpu(1);
-
-/// How many answers of policy each CPU keeps; a power of two.
-pub const VERDICTS_KEPT: u32 = 1_024;
-
-/// Answers of policy that were found a moment ago. No table, likewise; what is wrong in it is no answer to what is asked.
-#[map]
-pub static VERDICTS: Table<u32, Verdict> = Table::per_cpu(VERDICTS_KEPT);
+pub static SCRATCH: Table<u32, Scratch> = Table::per_cpu();
 
 impl Table<u32, PortFlows> {
     /// One more established flow of a port.

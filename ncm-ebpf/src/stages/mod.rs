@@ -26,13 +26,13 @@ pub mod tunnel;
 
 use ncm_common::{
     drops::DropReason,
-    tables::{Endpoint, IpKey, MacKey, Port, Reference, Subnet, VtepKey, port_flags},
+    tables::{Endpoint, IpKey, MacKey, Port, Subnet, port_flags},
 };
 
 use crate::{
     context::Refused,
     headers::{Address, Mac, packet::Fault},
-    tables::{ENDPOINTS_IP, ENDPOINTS_MAC, PORTS, SUBNETS, VTEPS},
+    tables::{ENDPOINTS_IP, ENDPOINTS_MAC, PORTS, SUBNETS},
 };
 
 /// What a stage gives: something to go on with, or how the way ended.
@@ -169,34 +169,16 @@ fn open(port: &Port) -> Step<()> {
     }
 }
 
-/// A key made of words: byte by byte, as the compiler would make it, the look-up, which reads words, would have to wait for it.
-macro_rules! key {
-    ($key:ty: $($word:expr),+) => {
-        // SAFETY: both are as long, as the compiler checks, and any bits are a key.
-        unsafe { core::mem::transmute::<[u32; size_of::<$key>() / 4], $key>([$($word),+]) }
-    };
-}
-
 /// Where a MAC is in a VNI.
 #[inline(always)]
 fn by_mac(vni: u32, mac: Mac) -> Option<&'static Endpoint> {
-    let (low, high) = mac.parts();
-    let [a, b] = high.to_ne_bytes();
-    ENDPOINTS_MAC.get(&key!(MacKey: vni, low, u32::from_ne_bytes([a, b, 0, 0])))
+    ENDPOINTS_MAC.get(&MacKey { vni, mac: mac.bytes(), reserved: [0; 2] })
 }
 
 /// Where an address is in a VNI.
 #[inline(always)]
 fn by_ip(vni: u32, ip: Address) -> Option<&'static Endpoint> {
-    let [a, b, c, d] = ip.words();
-    ENDPOINTS_IP.get(&key!(IpKey: vni, a, b, c, d))
-}
-
-/// The host with that tunnel endpoint, if it may send into the VNI.
-#[inline(always)]
-fn vtep(vni: u32, ip: &Address) -> Option<&'static Reference> {
-    let [a, b, c, d] = ip.words();
-    VTEPS.get(&key!(VtepKey: vni, a, b, c, d))
+    ENDPOINTS_IP.get(&IpKey { vni, ip: ip.bytes() })
 }
 
 /// The MAC of a table entry, if it is set.

@@ -4,84 +4,28 @@
 use ncm_common::tables::{ClassKey, MAX_CLASSES, PolicyCount, PolicyCountKey, Port, RuleKey, set_direction};
 
 use crate::{
-    headers::{Address, Packet},
+    headers::Packet,
     scratch::{NONE, Side},
-    tables::{CLASSES, POLICY_COUNTS, RULES, VERDICTS, VERDICTS_KEPT},
+    tables::{CLASSES, POLICY_COUNTS, RULES},
 };
-
-/// What rules are asked for one port: all that the answer depends on.
-#[derive(Clone, Copy, PartialEq, Eq)]
-#[repr(C)]
-pub struct Question {
-    /// Address of the other side.
-    remote: Address,
-    /// [`set_direction`] of the policy set.
-    set: u32,
-    /// Class of the security groups that the other side is a member of.
-    members: u32,
-    /// Version of IP, protocol, and port or type and code.
-    about: u32,
-    /// Index of the port.
-    port: u32,
-    /// The port's generation.
-    generation: u32,
-    /// The port's epoch as it was before the rules were read: it rises when they have changed.
-    epoch: u32,
-}
-
-impl Question {
-    /// Where its answer is kept.
-    #[inline(always)]
-    const fn slot(&self) -> u32 {
-        let [a, b, c, d] = self.remote.words();
-        let one = (a ^ c.rotate_left(7) ^ self.set).wrapping_mul(0x9e37_79b1);
-        let other = (b ^ d ^ self.about.rotate_left(9) ^ self.port).wrapping_mul(0x85eb_ca6b);
-        let hash = one ^ other.rotate_left(15);
-        (hash ^ hash >> 16) & (VERDICTS_KEPT - 1)
-    }
-}
-
-/// An answer that was found a moment ago: connections mostly come many to the same port of the same server, and looking
-/// through prefixes takes the longer the more of them there are.
-#[derive(Clone, Copy)]
-#[repr(C)]
-pub struct Verdict {
-    question: Question,
-    allowed: u32,
-}
 
 /// Whether the port's policy allows a flow of this packet's, or this packet if it begins none: 1 or 0. `to_guest` is the
 /// direction of who begins. It is counted.
 #[inline(never)]
-pub fn allows(port: &Port, packet: &Packet, side: &mut Side, to_guest: bool) -> u32 {
+pub fn allows(port: &Port, packet: &Packet, side: &Side, to_guest: bool) -> u32 {
     if port.set == 0 {
         return 1;
     }
     let set = set_direction(port.set, to_guest);
-    let [first, second] = asked(packet, side, to_guest);
-    side.question = Question {
-        remote: Address::new(&side.key.remote),
+    let key = RuleKey {
+        prefix_len: 96,
         set,
-        members: side.members,
-        about: u32::from_ne_bytes([packet.family, packet.protocol, first, second]),
-        port: side.key.port,
-        generation: side.port_generation,
-        epoch: side.port_epoch,
+        class: 0,
+        family: packet.family,
+        protocol: packet.protocol,
+        port: asked(packet, side, to_guest),
     };
-    let Some(verdict) = verdict(side.question.slot()) else { return 0 };
-    if verdict.question != side.question {
-        let key = RuleKey {
-            prefix_len: 96,
-            set,
-            class: 0,
-            family: packet.family,
-            protocol: packet.protocol,
-            port: [first, second],
-        };
-        let allowed = has_rule(&key) || of_members(key, side.members) || of_classes(key, side);
-        *verdict = Verdict { question: side.question, allowed: allowed.into() };
-    }
-    let allowed = verdict.allowed != 0;
+    let allowed = has_rule(&key) || of_members(key, side.members) || of_classes(key, side);
     let counted = PolicyCountKey { port: side.key.port, set };
     let one = PolicyCount { allowed: u64::from(allowed), denied: u64::from(!allowed) };
     if !POLICY_COUNTS.change(&counted, |count| {
@@ -144,11 +88,4 @@ fn of_classes(key: RuleKey, side: &Side) -> bool {
 #[inline(always)]
 fn has_rule(key: &RuleKey) -> bool {
     RULES.get(key).is_some()
-}
-
-/// A slot for answers, of this CPU's own.
-#[inline(always)]
-fn verdict(slot: u32) -> Option<&'static mut Verdict> {
-    // SAFETY: the memory is this CPU's alone as long as the program runs, and one slot of it is asked for at a time.
-    unsafe { VERDICTS.lookup(&slot).as_mut() }
 }

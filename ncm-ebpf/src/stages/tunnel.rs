@@ -10,8 +10,8 @@ use ncm_common::{
     counters::PathCounter,
     drops::DropReason,
     tables::{
-        Endpoint, Node, Port, Reference, RouteKey, Subnet, SubnetPrefixKey, endpoint_flags, epoch_slot,
-        flow_flags, node_flags, port_flags, route_flags,
+        Endpoint, Node, Port, Reference, RouteKey, Subnet, SubnetPrefixKey, VtepKey, endpoint_flags,
+        epoch_slot, flow_flags, node_flags, port_flags, route_flags,
     },
 };
 
@@ -36,7 +36,7 @@ use crate::{
         vxlan::{self, Endpoints, Extent, Outer},
     },
     scratch::{NONE, Scratch, VALID, forget, scratch},
-    tables::{NODE, ROUTES, SUBNET_PREFIXES, VNIS},
+    tables::{NODE, ROUTES, SUBNET_PREFIXES, VNIS, VTEPS},
 };
 
 /// A frame on an underlay interface, at its XDP hook.
@@ -45,7 +45,10 @@ pub fn wire_xdp(packet: Xdp) -> i32 {
     let bytes = packet.length();
     let mut to = 0;
     let action = match ours(&packet) {
-        Some((node, outer)) => take(packet, node, &outer, &mut to),
+        Some(ours) if ours.outer.is_over_v6() => {
+            take::<{ vxlan::LEN_V6 }, { vxlan::LEN_V6 + ethernet::LEN }>(packet, &ours, &mut to)
+        }
+        Some(ours) => take::<{ vxlan::LEN_V4 }, { vxlan::LEN_V4 + ethernet::LEN }>(packet, &ours, &mut to),
         None => Ok(foreign::<Xdp>(bytes)),
     };
     finish(packet, action, to, bytes)
@@ -59,8 +62,8 @@ pub fn wire_tc(packet: Tc) -> i32 {
         return foreign::<Tc>(bytes);
     }
     let action = match ours(&packet) {
-        Some((node, outer)) => match sender_of(outer.vni, &outer.source) {
-            Ok(Some(_)) => relay(packet, node, outer.udp, outer.checksum),
+        Some(ours) => match sender_of(&ours.outer) {
+            Ok(Some(_)) => relay(packet, &ours),
             Ok(None) => Ok(foreign::<Tc>(bytes)),
             Err(reason) => Err(reason),
         },
@@ -96,21 +99,28 @@ fn finish<C: Context>(packet: C, action: Step<i32>, to: u32, bytes: u32) -> i32 
     }
 }
 
-/// The outer headers of a frame that may be ours: VXLAN to our endpoint and port.
+/// A tunnel frame for us; not yet whether it is of a VNI of ours.
+struct Ours {
+    node: &'static Node,
+    outer: Outer,
+}
+
+/// Whether the frame may be ours: VXLAN to our endpoint and port.
 #[inline(always)]
-fn ours<C: Context>(packet: &C) -> Option<(&'static Node, Outer)> {
+fn ours<C: Context>(packet: &C) -> Option<Ours> {
     let node = NODE.get(&0)?;
     let us = Endpoints { v4: &node.endpoint_v4, v6: &node.endpoint_v6, port: node.tunnel_port };
     let outer = Outer::parse(packet, us).filter(|outer| is_for_interface(packet, node, outer.to))?;
-    Some((node, outer))
+    Some(Ours { node, outer })
 }
 
-/// The host that sent a tunnel frame, which has to be known for the frame's VNI; `None` if the VNI is none of ours.
+/// The host that a tunnel frame is from, which has to be known for the frame's VNI; `None` if the VNI is none of ours.
 #[inline(always)]
-fn sender_of(vni: u32, source: &Address) -> Step<Option<&'static Reference>> {
-    match vtep(vni, source) {
+fn sender_of(outer: &Outer) -> Step<Option<&'static Reference>> {
+    let key = VtepKey { vni: outer.vni, ip: outer.source.bytes() };
+    match VTEPS.get(&key) {
         Some(host) => Ok(Some(host)),
-        None if VNIS.get(&vni).is_some() => refuse(DropReason::UnknownVtep),
+        None if VNIS.get(&outer.vni).is_some() => refuse(DropReason::UnknownVtep),
         None => Ok(None),
     }
 }
@@ -153,81 +163,59 @@ fn stack(node: &'static Node, ifindex: u32) -> Option<u16> {
     None
 }
 
-/// Bytes of UDP and VXLAN header.
-const UDP: usize = 16;
-
-/// Leaves the frame to the kernel to decapsulate, by sending it to the relay device's port. `udp` is where the outer UDP header is, and
-/// `checksum` its checksum.
+/// Leaves the frame to the kernel to decapsulate, by sending it to the relay device's port.
 #[inline(always)]
-fn relay<C: Context>(packet: C, node: &Node, udp: usize, checksum: u16) -> Step<i32> {
-    if node.relay_ifindex == 0 {
+fn relay<C: Context>(packet: C, ours: &Ours) -> Step<i32> {
+    if ours.node.relay_ifindex == 0 {
         return refuse(DropReason::NoDevice);
     }
     let bytes = packet.length();
     // On the tunnel's own port the kernel gathers frames (GRO) before this, and takes them as they are.
+    let Ours { node, outer } = ours;
     if node.relay_port != node.tunnel_port {
-        packet.readdress(udp, node.tunnel_port, node.relay_port, checksum)?;
+        packet.readdress(outer.udp, node.tunnel_port, node.relay_port, outer.checksum)?;
     }
     count(PathCounter::Relayed, bytes);
     Ok(C::PASS)
 }
 
-/// Decapsulates the frame and hands it to its guest, or leaves that to the kernel where XDP cannot.
+/// Decapsulates the frame, of which `OUTER` bytes are in front of the inner frame and `INNER` in front of its payload, and hands
+/// it to its guest, or leaves that to the kernel where XDP cannot.
 #[inline(always)]
-fn take(packet: Xdp, node: &'static Node, outer: &Outer, to: &mut u32) -> Step<i32> {
+fn take<const OUTER: usize, const INNER: usize>(packet: Xdp, ours: &Ours, to: &mut u32) -> Step<i32> {
     let scratch = scratch().ok_or(DropReason::RewriteFailed)?;
+    let (outer, mut index) = (&ours.outer, 0);
     scratch.vni = outer.vni;
     scratch.peer = outer.source;
-    scratch.outer = *outer;
-    // What is known of the frame is in memory now, as the stack is too small for it.
-    let scratch = forget(scratch);
-    if scratch.outer.is_over_v6() {
-        take_behind::<{ vxlan::LEN_V6 }, { vxlan::LEN_V6 + ethernet::LEN }>(packet, node, scratch, to)
-    } else {
-        take_behind::<{ vxlan::LEN_V4 }, { vxlan::LEN_V4 + ethernet::LEN }>(packet, node, scratch, to)
-    }
-}
-
-/// The same with `OUTER` bytes in front of the inner frame, and `INNER` in front of its payload.
-#[inline(always)]
-fn take_behind<const OUTER: usize, const INNER: usize>(
-    packet: Xdp,
-    node: &'static Node,
-    scratch: &mut Scratch,
-    to: &mut u32,
-) -> Step<i32> {
-    let mut index = 0;
     let read = inner::<Xdp, INNER>(&packet, &mut scratch.packet);
     let guest = match read {
-        Ok(()) => guest(scratch.vni, scratch.packet.to, &mut index),
+        Ok(()) => guest(outer.vni, scratch.packet.to, &mut index),
         Err(ended) => Err(ended),
     };
     // A known flow says that its packets may come from that host: nothing else need be looked up.
     if let Ok(guest) = guest
-        && is_for_xdp(&packet, &scratch.outer, guest, &scratch.packet)
-        && !matches!(scratch.outer.extent(packet.length()), Extent::Wrong)
+        && is_for_xdp(&packet, outer, guest, &scratch.packet)
+        && !matches!(outer.extent(packet.length()), Extent::Wrong)
         && let Some(shown) = known(index, guest, scratch)
     {
         *to = index;
         return hand_in::<OUTER>(packet, index, guest, scratch, shown);
     }
     let scratch = forget(scratch);
-    let Some(host) = sender_of(scratch.vni, &scratch.peer)? else {
-        return Ok(foreign::<Xdp>(packet.length()));
-    };
+    let Some(host) = sender_of(outer)? else { return Ok(foreign::<Xdp>(packet.length())) };
     scratch.host = host.index;
     *to = index;
     let guest = match guest {
         // The headers may be in another buffer of a large frame, where only the kernel gets at them.
         Err(ended) if ended == DropReason::TunnelMalformed.into() && !packet.is_linear() => {
-            return relay(packet, node, OUTER - UDP, scratch.outer.checksum);
+            return relay(packet, ours);
         }
         guest => guest?,
     };
-    if !is_for_xdp(&packet, &scratch.outer, guest, &scratch.packet) {
-        return relay(packet, node, OUTER - UDP, scratch.outer.checksum);
+    if !is_for_xdp(&packet, outer, guest, &scratch.packet) {
+        return relay(packet, ours);
     }
-    if matches!(scratch.outer.extent(packet.length()), Extent::Wrong) {
+    if matches!(outer.extent(packet.length()), Extent::Wrong) {
         return refuse(DropReason::TunnelMalformed);
     }
     let shown = decided::<Xdp, INNER>(packet, guest, scratch)?;
@@ -272,7 +260,8 @@ fn hand_in<const OUTER: usize>(
 fn decapsulated(packet: Tc, to: &mut u32) -> Step<i32> {
     let scratch = scratch().ok_or(DropReason::RewriteFailed)?;
     sender(packet, scratch)?;
-    scratch.host = vtep(scratch.vni, &scratch.peer).ok_or(DropReason::UnknownVtep)?.index;
+    let of = VtepKey { vni: scratch.vni, ip: scratch.peer.bytes() };
+    scratch.host = VTEPS.get(&of).ok_or(DropReason::UnknownVtep)?.index;
     inner::<Tc, { ethernet::LEN }>(&packet, &mut scratch.packet)?;
     let guest = guest(scratch.vni, scratch.packet.to, to)?;
     let shown = receive::<Tc, { ethernet::LEN }>(packet, *to, guest, scratch)?;
