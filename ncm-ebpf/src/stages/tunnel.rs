@@ -22,7 +22,7 @@ use super::{
     flow, fragment, open, port, refuse,
     related::{self, Way},
     route::{is_for_gateway, is_gateway},
-    set, settle, subnet, vtep,
+    set, settle, subnet,
 };
 use crate::{
     context::{Context, Tc, Xdp},
