@@ -164,7 +164,7 @@ pub fn is_fresh(clock: u64) -> bool {
 /// Whether tunnel frames may leave by an interface.
 #[inline(always)]
 fn is_uplink(node: &Node, ifindex: u32) -> bool {
-    node.uplinks.iter().any(|uplink| uplink.ifindex == ifindex)
+    node.uplinks.iter().fold(false, |found, uplink| found | (uplink.ifindex == ifindex))
 }
 
 /// Refuses what is too large for the path: an IP packet of its MTU has to carry the frame, or each of its segments.

@@ -35,7 +35,7 @@ use crate::{
         transport::{DHCP_CLIENT, DHCP_SERVER, DHCPV6_CLIENT, DHCPV6_SERVER},
         vxlan::{self, Endpoints, Extent, Outer},
     },
-    scratch::{NONE, Scratch, VALID, forget, scratch},
+    scratch::{NONE, Scratch, VALID, scratch},
     tables::{NODE, ROUTES, SUBNET_PREFIXES, VNIS, VTEPS},
 };
 
@@ -44,12 +44,15 @@ use crate::{
 pub fn wire_xdp(packet: Xdp) -> i32 {
     let bytes = packet.length();
     let mut to = 0;
-    let action = match ours(&packet) {
-        Some(ours) if ours.outer.is_over_v6() => {
-            take::<{ vxlan::LEN_V6 }, { vxlan::LEN_V6 + ethernet::LEN }>(packet, &ours, &mut to)
+    let action = match claim(&packet) {
+        Ok(Some(claimed)) if claimed.outer.is_over_v6() => {
+            take::<{ vxlan::LEN_V6 }, { vxlan::LEN_V6 + ethernet::LEN }>(packet, &claimed, &mut to)
         }
-        Some(ours) => take::<{ vxlan::LEN_V4 }, { vxlan::LEN_V4 + ethernet::LEN }>(packet, &ours, &mut to),
-        None => Ok(foreign::<Xdp>(bytes)),
+        Ok(Some(claimed)) => {
+            take::<{ vxlan::LEN_V4 }, { vxlan::LEN_V4 + ethernet::LEN }>(packet, &claimed, &mut to)
+        }
+        Ok(None) => Ok(foreign::<Xdp>(bytes)),
+        Err(reason) => Err(reason),
     };
     finish(packet, action, to, bytes)
 }
@@ -61,13 +64,10 @@ pub fn wire_tc(packet: Tc) -> i32 {
     if packet.is_tagged() {
         return foreign::<Tc>(bytes);
     }
-    let action = match ours(&packet) {
-        Some(ours) => match sender_of(&ours.outer) {
-            Ok(Some(_)) => relay(packet, &ours),
-            Ok(None) => Ok(foreign::<Tc>(bytes)),
-            Err(reason) => Err(reason),
-        },
-        None => Ok(foreign::<Tc>(bytes)),
+    let action = match claim(&packet) {
+        Ok(Some(claimed)) => relay(packet, &claimed),
+        Ok(None) => Ok(foreign::<Tc>(bytes)),
+        Err(reason) => Err(reason),
     };
     finish(packet, action, 0, bytes)
 }
@@ -99,27 +99,25 @@ fn finish<C: Context>(packet: C, action: Step<i32>, to: u32, bytes: u32) -> i32 
     }
 }
 
-/// A tunnel frame for us; not yet whether it is of a VNI of ours.
-struct Ours {
+/// A tunnel frame for us from a host that may send into its VNI.
+struct Claimed {
     node: &'static Node,
     outer: Outer,
+    host: &'static Reference,
 }
 
-/// Whether the frame may be ours: VXLAN to our endpoint and port.
+/// Whether the frame is ours: VXLAN to our endpoint and port in a VNI of ours. If it is, its sender has to be known.
 #[inline(always)]
-fn ours<C: Context>(packet: &C) -> Option<Ours> {
-    let node = NODE.get(&0)?;
+fn claim<C: Context>(packet: &C) -> Step<Option<Claimed>> {
+    let Some(node) = NODE.get(&0) else { return Ok(None) };
     let us = Endpoints { v4: &node.endpoint_v4, v6: &node.endpoint_v6, port: node.tunnel_port };
-    let outer = Outer::parse(packet, us).filter(|outer| is_for_interface(packet, node, outer.to))?;
-    Some(Ours { node, outer })
-}
-
-/// The host that a tunnel frame is from, which has to be known for the frame's VNI; `None` if the VNI is none of ours.
-#[inline(always)]
-fn sender_of(outer: &Outer) -> Step<Option<&'static Reference>> {
+    let Some(outer) = Outer::parse(packet, us).filter(|outer| is_for_interface(packet, node, outer.to))
+    else {
+        return Ok(None);
+    };
     let key = VtepKey { vni: outer.vni, ip: outer.source.bytes() };
     match VTEPS.get(&key) {
-        Some(host) => Ok(Some(host)),
+        Some(host) => Ok(Some(Claimed { node, outer, host })),
         None if VNIS.get(&outer.vni).is_some() => refuse(DropReason::UnknownVtep),
         None => Ok(None),
     }
@@ -142,37 +140,26 @@ fn is_for_interface<C: Context>(packet: &C, node: &'static Node, to: Mac) -> boo
 /// everything, as does each while nobody is there to follow the changes of MACs.
 #[inline(never)]
 fn is_for_stack(node: &'static Node, ifindex: u32, low: u32, high: u16) -> u32 {
-    let Some(stack) = stack(node, ifindex) else { return 1 };
-    // Each look ends with the first that fits: the verifier would follow every combination of what does and what does not.
-    for uplink in &node.uplinks {
-        if uplink.stack == stack && Mac::new(&uplink.mac).parts() == (low, high) {
-            return 1;
-        }
-    }
-    u32::from(!is_fresh(flow::clock()))
-}
-
-/// The stack that an interface is part of.
-#[inline(always)]
-fn stack(node: &'static Node, ifindex: u32) -> Option<u16> {
-    for uplink in &node.uplinks {
-        if uplink.ifindex == ifindex {
-            return Some(uplink.stack);
-        }
-    }
-    None
+    let stack = node
+        .uplinks
+        .iter()
+        .fold(0, |stack, uplink| stack | u32::from(uplink.stack) * u32::from(uplink.ifindex == ifindex));
+    let known = node.uplinks.iter().fold(false, |known, uplink| {
+        known | (u32::from(uplink.stack) == stack && Mac::new(&uplink.mac).parts() == (low, high))
+    });
+    u32::from(stack == 0 || known || !is_fresh(flow::clock()))
 }
 
 /// Leaves the frame to the kernel to decapsulate, by sending it to the relay device's port.
 #[inline(always)]
-fn relay<C: Context>(packet: C, ours: &Ours) -> Step<i32> {
-    if ours.node.relay_ifindex == 0 {
+fn relay<C: Context>(packet: C, claimed: &Claimed) -> Step<i32> {
+    if claimed.node.relay_ifindex == 0 {
         return refuse(DropReason::NoDevice);
     }
     let bytes = packet.length();
     // On the tunnel's own port the kernel gathers frames (GRO) before this, and takes them as they are.
-    let Ours { node, outer } = ours;
-    if node.relay_port != node.tunnel_port {
+    if claimed.node.relay_port != claimed.node.tunnel_port {
+        let (node, outer) = (claimed.node, &claimed.outer);
         packet.readdress(outer.udp, node.tunnel_port, node.relay_port, outer.checksum)?;
     }
     count(PathCounter::Relayed, bytes);
@@ -182,76 +169,43 @@ fn relay<C: Context>(packet: C, ours: &Ours) -> Step<i32> {
 /// Decapsulates the frame, of which `OUTER` bytes are in front of the inner frame and `INNER` in front of its payload, and hands
 /// it to its guest, or leaves that to the kernel where XDP cannot.
 #[inline(always)]
-fn take<const OUTER: usize, const INNER: usize>(packet: Xdp, ours: &Ours, to: &mut u32) -> Step<i32> {
+fn take<const OUTER: usize, const INNER: usize>(packet: Xdp, claimed: &Claimed, to: &mut u32) -> Step<i32> {
     let scratch = scratch().ok_or(DropReason::RewriteFailed)?;
-    let (outer, mut index) = (&ours.outer, 0);
-    scratch.vni = outer.vni;
-    scratch.peer = outer.source;
-    let read = inner::<Xdp, INNER>(&packet, &mut scratch.packet);
-    let guest = match read {
-        Ok(()) => guest(outer.vni, scratch.packet.to, &mut index),
-        Err(ended) => Err(ended),
-    };
-    // A known flow says that its packets may come from that host: nothing else need be looked up.
-    if let Ok(guest) = guest
-        && is_for_xdp(&packet, outer, guest, &scratch.packet)
-        && !matches!(outer.extent(packet.length()), Extent::Wrong)
-        && let Some(shown) = known(index, guest, scratch)
-    {
-        *to = index;
-        return hand_in::<OUTER>(packet, index, guest, scratch, shown);
-    }
-    let scratch = forget(scratch);
-    let Some(host) = sender_of(outer)? else { return Ok(foreign::<Xdp>(packet.length())) };
-    scratch.host = host.index;
-    *to = index;
-    let guest = match guest {
+    match inner::<Xdp, INNER>(&packet, &mut scratch.packet) {
         // The headers may be in another buffer of a large frame, where only the kernel gets at them.
         Err(ended) if ended == DropReason::TunnelMalformed.into() && !packet.is_linear() => {
-            return relay(packet, ours);
+            return relay(packet, claimed);
         }
-        guest => guest?,
-    };
-    if !is_for_xdp(&packet, outer, guest, &scratch.packet) {
-        return relay(packet, ours);
+        inner => inner?,
     }
-    if matches!(outer.extent(packet.length()), Extent::Wrong) {
-        return refuse(DropReason::TunnelMalformed);
-    }
-    let shown = decided::<Xdp, INNER>(packet, guest, scratch)?;
-    hand_in::<OUTER>(packet, index, guest, scratch, shown)
-}
-
-/// Whether XDP can hand a frame to that guest; otherwise the kernel does.
-#[inline(always)]
-fn is_for_xdp(packet: &Xdp, outer: &Outer, guest: &Port, whole: &Packet) -> bool {
-    guest.flags & port_flags::XDP_TARGET != 0
-        && !matches!(outer.extent(packet.length()), Extent::Padded)
-        && packet.is_linear()
-        && !whole.is_partial()
+    let guest = guest(claimed.outer.vni, scratch.packet.to, to)?;
+    let extent = claimed.outer.extent(packet.length());
+    if guest.flags & port_flags::XDP_TARGET == 0
+        || matches!(extent, Extent::Padded)
+        || !packet.is_linear()
+        || scratch.packet.is_partial()
         // The kernel gathers a stream's segments into large frames before it decapsulates them (GRO), and hands a
         // guest one instead of forty: TCP through the kernel is faster. By protocol, so that no flow is reordered.
-        && whole.protocol != protocol::TCP
-}
-
-/// Takes the tunnel's headers off a frame that is let in, and hands it to its guest.
-#[inline(always)]
-fn hand_in<const OUTER: usize>(
-    packet: Xdp,
-    index: u32,
-    guest: &'static Port,
-    scratch: &Scratch,
-    shown: Mac,
-) -> Step<i32> {
+        || scratch.packet.protocol == protocol::TCP
+    {
+        return relay(packet, claimed);
+    }
+    if matches!(extent, Extent::Wrong) {
+        return refuse(DropReason::TunnelMalformed);
+    }
+    scratch.vni = claimed.outer.vni;
+    scratch.host = claimed.host.index;
+    scratch.peer = claimed.outer.source;
+    let shown = receive::<Xdp, INNER>(packet, *to, guest, scratch)?;
     let bytes = packet.length().wrapping_sub(OUTER as u32);
     if !fits(0, bytes, guest.mtu) {
         return refuse(DropReason::TooBig);
     }
     packet.decapsulate(OUTER)?;
     let action = hand_over(packet, guest, scratch.packet.from, shown)?;
-    received(index, bytes);
+    received(*to, bytes);
     count(PathCounter::DecapsulatedXdp, bytes);
-    trace!(packet, "vni {} to port {}: {} bytes", scratch.vni, index, bytes);
+    trace!(packet, "vni {} to port {}: {} bytes", claimed.outer.vni, *to, bytes);
     Ok(action)
 }
 
@@ -365,38 +319,23 @@ fn receive<C: Context, const AT: usize>(
     guest: &'static Port,
     scratch: &mut Scratch,
 ) -> Step<Mac> {
-    match known(index, guest, scratch) {
-        Some(shown) => Ok(shown),
-        None => decided::<C, AT>(packet, guest, scratch),
-    }
-}
-
-/// The source MAC that the guest sees, if the port's flow lets the packet in; otherwise the flow's key is set, and the time.
-#[inline(always)]
-fn known(index: u32, guest: &'static Port, scratch: &mut Scratch) -> Option<Mac> {
     let now = flow::now();
-    scratch.here.now = now;
     flow::key(&scratch.packet, index, true, &mut scratch.here.key);
-    let entry = flow::find(&scratch.packet, &scratch.here.key)?;
-    let known = entry.flow();
-    if !flow::is_steady(entry, guest, now, true)
-        || known.flags & flow_flags::IN == 0
-        || Mac::new(&known.arriving_mac) != scratch.packet.from
-        || Address::new(&known.peer) != scratch.peer
-    {
-        return None;
+    if let Some(entry) = flow::find(&scratch.packet, &scratch.here.key) {
+        let known = entry.flow();
+        if flow::is_steady(entry, guest, now, true)
+            && known.flags & flow_flags::IN != 0
+            && Mac::new(&known.arriving_mac) == scratch.packet.from
+            && Address::new(&known.peer) == scratch.peer
+        {
+            let shown = Mac::new(&known.shown_mac);
+            if entry.is_of(index) {
+                flow::see(entry, true, now);
+                return Ok(shown);
+            }
+        }
     }
-    let shown = Mac::new(&known.shown_mac);
-    if !entry.is_of(index) {
-        return None;
-    }
-    flow::see(entry, true, now);
-    Some(shown)
-}
-
-/// The same by the long way.
-#[inline(always)]
-fn decided<C: Context, const AT: usize>(packet: C, guest: &'static Port, scratch: &mut Scratch) -> Step<Mac> {
+    scratch.here.now = now;
     Ended::step(undecided::<C, AT>(packet, guest, scratch))?;
     Ok(Mac::new(&scratch.here.flow.shown_mac))
 }
