@@ -126,8 +126,8 @@ fn a_client_that_comes_back_to_its_link_has_its_address_confirmed() {
         let files = "-lf /run/leases/one6 -pf /run/leases/one6.pid -cf /run/leases/conf";
         let words = format!("dhclient -6 -v -r -sf /run/script {files} eth0");
         let released = one.ns.outcome(&words.split_whitespace().collect::<Vec<_>>())?;
-        ensure!(released.stderr.contains("XMT: Release"), "{released:?}");
-        ensure!(released.stderr.contains("RCV: Reply"), "{released:?}");
+        // This client goes without waiting for the reply.
+        ensure!(released.stderr.contains("XMT: Release on eth0"), "{released:?}");
         Ok(())
     });
 }
