@@ -18,24 +18,13 @@ const PAGE: usize = 2_000_000;
 
 /// Two subnets of both families, routed; servers with a group on the first host, clients on both.
 fn cloud() -> Cloud {
-    let mut cloud = Cloud::new();
-    cloud
-        .vpc("red", 100)
-        .subnet("front", "red", "10.1.0.0/24")
-        .subnet("front6", "red", "fd00:1::/64")
-        .subnet("back", "red", "10.2.0.0/24")
-        .subnet("back6", "red", "fd00:2::/64")
-        .router("r", &["front", "front6", "back", "back6"]);
-    for (name, subnet, net, last, host) in [
-        ("server", "front", 1, 11, "host1"),
-        ("near", "front", 1, 12, "host1"),
-        ("far", "front", 1, 13, "host2"),
-        ("routed", "back", 2, 14, "host2"),
-        ("beside", "back", 2, 15, "host1"),
-    ] {
-        cloud.port(name, subnet, &format!("10.{net}.0.{last}"), host);
-        cloud.address(name, &format!("{subnet}6"), &format!("fd00:{net}::{last}"));
-    }
+    let mut cloud = Cloud::dual_stack(&[
+        ("server", "front", "host1"),
+        ("near", "front", "host1"),
+        ("far", "front", "host2"),
+        ("routed", "back", "host2"),
+        ("beside", "back", "host1"),
+    ]);
     let mut rules = vec!["in icmp 8/0".to_owned(), "in6 icmp 128/0".to_owned()];
     for family in ["in", "in6"] {
         for open in ["http", "tcp 443", "tcp 5201", "udp 5201", "udp 53", "tcp 9000", "udp 44444-44500"] {

@@ -5,18 +5,12 @@ use std::time::Instant;
 use anyhow::ensure;
 use ncm_model::wire::{GoalState, OperationStatus};
 use ncm_tests::many;
-use ncm_tests::testbed::{Cloud, HostOptions, Lab, TwoHosts};
+use ncm_tests::testbed::{HostOptions, Lab, TwoHosts};
 
 #[test]
 fn a_million_neighbours_in_one_message() {
     Lab::story(|lab| {
-        let mut cloud = Cloud::new();
-        cloud.vpc("red", 100).subnet("web", "red", "10.0.0.0/8").port("a", "web", "10.1.0.11", "host1").port(
-            "b",
-            "web",
-            "10.1.0.12",
-            "host2",
-        );
+        let cloud = many::cloud();
         let net = TwoHosts::new(lab, HostOptions::default().with("capacity", "endpoints", "1100000"))?;
         let (a, b) = (cloud.guest(lab, &net.host1, "a")?, cloud.guest(lab, &net.host2, "b")?);
         net.push(&cloud)?;

@@ -12,7 +12,7 @@ use prost::Message;
 use super::row::{Bound, Row};
 use super::{Plan, median};
 use crate::many;
-use crate::testbed::{Cloud, HostOptions, Lab, TwoHosts};
+use crate::testbed::{HostOptions, Lab, TwoHosts};
 
 /// Entries that fit the tables in every run.
 const CAPACITY: u32 = 1_100_000;
@@ -100,13 +100,7 @@ fn settle(count: u32) {
 /// Pushes the message, encoded beforehand, to an agent that has just started.
 fn push(count: u32, wait: Option<Duration>) -> Result<Push> {
     let lab = Lab::new()?;
-    let mut cloud = Cloud::new();
-    cloud.vpc("red", 100).subnet("web", "red", "10.0.0.0/8").port("a", "web", "10.1.0.11", "host1").port(
-        "b",
-        "web",
-        "10.1.0.12",
-        "host2",
-    );
+    let cloud = many::cloud();
     let options = HostOptions::default().with("capacity", "endpoints", &CAPACITY.to_string());
     let net = TwoHosts::unstarted(&lab, options)?;
     net.host1.start()?;
