@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use ncm_tests::packet::{Ip6, icmp6, link_local, solicitation, udp, udp6};
 use ncm_tests::testbed::{Guest, Host, Lab, eventually};
-use story::{SOON, Story, dhclient, start, udhcpc};
+use story::{LATER, SOON, Story, dhclient, start, udhcpc};
 
 const SERVERS: [u8; 16] = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 2];
 const ROUTERS: [u8; 16] = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2];
@@ -101,9 +101,9 @@ fn floods_over_both_families_hurt_who_floods_alone() {
         for (name, frames) in floods {
             while_flooding(&one, &frames, || {
                 let mut client = udhcpc(&two)?;
-                client.wait_for("event=bound address=10.1.0.12", SOON)?;
+                client.wait_for("event=bound address=10.1.0.12", LATER)?;
                 let mut client = dhclient(&two, "-6")?;
-                client.wait_for("event=BOUND6", SOON)?;
+                client.wait_for("event=BOUND6", LATER)?;
                 drop(client);
                 let shown = two.ns.run("rdisc6 -1 eth0")?;
                 ensure!(shown.contains("fd00:1::/64"), "{shown}");
@@ -116,7 +116,7 @@ fn floods_over_both_families_hurt_who_floods_alone() {
                 let _ = fs::remove_file(lab.run_directory().join(lease));
             }
             two.ns.run("ip -6 address flush dev eth0 scope global")?;
-            two.ns.run("ip address flush dev eth0")?;
+            two.ns.run("ip -4 address flush dev eth0")?;
         }
         ensure!(of_port(host, "one", "hand_up_limited")? > 1_000.0, "what is held back is counted");
         // It is heard again as soon as it behaves.
