@@ -265,6 +265,24 @@ fn errors_between_guests_of_one_host_are_let_through_with_their_flow() {
 }
 
 #[test]
+fn an_error_goes_to_whom_it_is_about_and_to_nobody_else() {
+    let world = World::new();
+    world.change_port(A1, |port| port.set = 1);
+    allow(&world, true, 0, 17);
+    let question = udp((RA.ip, 53), (A1.ip, 1000), b"question");
+    world
+        .from_relay(SUBNET_A.vni, HOST_1, question.frame(A1.mac, RA.mac))
+        .assert_delivered(A1.port, PathCounter::DecapsulatedRelay);
+    let unreachable = |to: Ipv4, mac| {
+        let quoted = &question.bytes()[..28];
+        world.from_guest(A1, icmp(A1.ip, to, 3, 3, [0; 4], quoted).frame(mac, A1.mac))
+    };
+    unreachable(RA.ip, RA.mac).assert_encapsulated();
+    // Who may not be sent anything gets no errors about what others have said either.
+    unreachable(A2.ip, A2.mac).assert_dropped(DropReason::PolicyEgress, A1.port);
+}
+
+#[test]
 fn who_gets_packets_for_a_member_is_none_by_that() {
     let world = World::new();
     world.change_port(A1, |port| port.set = 1);

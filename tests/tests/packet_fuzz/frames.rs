@@ -126,6 +126,8 @@ impl Sources {
     fn error(&self, random: &mut Random) -> Input {
         let Some((source, destination, talk, v6)) = self.past(random) else { return gateway(random) };
         let teller = if random.one_in(4) { any_pair(random).0 } else { destination };
+        // And now and then to somebody who has not said it.
+        let hearer = if random.one_in(4) { any_pair(random).1 } else { source };
         let (macs, packet);
         if v6 {
             let mut quoted = talk.v6(source.ip_v6, destination.ip_v6);
@@ -138,23 +140,23 @@ impl Sources {
             let mut bytes = quoted.bytes();
             bytes.truncate(random.pick(&[40, 48, 56, 100]));
             let error =
-                icmp6(teller.ip_v6, source.ip_v6, random.pick(&[1, 2, 3, 4]), 0, [0, 0, 5, 0], &bytes);
-            (macs, packet) = (arriving_macs(&teller, &source, v6), error.bytes());
+                icmp6(teller.ip_v6, hearer.ip_v6, random.pick(&[1, 2, 3, 4]), 0, [0, 0, 5, 0], &bytes);
+            (macs, packet) = (arriving_macs(&teller, &hearer, v6), error.bytes());
         } else {
             let mut bytes = talk.v4(source.ip, destination.ip).bytes();
             bytes.truncate(random.pick(&[20, 24, 28, 40]));
             let error = icmp(
                 teller.ip,
-                source.ip,
+                hearer.ip,
                 random.pick(&[3, 11, 12]),
                 random.pick(&[0, 3, 4]),
                 [0, 0, 5, 0],
                 &bytes,
             );
-            (macs, packet) = (arriving_macs(&teller, &source, v6), error.bytes());
+            (macs, packet) = (arriving_macs(&teller, &hearer, v6), error.bytes());
         }
         let frame = ethernet(macs.0, macs.1, if v6 { 0x86dd } else { 0x0800 }, &packet);
-        from(&teller, &source, frame)
+        from(&teller, &hearer, frame)
     }
 }
 
