@@ -3,7 +3,8 @@
 use std::collections::{BTreeSet, HashSet};
 
 use ncm_common::tables::{
-    ClassKey, Classes, MAX_CLASSES, MEMBERS, Name, NameKey, Rule, RuleKey, name_kinds, set_direction,
+    ClassKey, Classes, MAX_CLASSES, MEMBERS, Name, NameKey, PREFIXES, Rule, RuleKey, name_kinds,
+    set_direction,
 };
 
 use super::rule::{Allowance, Remote};
@@ -50,7 +51,14 @@ struct Fault {
 
 impl Set {
     pub(super) fn new(groups: Box<[u32]>) -> Self {
-        Self { groups, holders: 1, sides: None, last_classes: [0; 2], size: Size::default(), refusal: None }
+        Self {
+            groups,
+            holders: 1,
+            sides: None,
+            last_classes: [PREFIXES; 2],
+            size: Size::default(),
+            refusal: None,
+        }
     }
 
     pub(super) fn disturb_members(&mut self, class: u32) {
