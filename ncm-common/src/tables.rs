@@ -56,15 +56,16 @@ layout! {
         pub ip: [u8; 16],
     }
 
-    /// Key of the prefixes that a port may send from beyond single addresses.
+    /// Key of the prefixes that a port may send from beyond single addresses; and of the IPv6 subnets that it is in, if there are
+    /// several: those have no MAC and no family, so that no source is one.
     pub struct SourcePrefixKey {
         /// Significant bits: 96 + the length of the allowed prefix (0 to 128).
         pub prefix_len: u32,
         /// Port index.
         pub port: u32,
-        /// Source MAC.
+        /// Source MAC; zero of a subnet.
         pub mac: [u8; 6],
-        /// 4 or 6: `::/0` allows no IPv4 address, although it covers the mapped ones.
+        /// 4 or 6: `::/0` allows no IPv4 address, although it covers the mapped ones. Of a subnet: 0.
         pub family: u8,
         /// Zero.
         pub reserved: u8,
@@ -329,7 +330,8 @@ layout! {
         pub set: u32,
     }
 
-    /// Decisions by policy: how many flows, and packets that begin none, were allowed and denied.
+    /// Decisions by policy: how many flows, and packets that begin none, were allowed and denied. A packet that begins none and
+    /// that the XDP program of its guest leaves to tc counts at both.
     pub struct PolicyCount {
         /// Allowed.
         pub allowed: u64,
@@ -806,7 +808,7 @@ tables! {
     SOURCES: Hash<SourceKey, Source>[65_536, Some("sources")],
         "single addresses that ports may send from, beyond their first", "agent", "guest programs";
     SOURCE_PREFIXES: LongestPrefix<SourcePrefixKey, Source>[16_384, Some("source_prefixes")],
-        "prefixes that ports may send from", "agent", "guest programs";
+        "prefixes that ports may send from, and IPv6 subnets of ports that are in several", "agent", "guest programs";
     REMOTE_EPOCHS: Array<u32, u32>[crate::tables::EPOCH_SLOTS, None],
         "rises with every change of an endpoint whose address has that slot", "agent", "all programs";
     TIMEOUTS: Array<u32, u32>[crate::tables::timeouts::COUNT, None],
