@@ -10,6 +10,7 @@ pub mod hand_up;
 pub mod inspect;
 pub mod netlink;
 pub mod responders;
+pub mod store;
 pub mod telemetry;
 
 /// The agent's own services: messages, server and client of package `ncm.v1`.

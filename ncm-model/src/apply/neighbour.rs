@@ -481,6 +481,9 @@ impl Model {
         }
         let revision = self.provenances.get(neighbour.provenance).revision;
         self.bury(tombstone_kind(l3), view.id, revision, view.revision, request);
+        if let Some(gone) = &mut self.gone_neighbours {
+            gone.push((l3, view.id.into()));
+        }
         let key = key_of(&neighbour);
         self.neighbour_index.remove(&key, |other| *other == slot);
         self.forget_failure(Handle::new(HandleKind::Neighbour, slot));

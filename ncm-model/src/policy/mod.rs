@@ -102,6 +102,14 @@ impl Policy {
         }
     }
 
+    /// Other bounds from now on.
+    pub(crate) fn bound_by(&mut self, settings: &Settings) {
+        self.most_entries = settings.limits.set_entries;
+        self.most_rules = settings.limits.rules;
+        self.room.rules = settings.slots.rules as usize;
+        self.room.classes = settings.slots.classes as usize;
+    }
+
     /// The set that stands for these groups (in order, each once, all held), held once more.
     pub(crate) fn hold_set(&mut self, groups: &[&str]) -> u32 {
         let slots: Box<[u32]> = groups.iter().map(|group| self.slot_of(group)).collect();
