@@ -13,6 +13,9 @@ pub fn stable_hash(text: &str) -> u64 {
 }
 
 impl Name {
+    /// Stands between what is kept of an identity that does not fit, and its hash.
+    pub const CUT: char = '…';
+
     /// The name of an identity whose index has that generation. A text that does not fit ends in its own hash, so that two
     /// long ones stay two: whose an index is must not be mistaken.
     #[must_use]
@@ -23,7 +26,7 @@ impl Name {
             return name;
         }
         name.push(&identity.as_bytes()[..identity.floor_char_boundary(name.text.len() - REST)]);
-        name.push("…".as_bytes());
+        name.push(Self::CUT.encode_utf8(&mut [0; 4]).as_bytes());
         let hash = stable_hash(identity);
         for digit in (0..16).rev() {
             name.push(&[b"0123456789abcdef"[(hash >> (4 * digit)) as usize & 15]]);
@@ -36,6 +39,12 @@ impl Name {
     pub fn as_str(&self) -> &str {
         let bytes = self.text.get(..self.len as usize).unwrap_or_default();
         core::str::from_utf8(bytes).unwrap_or_default()
+    }
+
+    /// Whether the text is the identity itself for certain, and nothing that stands for a longer one.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        !self.as_str().contains(Self::CUT)
     }
 
     fn push(&mut self, bytes: &[u8]) {

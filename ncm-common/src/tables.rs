@@ -116,7 +116,8 @@ layout! {
         pub subnet: u32,
         /// That subnet's generation.
         pub subnet_generation: u32,
-        /// Number of the port's policy set, which stands for its security groups; 0 if it has none and is open.
+        /// Number of the port's policy set, which stands for its security groups; 0 if it has none and is open, `NO_RULES` if
+        /// it is closed because a group is missing.
         pub set: u32,
         /// The port's first fixed address, an IPv4 one where it has any; `::` if it has none.
         pub ip: [u8; 16],
@@ -487,6 +488,10 @@ pub const MAX_CLASSES: usize = 8;
 
 /// Bit of a class that stands for the members of security groups.
 pub const MEMBERS: u32 = 1 << 31;
+
+/// Number of the policy set that has no rules, whatever there is: a closed port's, so that what is open is never a matter of
+/// which word of its entry is written first.
+pub const NO_RULES: u32 = u32::MAX >> 1;
 
 /// Policy set and direction as they are in keys.
 #[must_use]

@@ -71,8 +71,16 @@ pub struct Model {
     pub(crate) seeded_epochs: HashMap<(u32, u32), u32>,
     /// Subnets that lost their index in this step.
     pub(crate) lost_subnets: Vec<u32>,
-    /// Ports that got their index in this step.
+    /// Ports that got their index in this step, and had none before.
     pub(crate) fresh_ports: BTreeSet<u32>,
+    /// Ports that got the index in this step that they had in an earlier run: there may be flows of theirs.
+    pub(crate) reborn_ports: BTreeSet<u32>,
+    /// There was an earlier run: the tables have entries that the model has not written.
+    pub(crate) resumed: bool,
+    /// Interfaces whose programs an earlier run has attached, and which no port has named since.
+    pub(crate) adopted: HashMap<String, InterfaceFacts>,
+    /// How many established flows each port may have, as last written.
+    pub(crate) flow_share: u32,
     /// Ports by the interface index that leads to them.
     pub(crate) bound: HashMap<u32, u32>,
     pub(crate) claims_ip: Claims,
@@ -120,14 +128,17 @@ impl Model {
     pub fn new(settings: Settings, seed: &Seed) -> Self {
         let slots = settings.slots;
         let mut model = Self { settings, ..Self::default() };
-        model.port_indices = Allocator::of(slots.ports);
-        model.subnet_indices = Allocator::of(slots.subnets);
-        model.hosts.indices = Allocator::of(slots.hosts);
-        let (mut sets, mut members) = (0, 0);
+        model.port_indices = Allocator::of(slots.ports, seed.run);
+        model.subnet_indices = Allocator::of(slots.subnets, seed.run);
+        model.hosts.indices = Allocator::of(slots.hosts, seed.run);
+        let (mut sets, mut members, mut former) = (0, 0, Vec::new());
         for (key, name) in &seed.names {
             match key.kind {
                 name_kinds::SET => sets = sets.max(key.index),
-                name_kinds::MEMBERS => members = members.max(key.index),
+                name_kinds::MEMBERS => {
+                    members = members.max(key.index);
+                    former.push((key.index, name));
+                }
                 _ => {}
             }
             let text = name.text.get(..name.len as usize).unwrap_or_default();
@@ -141,6 +152,10 @@ impl Model {
             indices.seed(identity, key.index, name.generation);
         }
         model.policy = Policy::new(sets + 1, MEMBERS | (members + 1), &model.settings);
+        for (index, name) in former.into_iter().filter(|(_, name)| name.is_whole()) {
+            model.policy.resume_members(index | MEMBERS, name.as_str());
+        }
+        model.resumed = !seed.names.is_empty();
         let ports = seed.ports.iter().filter(|(_, port)| port.generation != 0);
         model.seeded_epochs = ports.map(|(index, port)| ((*index, port.generation), port.epoch)).collect();
         model.port_indices.seeded();
@@ -286,8 +301,29 @@ impl Model {
         left
     }
 
+    /// Tells of an interface that has been a guest's in an earlier run, with its programs still attached: a port that names
+    /// it has it at once, so that what is on its way to the guest goes on.
+    pub fn adopt_interface(&mut self, name: &str, facts: InterfaceFacts) {
+        self.adopted.insert(name.to_owned(), facts);
+    }
+
+    /// Nothing that an earlier run has left refers to these classes of members any more.
+    pub fn release_former_members(&mut self, classes: &[u32], changes: &mut Changes) {
+        for class in classes {
+            self.policy.release_former(*class | MEMBERS);
+        }
+        self.flush(changes);
+    }
+
+    /// Has all flows decided anew: entries that they may have been decided by have gone later than they should have.
+    pub fn decide_anew(&mut self, changes: &mut Changes) {
+        self.reborn_ports.extend(self.port_by_index.values());
+        self.flush(changes);
+    }
+
     /// Tells that an interface has appeared or changed (and its programs are attached), or has gone.
     pub fn set_interface(&mut self, name: &str, facts: Option<InterfaceFacts>, changes: &mut Changes) {
+        self.adopted.remove(name);
         if let Some(interface) = self.interfaces.get_mut(name)
             && (interface.facts != facts || interface.attach_error.is_some())
         {

@@ -68,6 +68,8 @@ pub struct Slots {
     pub classes: u32,
     /// Of `RULES`: ranges of ports, expanded, by policy set.
     pub rules: u32,
+    /// Of `FLOWS`, which ports have shares of.
+    pub flows: u32,
 }
 
 impl Default for Slots {
@@ -80,6 +82,7 @@ impl Default for Slots {
             vteps: u32::MAX,
             classes: u32::MAX,
             rules: u32::MAX,
+            flows: u32::MAX,
         }
     }
 }
@@ -96,7 +99,7 @@ pub struct Settings {
     pub endpoints: Vec<IpAddr>,
     /// What a port is that names a security group which is not held.
     pub missing_group: MissingGroup,
-    /// How many established flows each port may have.
+    /// How many established flows each port may have at most; fewer where there are many ports.
     pub port_flows: u32,
     /// Bounds.
     pub limits: Limits,
@@ -124,4 +127,7 @@ pub struct Seed {
     pub names: Vec<(NameKey, Name)>,
     /// Entries of `PORTS` in use, by index: their flows have epochs up to theirs.
     pub ports: Vec<(u32, Port)>,
+    /// A number that no earlier run had as long as the tables are there, and that is above theirs: generations of indices
+    /// begin with it.
+    pub run: u32,
 }

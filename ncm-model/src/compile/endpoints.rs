@@ -100,8 +100,8 @@ impl Model {
             &mut changes.endpoints_mac,
             |key, claimant| self.endpoint_by_mac(key, claimant),
             |key, first| {
-                // No flow is decided by a MAC that leads nowhere.
-                if first.before != Before::Was(None) {
+                // No flow is decided by a MAC that leads nowhere. What an earlier run has written is not known.
+                if self.resumed || first.before != Before::Was(None) {
                     epochs.push(mac_slot(key.vni, &key.mac));
                 }
             },

@@ -38,6 +38,7 @@ impl Model {
     pub(crate) fn raise_epochs(&mut self, mut raised: BTreeSet<u32>, changes: &mut Changes) {
         let mut touched = self.touched(changes);
         touched.subnets.extend(self.lost_subnets.drain(..));
+        raised.append(&mut self.reborn_ports);
         if !touched.is_empty() {
             raised.extend((0..self.ports.bound()).filter(|slot| self.is_touched(*slot, &touched)));
         }

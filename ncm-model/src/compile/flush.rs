@@ -69,6 +69,10 @@ impl Model {
             ports.insert(port);
         }
         let by_policy = self.compile_policy(&mut ports);
+        let share = self.fair_share();
+        if std::mem::replace(&mut self.flow_share, share) != share {
+            ports.extend(self.port_by_index.values());
+        }
         let mut raised = BTreeSet::new();
         for port in ports {
             if self.write_port(port) {

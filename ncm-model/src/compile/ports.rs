@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use ipnet::IpNet;
 use ncm_common::tables::{
-    Name, NameKey, Port, Reference, Source, SourceKey, SourcePrefixKey, name_kinds, port_flags,
+    NO_RULES, Name, NameKey, Port, Reference, Source, SourceKey, SourcePrefixKey, name_kinds, port_flags,
 };
 
 use crate::compile::epochs::decides;
@@ -39,7 +39,9 @@ impl Model {
     /// A port names an interface from now on.
     pub(crate) fn name_interface(&mut self, slot: u32) {
         let (name, id) = (self.ports[slot].interface.clone(), self.ports[slot].config.id.clone());
-        self.interfaces.entry(name.clone()).or_default().ports.insert(id, slot);
+        let interface = self.interfaces.entry(name.clone()).or_default();
+        interface.facts = interface.facts.or(self.adopted.remove(&name));
+        interface.ports.insert(id, slot);
         self.disturb_interface(name);
     }
 
@@ -106,9 +108,12 @@ impl Model {
         let port = &mut self.ports[slot];
         (port.index, port.generation) = (index, generation);
         self.port_by_index.insert(index, slot);
-        // Flows of an earlier run may have any epoch up to the one that the table had.
-        port.epoch = self.seeded_epochs.get(&(index, generation)).map_or(1, |epoch| epoch.wrapping_add(1));
-        self.fresh_ports.insert(slot);
+        // Flows of an earlier run may have any epoch up to the one that the table has: it rises with all others, when what
+        // they are decided by is written.
+        let before = self.seeded_epochs.remove(&(index, generation));
+        port.epoch = before.unwrap_or(1);
+        let begun = if before.is_some() { &mut self.reborn_ports } else { &mut self.fresh_ports };
+        begun.insert(slot);
         let cause = Handle::new(HandleKind::Port, slot);
         self.tables.names.set(NameKey { kind: name_kinds::PORT, index }, Name::new(&id, generation), cause);
         true
@@ -118,6 +123,7 @@ impl Model {
     pub(crate) fn withdraw_port(&mut self, slot: u32) {
         self.waiting_ports.remove(&slot);
         self.fresh_ports.remove(&slot);
+        self.reborn_ports.remove(&slot);
         self.ports[slot].live = false;
         self.update_set(slot);
         let port = &mut self.ports[slot];
@@ -164,6 +170,18 @@ impl Model {
                 self.tables.devices.set(ifindex, ifindex, handle);
             }
         }
+    }
+
+    /// How many established flows each port may have: so many that all together cannot fill the table, with an eighth to spare
+    /// for what is over and not freed yet. Ports are counted in powers of two, so that the entries of all are not written
+    /// anew with each port that comes.
+    pub(crate) fn fair_share(&self) -> u32 {
+        /// What a port has in any case: the table is to be larger where so many ports need it.
+        const LEAST: u32 = 4_096;
+        let ports = u32::try_from(self.port_by_index.len()).unwrap_or(u32::MAX);
+        let counted = ports.max(1).checked_next_power_of_two().unwrap_or(u32::MAX);
+        let fair = self.settings.slots.flows / 8 * 7 / counted;
+        self.settings.port_flows.min(fair.max(LEAST))
     }
 
     /// What a port may send from beyond its first address.
@@ -245,7 +263,7 @@ impl Model {
 
         let closed = self.is_closed(slot);
         let ip = mapped::address(self.ip_of(&primary));
-        let max_flows = self.settings.port_flows;
+        let max_flows = self.flow_share;
         let port = &mut self.ports[slot];
         let mut flags = 0;
         let mut set = |condition, flag| flags |= if condition { flag } else { 0 };
@@ -265,7 +283,8 @@ impl Model {
             vni: subnet.live.map_or(0, |live| live.vni),
             subnet: subnet.index,
             subnet_generation: subnet.generation,
-            set: port.set,
+            // Nothing of a closed port is open, whichever word of the entry is written first.
+            set: if closed && port.set == 0 { NO_RULES } else { port.set },
             ip,
             mac: port.mac,
             mtu: u16::try_from(facts.mtu).unwrap_or(u16::MAX),

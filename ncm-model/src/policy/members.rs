@@ -23,6 +23,8 @@ pub(super) struct Members {
     by_group: HashMap<u32, BTreeSet<u32>>,
     /// Classes that nothing may hold any more.
     idle: BTreeSet<u32>,
+    /// Classes that entries of an earlier run may have.
+    former: BTreeSet<u32>,
 }
 
 impl Members {
@@ -41,12 +43,32 @@ impl Members {
         }
         let number = self.next | MEMBERS;
         self.next += 1;
+        self.begin(number, groups);
+        Some((number, true))
+    }
+
+    /// A class that an earlier run gave to this list, and that its entries may have; says whether it is the list's.
+    pub(super) fn resume(&mut self, number: u32, groups: &[u32]) -> bool {
+        if self.by_list.contains_key(groups) || self.classes.len() >= MOST {
+            return false;
+        }
+        self.begin(number, groups);
+        self.former.insert(number)
+    }
+
+    /// No entry of an earlier run has the class any more.
+    pub(super) fn release_former(&mut self, number: u32) {
+        if self.former.remove(&number) {
+            self.release(number);
+        }
+    }
+
+    fn begin(&mut self, number: u32, groups: &[u32]) {
         self.classes.insert(number, Class { groups: groups.into(), holders: 1 });
         self.by_list.insert(groups.into(), number);
         for group in groups {
             self.by_group.entry(*group).or_default().insert(number);
         }
-        Some((number, true))
     }
 
     pub(super) fn retain(&mut self, number: u32) {

@@ -50,6 +50,9 @@ use members::Members;
 use sets::Set;
 use side::{Op, Size};
 
+/// Between the ids of a list in its name.
+const SEPARATOR: &str = ",";
+
 /// Security groups and what is compiled of them.
 #[derive(Debug, Default)]
 pub(crate) struct Policy {
@@ -160,6 +163,27 @@ impl Policy {
         class
     }
 
+    /// Takes over a class of members of an earlier run, by its name: until its endpoints are held again, or gone, rules let them
+    /// pass as they did.
+    pub(crate) fn resume_members(&mut self, class: u32, list: &str) {
+        let groups: Vec<&str> = list.split(SEPARATOR).collect();
+        // Lists are in order, each group once: what is not so is not ours.
+        if groups.iter().any(|group| group.is_empty()) || !groups.is_sorted_by(|one, next| one < next) {
+            return;
+        }
+        let slots: Vec<u32> = groups.iter().map(|group| self.slot_of(group)).collect();
+        if self.members.resume(class, &slots) {
+            self.name(name_kinds::MEMBERS, class & !MEMBERS, &groups, slots[0]);
+        } else {
+            slots.into_iter().for_each(|slot| self.forget_if_unused(slot));
+        }
+    }
+
+    /// No entry of an earlier run has the class any more.
+    pub(crate) fn release_former(&mut self, class: u32) {
+        self.members.release_former(class);
+    }
+
     /// A class of members is held once more.
     pub(crate) fn retain_members(&mut self, class: u32) {
         self.members.retain(class);
@@ -172,7 +196,7 @@ impl Policy {
 
     /// Why a set is not programmed, if it is not: its ports have to be closed.
     pub(crate) fn refusal(&self, set: u32) -> Option<&str> {
-        self.sets.get(&set)?.refusal.as_deref()
+        Some(&self.sets.get(&set)?.refusal.as_ref()?.cause)
     }
 
     /// Why a set that the group is in is not programmed.
@@ -193,7 +217,12 @@ impl Policy {
     }
 
     fn name(&mut self, kind: u32, index: u32, groups: &[&str], cause: u32) {
-        let name = Name::new(&groups.join(","), 1);
+        let mut list = groups.join(SEPARATOR);
+        if groups.iter().any(|group| group.contains(SEPARATOR)) {
+            // Which groups these are cannot be told from the text.
+            list.push(Name::CUT);
+        }
+        let name = Name::new(&list, 1);
         self.names.push((NameKey { kind, index }, Some((name, cause))));
     }
 }

@@ -28,7 +28,24 @@ pub(super) struct Set {
     /// The classes that sides of earlier builds gave out last.
     last_classes: [u32; 2],
     size: Size,
-    pub(super) refusal: Option<String>,
+    pub(super) refusal: Option<Refusal>,
+}
+
+/// Why a set is not programmed.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    pub(super) cause: String,
+    /// What it takes, if all that it wants for is room in the tables; otherwise it is too much by itself.
+    lacks: Option<Size>,
+    /// The groups whose members its rules name.
+    asked: BTreeSet<u32>,
+}
+
+/// Why a set cannot be as it is.
+struct Fault {
+    cause: String,
+    /// For want of room that others take.
+    room: bool,
 }
 
 impl Set {
@@ -81,19 +98,20 @@ impl Policy {
     }
 
     /// Why a set cannot be as it is now.
-    fn fault(&self, number: u32) -> Option<String> {
+    fn fault(&self, number: u32) -> Option<Fault> {
+        let own = |cause| Some(Fault { cause, room: false });
         let set = self.sets.get(&number)?;
         let sides = set.sides.as_deref()?;
         let names: Vec<&str> = set.groups.iter().map(|group| &*self.groups[*group].id).collect();
         let names = names.join(", ");
         let entries = set.size.rules + set.size.classes;
         if let Some(prefix) = sides.iter().find_map(Side::too_deep) {
-            return Some(format!(
+            return own(format!(
                 "{prefix} is covered by more than {MAX_CLASSES} prefixes of the rules of {names}: drop some of them"
             ));
         }
         if entries > self.most_entries {
-            return Some(format!(
+            return own(format!(
                 "limits.set_entries reached: the rules of {names} together take {entries} entries, where {} is the most",
                 self.most_entries
             ));
@@ -104,13 +122,14 @@ impl Policy {
             (self.taken.ranges, self.room.ranges, "the room for ranges of ports"),
         ] {
             if taken > room {
-                return Some(format!(
+                let cause = format!(
                     "{what} reached: with the rules of {names} all groups together take {taken}, where {room} is the most"
-                ));
+                );
+                return Some(Fault { cause, room: true });
             }
         }
         if sides.iter().any(|side| side.last_class() >= MEMBERS - (1 << 24)) {
-            return Some(format!("all numbers for prefixes of {names} have been used: restart the agent"));
+            return own(format!("all numbers for prefixes of {names} have been used: restart the agent"));
         }
         None
     }
@@ -153,7 +172,7 @@ impl Policy {
                 }
                 self.repeated = true;
                 self.ops.append(&mut ops);
-                return Err(fault);
+                return Err(fault.cause);
             }
         }
         self.ops.append(&mut ops);
@@ -166,7 +185,7 @@ impl Policy {
             }
         }
         if !removed.is_empty() {
-            self.try_refused_again();
+            self.use_room();
         }
         Ok(())
     }
@@ -183,32 +202,50 @@ impl Policy {
         }
     }
 
-    fn try_refused_again(&mut self) {
-        let refused = self.sets.iter().filter(|(_, set)| set.refusal.is_some());
-        self.again.extend(refused.map(|(number, _)| *number));
+    /// Tries those sets again for which there is room now. Others are tried when something of their own changes: building one
+    /// takes long, and is not to be paid for by whoever changes a rule.
+    fn use_room(&mut self) {
+        let fits = |size: &Size| {
+            self.taken.rules + size.rules <= self.room.rules
+                && self.taken.classes + size.classes <= self.room.classes
+                && self.taken.ranges + size.ranges <= self.room.ranges
+        };
+        let lacks = |set: &Set| set.refusal.as_ref().is_some_and(|refusal| refusal.lacks.as_ref().is_some_and(fits));
+        self.again.extend(self.sets.iter().filter(|(_, set)| lacks(set)).map(|(number, _)| *number));
+    }
+
+    /// Tries those refused sets again whose rules name the members of one of these groups.
+    fn try_asking(&mut self, groups: &[u32]) {
+        let asks = |set: &Set| {
+            let refusal = set.refusal.as_ref();
+            refusal.is_some_and(|refusal| groups.iter().any(|group| refusal.asked.contains(group)))
+        };
+        self.again.extend(self.sets.iter().filter(|(_, set)| asks(set)).map(|(number, _)| *number));
     }
 
     /// Brings a built set up to date; it may turn out to be too much.
     fn update(&mut self, number: u32) {
         let mut ops = Vec::new();
         let changed = self.settle(number, &mut ops);
+        self.repeated |= !self.ops.is_empty() && !ops.is_empty();
         self.ops.append(&mut ops);
         if changed {
             self.changed.insert(number);
         }
         if let Some(fault) = self.fault(number) {
             let mut ops = std::mem::take(&mut self.ops);
-            self.withdraw(number, &mut ops);
+            self.refuse(number, fault, &mut ops);
             self.ops = ops;
-            self.refuse(number, fault);
         }
     }
 
-    fn refuse(&mut self, number: u32, cause: String) {
-        if let Some(set) = self.sets.get_mut(&number) {
-            set.refusal = Some(cause);
-            self.changed.insert(number);
-        }
+    fn refuse(&mut self, number: u32, fault: Fault, ops: &mut Vec<Op>) {
+        let Some(set) = self.sets.get_mut(&number) else { return };
+        let refusal =
+            Refusal { cause: fault.cause, lacks: fault.room.then_some(set.size), asked: set.asked() };
+        set.refusal = Some(refusal);
+        self.changed.insert(number);
+        self.withdraw(number, ops);
     }
 
     /// Takes a set's entries back, and all that was built of it.
@@ -250,8 +287,7 @@ impl Policy {
         self.settle(number, &mut ops);
         match self.fault(number) {
             Some(fault) => {
-                self.withdraw(number, &mut Vec::new());
-                self.refuse(number, fault);
+                self.refuse(number, fault, &mut Vec::new());
             }
             None => {
                 self.ops.append(&mut ops);
@@ -281,8 +317,9 @@ impl Policy {
         while let Some((class, groups)) = self.members.reap() {
             self.disturb_members(class, &groups);
             self.names.push((NameKey { kind: name_kinds::MEMBERS, index: class & !MEMBERS }, None));
+            self.try_asking(&groups);
+            self.use_room();
             groups.iter().for_each(|group| self.forget_if_unused(*group));
-            self.try_refused_again();
         }
         while let Some(number) = self.idle.pop_first() {
             if self.sets.get(&number).is_some_and(|set| set.holders == 0) {
@@ -338,7 +375,7 @@ impl Policy {
             self.forget_if_unused(group);
         }
         self.names.push((NameKey { kind: name_kinds::SET, index: number }, None));
-        self.try_refused_again();
+        self.use_room();
     }
 }
 

@@ -10,6 +10,9 @@ pub(crate) struct Allocator {
     /// The table has this many slots, the first of which is never used.
     slots: u32,
     highest: u32,
+    /// The generation of an index that was never given out, as far as is known. An earlier run may have given it out and
+    /// taken it back: what still refers to it must miss.
+    first: u32,
     free: VecDeque<(u32, u32)>,
     /// What an earlier run gave out and nobody has claimed yet.
     seeded: HashMap<Box<str>, (u32, u32)>,
@@ -17,14 +20,14 @@ pub(crate) struct Allocator {
 
 impl Default for Allocator {
     fn default() -> Self {
-        Self::of(u32::MAX)
+        Self::of(u32::MAX, 1)
     }
 }
 
 impl Allocator {
-    /// An allocator for a table with that many slots.
-    pub(crate) fn of(slots: u32) -> Self {
-        Self { slots, highest: 0, free: VecDeque::new(), seeded: HashMap::new() }
+    /// An allocator for a table with that many slots, whose generations begin at `first`.
+    pub(crate) fn of(slots: u32, first: u32) -> Self {
+        Self { slots, highest: 0, first: first.max(1), free: VecDeque::new(), seeded: HashMap::new() }
     }
 
     /// How many slots the table has.
@@ -41,6 +44,7 @@ impl Allocator {
             self.highest += 1;
             self.free.push_back((self.highest, 0));
         }
+        self.first = self.first.max(generation.saturating_add(1));
         self.seeded.insert(identity.into(), (index, generation));
     }
 
@@ -58,15 +62,46 @@ impl Allocator {
             return Some(known);
         }
         if let Some((index, generation)) = self.free.pop_front() {
-            return Some((index, generation.wrapping_add(1).max(1)));
+            return Some((index, generation.wrapping_add(1).max(self.first)));
         }
         let next = self.highest.checked_add(1).filter(|next| *next < self.slots)?;
         self.highest = next;
-        Some((next, 1))
+        Some((next, self.first))
     }
 
     /// Takes an index back.
     pub(crate) fn release(&mut self, index: u32, generation: u32) {
         self.free.push_back((index, generation));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_later_run_gives_no_index_with_a_generation_that_an_earlier_one_gave() {
+        let mut first = Allocator::of(100, 70);
+        let given: Vec<_> = ["a", "b", "c"].map(|id| first.assign(id).unwrap()).to_vec();
+        assert_eq!(given, [(1, 70), (2, 70), (3, 70)]);
+        first.release(1, 70);
+        first.release(3, 70);
+        // The next run knows of `b` alone: `a` and `c` have taken their names along.
+        let mut second = Allocator::of(100, 90);
+        second.seed("b", 2, 70);
+        second.seeded();
+        assert_eq!(second.assign("d"), Some((1, 90)));
+        assert_eq!(second.assign("e"), Some((3, 90)));
+        assert_eq!(second.assign("b"), Some((2, 70)));
+        second.release(2, 70);
+        assert_eq!(second.assign("f"), Some((2, 90)), "as any that a former run may have given out meanwhile");
+    }
+
+    #[test]
+    fn generations_begin_above_all_that_are_known_even_if_the_clock_does_not() {
+        let mut indices = Allocator::of(100, 5);
+        indices.seed("b", 2, 70);
+        indices.seeded();
+        assert_eq!(indices.assign("a"), Some((1, 71)));
     }
 }

@@ -212,7 +212,7 @@ impl Node {
     fn note(&mut self, changes: &Changes) {
         let before = super::epochs::Before::of(&self.kernel, changes);
         self.kernel.apply(changes);
-        before.check(&self.kernel, changes);
+        before.check(&self.kernel, changes, self.model.resumed);
         self.raised += changes.epochs.len();
         for name in &changes.interfaces.unwanted {
             assert!(self.wanted.remove(name), "{name} was not wanted");

@@ -13,6 +13,7 @@ mod policy_states;
 mod policy_tables;
 mod policy_updates;
 mod properties;
+mod restart;
 mod room;
 mod scratch;
 mod states;

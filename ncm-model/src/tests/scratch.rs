@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use ncm_common::tables::{
-    Endpoint, IpKey, MEMBERS, MacKey, Name, NameKey, Port, Reference, Route, RouteKey, Source, SourceKey,
+    Endpoint, IpKey, MEMBERS, MacKey, NO_RULES, Name, NameKey, Port, Reference, Route, RouteKey, Source, SourceKey,
     SourcePrefixKey, Subnet, SubnetPrefixKey, Vni, VtepKey, endpoint_flags, name_kinds, port_flags,
     route_flags, subnet_flags,
 };
@@ -302,11 +302,11 @@ impl World<'_> {
                 vni: live.vni,
                 subnet: live.reference.index,
                 subnet_generation: live.reference.generation,
-                set: port.set,
+                set: if missing && closed { NO_RULES } else { port.set },
                 ip: mapped(primary.1),
                 mac,
                 mtu: facts.mtu as u16,
-                max_flows: model.settings.port_flows,
+                max_flows: model.fair_share(),
                 reserved: [0; 5],
             };
             self.kernel.ports.insert(reference.index, value);
