@@ -75,7 +75,8 @@ async fn serve(config: Config, instance: &InstanceLock) -> anyhow::Result<()> {
         tracing::info!(%listener, "goal states are taken here");
     }
     tracing::info!(socket = %config.api.socket.display(), "the agent is ready");
-    server::serve(bound, engine, async {
+    let last = engine.clone();
+    let served = server::serve(bound, engine, async {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
@@ -83,7 +84,9 @@ async fn serve(config: Config, instance: &InstanceLock) -> anyhow::Result<()> {
         notify("STOPPING=1");
         tracing::info!("the agent stops; what it programmed goes on forwarding");
     })
-    .await
+    .await;
+    last.close().await;
+    served
 }
 
 /// Starts the engine. Where that fails, what it has made is removed again; what an earlier agent left stays.

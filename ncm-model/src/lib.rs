@@ -45,7 +45,7 @@ mod store;
 mod tests;
 pub mod wire;
 
-pub use compile::{Changes, Delta, Handle, HostChange, InterfaceChanges, Put};
+pub use compile::{Changes, Delta, Found, Handle, HostChange, InterfaceChanges, Put, Seen};
 pub use goalstate::{DecodeError, Kind, Message};
 pub use journal::{Facts, Passage, RestoreError};
 pub use model::Model;

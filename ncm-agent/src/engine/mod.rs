@@ -10,14 +10,18 @@ mod flows;
 mod guests;
 mod hand_up;
 mod hosts;
+mod journal;
 mod leftover_sets;
 mod leftovers;
 mod lock;
+mod reconcile;
+mod snapshot;
 mod status;
 mod sweep;
 mod tenants;
 mod times;
 mod upkeep;
+mod verify;
 mod wire;
 mod writer;
 
@@ -25,10 +29,10 @@ use std::collections::BTreeMap;
 use std::sync::atomic::AtomicUsize;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use anyhow::Context;
-use ncm_common::tables::{Name, NameKey, name_kinds};
+use ncm_common::tables::{Name, NameKey, name_kinds, ticks};
 use ncm_dataplane::{Capacities, Dataplane, LogLevel, Options, Tables};
 use ncm_model::{Changes, Model, Seed, Settings, Slots};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
@@ -36,12 +40,14 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use crate::config::{Config, DataplaneLog, MissingGroup};
 use crate::netlink::underlay::Underlay;
 use crate::netlink::{Kernel, Links};
+use crate::store::Store;
 
 pub use apply::{Applied, ApplyError};
 pub use lock::{InstanceLock, LockError};
 pub use ncm_model::Kind;
 pub use status::{InterfaceStatus, Role, TableFill};
 pub use times::Times;
+pub use verify::{Deviation, DeviationKind, Remedy, Verified};
 
 use guests::Interfaces;
 use writer::Job;
@@ -64,6 +70,8 @@ pub(crate) struct Shared {
     model: Mutex<Model>,
     dataplane: Dataplane,
     writer: Sender<Job>,
+    /// The journal, if there is one.
+    store: Option<Store>,
     underlay: Option<Underlay>,
     interfaces: tokio::sync::Mutex<Interfaces>,
     status: Mutex<BTreeMap<String, InterfaceStatus>>,
@@ -120,6 +128,7 @@ impl Engine {
     ///
     /// The kernel refuses programs or tables, or netlink cannot be used.
     pub async fn start(config: Config, _instance: &InstanceLock) -> anyhow::Result<Self> {
+        let journal = journal::open(&config)?;
         let mut kernel = Kernel::open().context("cannot use netlink")?;
         if config.guest.closed_defaults {
             guests::close_defaults()?;
@@ -133,12 +142,17 @@ impl Engine {
         wire::node(&config, relay.as_ref(), &dataplane)?;
         let underlay = wire::underlay(&config, &dataplane).await?;
         let leftover = leftover_sets::LeftoverSets::new(&seed.names);
-        let model = Model::new(settings(&config, dataplane.tables()), &seed);
+        let begin = || Model::new(settings(&config, dataplane.tables()), &seed);
+        let recovered = tokio::task::block_in_place(|| {
+            journal::recover(&config, journal, seed.names.is_empty(), begin)
+        })?;
+        let journal::Recovered { model, store, claims_all } = recovered;
         let (jobs, receiver) = std::sync::mpsc::channel();
         let shared = Arc::new(Shared {
             model: Mutex::new(model),
             dataplane,
             writer: jobs,
+            store,
             underlay,
             interfaces: tokio::sync::Mutex::new(interfaces),
             status: Mutex::default(),
@@ -158,8 +172,32 @@ impl Engine {
         }
         shared.take_uplinks().await;
         hand_up::start(&shared).await;
+        shared.resume(claims_all).await?;
+        snapshot::start(&shared);
         upkeep::start(&shared, links);
         Ok(Self { shared })
+    }
+
+    /// Makes durable what was accepted and is not: nothing is accepted any more.
+    pub async fn close(&self) {
+        if let Some(store) = &self.shared.store {
+            store.close().await;
+        }
+    }
+}
+
+impl Shared {
+    /// Makes the tables what the model says, if it says anything, and takes over the guests' interfaces.
+    async fn resume(self: &Arc<Self>, claims_all: bool) -> anyhow::Result<()> {
+        let wanted: Vec<String> = self.model().wanted_interfaces().map(str::to_owned).collect();
+        if claims_all || self.model().counts().iter().any(|count| count.count > 0) {
+            let begun = Instant::now();
+            let repaired = self.repair(true, claims_all).await?;
+            let (written, removed, ms) = (repaired.written, repaired.removed, begun.elapsed().as_millis());
+            tracing::info!(written, removed, ms, "the kernel's tables are what they should be");
+        }
+        self.take_guests(&wanted, &Arc::new(Times::begin())).await;
+        Ok(())
     }
 }
 
@@ -189,7 +227,8 @@ fn seed(tables: &Tables) -> anyhow::Result<Seed> {
         // No id has this form.
         names.push((NameKey { kind, index }, Name::new(&format!("\0{index}"), generation)));
     }
-    Ok(Seed { names, ports })
+    // The clock goes on as long as the tables are there, and is another one after the next boot, as they are.
+    Ok(Seed { names, ports, run: ticks(status::monotonic_ns()) })
 }
 
 fn options(config: &Config) -> Options {
@@ -238,6 +277,7 @@ fn settings(config: &Config, tables: &Tables) -> Settings {
             vteps: tables.vteps.capacity(),
             classes: tables.classes.capacity(),
             rules: tables.rules.capacity(),
+            flows: tables.flows.capacity(),
         },
     }
 }

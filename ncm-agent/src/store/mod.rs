@@ -24,7 +24,7 @@ mod tests;
 use std::path::PathBuf;
 
 pub(crate) use frame::Kind as FrameKind;
-pub(crate) use log::{Store, Ticket};
+pub(crate) use log::{Cause, Store};
 pub(crate) use open::{Journal, Origin as Beginning, Record};
 pub(crate) use snapshot::SnapshotFile;
 

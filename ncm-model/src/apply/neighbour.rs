@@ -19,7 +19,7 @@ type Key = ([u8; 16], u16);
 const TYPES: [bool; 2] = [false, true];
 
 /// Where neighbours' tombstones are: apart by type.
-fn tombstone_kind(l3: bool) -> u8 {
+pub(crate) fn tombstone_kind(l3: bool) -> u8 {
     if l3 { 100 + ResourceType::Neighbor as u8 } else { ResourceType::Neighbor as u8 }
 }
 

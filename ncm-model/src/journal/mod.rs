@@ -125,6 +125,9 @@ impl Model {
     /// Begins a replay: until [`Model::end_replay`], what steps change in the tables is not told.
     pub fn begin_replay(&mut self) {
         self.replaying = Some(Box::new(self.settings.clone()));
+        self.port_indices.begin_replay();
+        self.subnet_indices.begin_replay();
+        self.hosts.indices.begin_replay();
         self.live_by(&Facts::unbounded());
     }
 
@@ -157,7 +160,19 @@ impl Model {
         let Some(settings) = self.replaying.take() else { return };
         self.live_by(&Facts::of(&settings));
         self.settings = *settings;
-        self.seeded_replay(claims_all);
+        self.settle_replayed();
         self.flush(&mut Changes::default());
+        for indices in [&mut self.port_indices, &mut self.subnet_indices, &mut self.hosts.indices] {
+            indices.end_replay(claims_all);
+        }
+        self.fresh_ports.clear();
+        self.reborn_ports.clear();
+    }
+
+    /// Has done what a restored resource has put off.
+    pub(crate) fn settle_replayed(&mut self) {
+        while self.work_off(usize::MAX) > 0 {}
+        self.dirty_ip.clear();
+        self.dirty_mac.clear();
     }
 }

@@ -161,6 +161,7 @@ impl Model {
     pub fn restore_version(&mut self, bytes: &[u8]) -> Result<(), RestoreError> {
         let bytes = bytes.try_into().map_err(|_| error("the version is cut off"))?;
         self.version = u64::from_le_bytes(bytes);
+        self.settle_replayed();
         Ok(())
     }
 
