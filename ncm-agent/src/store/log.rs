@@ -288,7 +288,8 @@ impl Log {
             Job::Close(answer) => {
                 self.settle(waiting);
                 self.sync();
-                drop(answer.send(()));
+                // Who asked may have gone.
+                let _asked = answer.send(());
             }
         }
     }

@@ -1,0 +1,265 @@
+//! What was accepted is known again: after a kill, with a torn or a damaged journal, on a disk without room.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use ncm_tests::testbed::{Cloud, Guest, Host, HostOptions, Lab, TwoHosts};
+
+/// Two ports on the first host and one on the second, in two subnets of a router.
+fn cloud() -> Cloud {
+    let mut cloud = Cloud::new();
+    cloud
+        .vpc("red", 100)
+        .subnet("web", "red", "10.1.0.0/24")
+        .subnet("db", "red", "10.2.0.0/24")
+        .router("r", &["web", "db"])
+        .port("a", "web", "10.1.0.11", "host1")
+        .port("b", "web", "10.1.0.12", "host2")
+        .port("c", "db", "10.2.0.13", "host1");
+    cloud
+}
+
+/// The host's journal, as seen from here.
+fn journal(lab: &Lab, host: &Host) -> PathBuf {
+    lab.run_directory().join("ncm-state").join(host.name())
+}
+
+fn files(lab: &Lab, host: &Host) -> Result<Vec<String>> {
+    let mut names: Vec<String> = fs::read_dir(journal(lab, host))?
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .collect();
+    names.sort();
+    Ok(names)
+}
+
+/// Everything that is held, with versions, times and origins.
+fn held(host: &Host) -> Result<String> {
+    host.expect_ncmctl(&["get", "-o", "json"])
+}
+
+/// Tables that flows are decided by, with their epochs.
+fn tables(host: &Host) -> Result<String> {
+    let mut all = String::new();
+    for table in ["ports", "subnets", "endpoints_ip", "endpoints_mac", "routes", "vteps", "port_by_interface"] {
+        let text = host.expect_ncmctl(&["map", "dump", table, "-o", "json"])?;
+        let mut rows: Vec<String> = serde_json::from_str::<Vec<serde_json::Value>>(&text)?
+            .into_iter()
+            .map(|row| row.to_string())
+            .collect();
+        rows.sort();
+        all.push_str(&rows.join("\n"));
+    }
+    Ok(all)
+}
+
+fn guests(lab: &Lab, net: &TwoHosts, cloud: &Cloud) -> Result<[Guest; 3]> {
+    Ok([
+        cloud.guest(lab, &net.host1, "a")?,
+        cloud.guest(lab, &net.host2, "b")?,
+        cloud.guest(lab, &net.host1, "c")?,
+    ])
+}
+
+#[test]
+fn after_a_kill_everything_is_known_again_and_nothing_is_touched() {
+    Lab::story(|lab| {
+        let cloud = cloud();
+        let net = TwoHosts::new(lab, HostOptions::default())?;
+        let [a, b, c] = guests(lab, &net, &cloud)?;
+        net.push(&cloud)?;
+        let host = &net.host1;
+        let (mut local, mut remote) = (a.begin_ping(c.ip())?, a.begin_ping(b.ip())?);
+        local.goes_on(3)?;
+        remote.goes_on(3)?;
+        let (before, programmed) = (held(host)?, tables(host)?);
+
+        host.kill();
+        remote.goes_on(5)?;
+        host.start()?;
+        ensure!(held(host)? == before, "{before}\nbefore, and now\n{}", held(host)?);
+        ensure!(tables(host)? == programmed, "{programmed}\nbefore, and now\n{}", tables(host)?);
+        host.agent_mut().wait_for_log("written=0 removed=0", Duration::from_secs(1))?;
+        host.expect_ncmctl(&["verify"])?;
+        net.push(&cloud)?;
+        local.goes_on(5)?;
+        remote.goes_on(5)?;
+        local.expect_no_loss()?;
+        remote.expect_no_loss()
+    });
+}
+
+#[test]
+fn what_changed_in_the_tables_while_no_agent_ran_is_repaired_and_what_is_foreign_goes() {
+    Lab::story(|lab| {
+        let cloud = cloud();
+        let net = TwoHosts::new(lab, HostOptions::default())?;
+        let [a, b, _c] = guests(lab, &net, &cloud)?;
+        net.push(&cloud)?;
+        let host = &net.host1;
+        a.expect_ping(b.ip())?;
+        let programmed = tables(host)?;
+        host.kill();
+        let pins = "/sys/fs/bpf/ncm/host1/v2/maps";
+        let keys = host.ns.run(&format!("bpftool -j map dump pinned {pins}/ENDPOINTS_MAC"))?;
+        let keys: Vec<serde_json::Value> = serde_json::from_str(&keys)?;
+        let bytes = |value: &serde_json::Value| {
+            let bytes = value.as_array().into_iter().flatten().filter_map(|byte| byte.as_str());
+            bytes.collect::<Vec<_>>().join(" ")
+        };
+        for entry in &keys {
+            host.ns.run(&format!("bpftool map delete pinned {pins}/ENDPOINTS_MAC key hex {}", bytes(&entry["key"]).replace("0x", "")))?;
+        }
+        let foreign = "07 00 00 00 02 00 00 00 00 99 00 00";
+        let value = bytes(&keys.first().context("entries")?["value"]).replace("0x", "");
+        host.ns.run(&format!("bpftool map update pinned {pins}/ENDPOINTS_MAC key hex {foreign} value hex {value}"))?;
+        ensure!(tables(host).is_err() || tables(host)? != programmed, "the tables are others by now");
+
+        host.start()?;
+        ensure!(tables(host)? == programmed, "{programmed}\nbefore, and now\n{}", tables(host)?);
+        host.expect_ncmctl(&["verify"])?;
+        a.expect_ping(b.ip())
+    });
+}
+
+#[test]
+fn a_damaged_journal_is_set_aside_and_what_it_told_of_forwards_unclaimed_until_it_is_pruned() {
+    Lab::story(|lab| {
+        let mut cloud = cloud();
+        let net = TwoHosts::new(lab, HostOptions::default())?;
+        let [a, b, c] = guests(lab, &net, &cloud)?;
+        net.push(&cloud)?;
+        net.push(&cloud)?;
+        let host = &net.host1;
+        let mut pings = a.begin_ping(b.ip())?;
+        pings.goes_on(3)?;
+        host.kill();
+        let log = journal(lab, host).join("log-0000000001");
+        let mut bytes = fs::read(&log)?;
+        bytes[600] ^= 1;
+        fs::write(&log, bytes)?;
+
+        host.start()?;
+        host.agent_mut().wait_for_log("set aside", Duration::from_secs(1))?;
+        ensure!(files(lab, host)? == ["log-0000000001", "log-0000000001.set-aside"], "{:?}", files(lab, host)?);
+        ensure!(held(host)?.trim() == "[]", "nothing is known: {}", held(host)?);
+        pings.goes_on(3)?;
+        let verified = host.ncmctl(&["verify"])?;
+        ensure!(!verified.success && verified.stdout.contains("unclaimed"), "{}", verified.stdout);
+        c.expect_ping(a.ip())?;
+
+        // A restart in between does not take it for known.
+        host.stop()?;
+        host.start()?;
+        pings.goes_on(3)?;
+        // Port `c` is not pushed again.
+        cloud.ports.remove("c");
+        net.push(&cloud)?;
+        pings.goes_on(3)?;
+        c.expect_ping(a.ip())?;
+        let shown = host.expect_ncmctl(&["prune", "--dry-run"])?;
+        ensure!(shown.contains("10.2.0.13"), "{shown}");
+        c.expect_ping(a.ip())?;
+        host.expect_ncmctl(&["prune"])?;
+        host.expect_ncmctl(&["verify"])?;
+        c.expect_no_ping(a.ip())?;
+        pings.goes_on(3)?;
+        host.kill();
+        host.start()?;
+        host.expect_ncmctl(&["verify"])?;
+        pings.goes_on(3)?;
+        pings.expect_no_loss()
+    });
+}
+
+#[test]
+fn snapshots_take_the_place_of_the_log_and_tell_the_same() {
+    Lab::story(|lab| {
+        let cloud = cloud();
+        let options = HostOptions::default().with("store", "snapshot_bytes", "8192");
+        let net = TwoHosts::new(lab, options)?;
+        let [a, b, _c] = guests(lab, &net, &cloud)?;
+        let host = &net.host1;
+        for _ in 0..40 {
+            net.push(&cloud)?;
+        }
+        host.agent_mut().wait_for_log("the journal has a new snapshot", Duration::from_secs(10))?;
+        let names = files(lab, host)?;
+        ensure!(names.iter().any(|name| name.starts_with("snapshot-")) && names.len() <= 3, "{names:?}");
+        let (before, programmed) = (held(host)?, tables(host)?);
+        host.kill();
+        host.start()?;
+        ensure!(held(host)? == before, "{before}\nbefore, and now\n{}", held(host)?);
+        ensure!(tables(host)? == programmed, "{programmed}\nbefore, and now\n{}", tables(host)?);
+        a.expect_ping(b.ip())
+    });
+}
+
+#[test]
+fn on_a_full_disk_senders_are_told_and_with_room_everything_is_kept_again() {
+    Lab::story(|lab| {
+        let cloud = cloud();
+        let net = TwoHosts::unstarted(lab, HostOptions::default())?;
+        let host = &net.host1;
+        host.ns.run("mkdir -p /run/ncm-state/host1")?;
+        host.ns.run("mount -t tmpfs -o size=64k tmpfs /run/ncm-state/host1")?;
+        host.start()?;
+        net.host2.start()?;
+        let [a, b, _c] = guests(lab, &net, &cloud)?;
+        net.push(&cloud)?;
+        host.ns.run_words(&["sh", "-c", "dd if=/dev/zero of=/run/ncm-state/host1/other bs=1k 2>/dev/null || true"])?;
+        let mut refused = None;
+        for _ in 0..20 {
+            if let Err(error) = host.agent().push_v2(&cloud.goal_state_v2("host1")) {
+                refused = Some(format!("{error:#}"));
+                break;
+            }
+        }
+        let refused = refused.context("a push on a full disk was answered as if it were kept")?;
+        ensure!(refused.contains("not kept") && refused.contains("make room"), "{refused}");
+        a.expect_ping(b.ip())?;
+
+        host.ns.run("rm /run/ncm-state/host1/other")?;
+        host.agent_mut().wait_for_log("what is accepted is kept again", Duration::from_secs(15))?;
+        net.push(&cloud)?;
+        let before = held(host)?;
+        host.kill();
+        host.start()?;
+        ensure!(held(host)? == before, "{before}\nbefore, and now\n{}", held(host)?);
+        a.expect_ping(b.ip())
+    });
+}
+
+#[test]
+fn what_is_done_behind_the_agents_back_is_found_named_and_repaired() {
+    Lab::story(|lab| {
+        let cloud = cloud();
+        let net = TwoHosts::new(lab, HostOptions::default())?;
+        let [a, b, _c] = guests(lab, &net, &cloud)?;
+        net.push(&cloud)?;
+        let host = &net.host1;
+        a.expect_ping(b.ip())?;
+        host.expect_ncmctl(&["verify"])?;
+
+        let pins = "/sys/fs/bpf/ncm/host1/v2";
+        // The guest's program is taken away.
+        let ifindex = host.ns.ifindex(&Cloud::interface("a"))?.context("a's interface")?;
+        host.ns.run(&format!("bpftool link detach pinned {pins}/links/guest_tc-{ifindex}"))?;
+        // A neighbour's entry is deleted.
+        let key = "64 00 00 00 02 16 0a 01 00 0c 00 00";
+        host.ns.run(&format!("bpftool map delete pinned {pins}/maps/ENDPOINTS_MAC key hex {key}"))?;
+        // A VNI is added.
+        host.ns.run(&format!("bpftool map update pinned {pins}/maps/VNIS key hex 09 00 00 00 value hex 01 00 00 00 00 00 00 00"))?;
+
+        let verified = host.ncmctl(&["verify"])?;
+        ensure!(!verified.success, "{}", verified.stdout);
+        for expected in ["detached", "guest_tc", "missing", "endpoints_mac", "unclaimed", "vnis"] {
+            ensure!(verified.stdout.contains(expected), "{expected} is not in\n{}", verified.stdout);
+        }
+        host.expect_ncmctl(&["prune"])?;
+        host.expect_ncmctl(&["verify", "--repair"])?;
+        host.expect_ncmctl(&["verify"])?;
+        a.expect_ping(b.ip())
+    });
+}
