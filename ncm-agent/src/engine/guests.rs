@@ -2,13 +2,13 @@
 //!
 //! A program stays attached while its interface exists, also when its port is gone: what the guest then sends dies there.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context;
-use ncm_dataplane::Hook;
-use ncm_model::InterfaceFacts;
+use ncm_dataplane::{Dataplane, Hook};
+use ncm_model::{Changes, InterfaceFacts, Model};
 
 use super::status::{InterfaceStatus, Role};
 use super::times::Times;
@@ -52,6 +52,30 @@ impl Interfaces {
         }
         let kernel = Kernel::open().context("cannot use netlink")?;
         Ok(Self { links: known, guests: HashMap::new(), uplinks: HashMap::new(), kernel })
+    }
+
+    /// Tells the model of the interfaces that have a guest's program from an earlier run: their ports go on having them while
+    /// the agent looks after one after the other.
+    pub(super) fn adopt(&self, dataplane: &Dataplane, model: &mut Model) {
+        let attachments = dataplane.attachments();
+        let guests: HashSet<u32> = (attachments.iter())
+            .filter(|attachment| attachment.hook == Hook::GuestTc)
+            .map(|attachment| attachment.ifindex)
+            .collect();
+        for link in self.links.values().filter(|link| guests.contains(&link.index)) {
+            model.adopt_interface(&link.name, facts(link));
+        }
+    }
+
+    /// Likewise of those that ports name already: in a replay a port may have come and gone several times.
+    pub(super) fn adopt_named(&self, dataplane: &Dataplane, model: &mut Model) {
+        for attachment in dataplane.attachments().iter().filter(|attachment| attachment.hook == Hook::GuestTc) {
+            let link = self.links.values().find(|link| link.index == attachment.ifindex);
+            if let Some(link) = link.filter(|link| model.wanted_interface(&link.name)) {
+                // All tables are compared with the model before anything is written.
+                model.set_interface(&link.name, Some(facts(link)), &mut Changes::default());
+            }
+        }
     }
 }
 

@@ -142,11 +142,16 @@ impl Engine {
         wire::node(&config, relay.as_ref(), &dataplane)?;
         let underlay = wire::underlay(&config, &dataplane).await?;
         let leftover = leftover_sets::LeftoverSets::new(&seed.names);
-        let begin = || Model::new(settings(&config, dataplane.tables()), &seed);
+        let begin = || {
+            let mut model = Model::new(settings(&config, dataplane.tables()), &seed);
+            interfaces.adopt(&dataplane, &mut model);
+            model
+        };
         let recovered = tokio::task::block_in_place(|| {
             journal::recover(&config, journal, seed.names.is_empty(), begin)
         })?;
-        let journal::Recovered { model, store, claims_all } = recovered;
+        let journal::Recovered { mut model, store, claims_all } = recovered;
+        interfaces.adopt_named(&dataplane, &mut model);
         let (jobs, receiver) = std::sync::mpsc::channel();
         let shared = Arc::new(Shared {
             model: Mutex::new(model),
@@ -175,7 +180,9 @@ impl Engine {
         shared.resume(claims_all).await?;
         snapshot::start(&shared);
         upkeep::start(&shared, links);
-        Ok(Self { shared })
+        let engine = Self { shared };
+        verify::start(&engine);
+        Ok(engine)
     }
 
     /// Makes durable what was accepted and is not: nothing is accepted any more.
@@ -197,6 +204,8 @@ impl Shared {
             tracing::info!(written, removed, ms, "the kernel's tables are what they should be");
         }
         self.take_guests(&wanted, &Arc::new(Times::begin())).await;
+        // What was read to know it all again is not needed any more.
+        self.trim.notify_one();
         Ok(())
     }
 }

@@ -11,6 +11,7 @@ use tokio::time::sleep;
 
 use super::{MESSAGES_AT_ONCE, Shared};
 use crate::fault;
+use crate::telemetry::own;
 use crate::store::{Cause, FrameKind, SnapshotFile, Store};
 
 /// How often is looked whether it is time.
@@ -48,6 +49,7 @@ async fn look(shared: Weak<Shared>) {
         pause = LOOK;
         let Some(shared) = shared.upgrade() else { return };
         let Some(store) = shared.store.clone() else { return };
+        own::NOT_KEPT.set(u64::from(store.failure().is_some()));
         let (log, snapshot) = store.size();
         let due = log > shared.config.store.snapshot_bytes.max(snapshot * TIMES);
         if !due && store.failure().is_none() {

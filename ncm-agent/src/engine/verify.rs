@@ -5,15 +5,20 @@
 
 use std::collections::HashSet;
 use std::hash::Hash;
+use std::sync::Arc;
+use std::time::Duration;
 
 use ncm_common::Plain;
 use ncm_dataplane::{Hook, Table};
 use ncm_model::{Changes, Delta, Seen};
+use tokio::time::sleep;
 
 use super::reconcile::{Repaired, find};
 use super::status::Role;
 use super::{Engine, MESSAGES_AT_ONCE, Shared};
+use crate::fault;
 use crate::inspect::{Names, describe};
+use crate::telemetry::own;
 
 /// Endpoints compared while the model is locked.
 const PART: usize = 16_384;
@@ -21,6 +26,9 @@ const PLACES: u32 = 16_384;
 
 /// So many deviations are told; all are counted.
 const MOST_TOLD: usize = 1000;
+
+/// So many are logged of a comparison that nobody has asked for.
+const LOGGED: usize = 20;
 
 /// In what way something is not as it should be.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -81,6 +89,31 @@ pub struct Remedy {
     pub prune: bool,
 }
 
+/// How often everything is compared without being asked.
+const SWEEP: Duration = Duration::from_secs(600);
+
+/// Starts the slow comparison in the background; it ends when the engine does.
+pub(super) fn start(engine: &Engine) {
+    let shared = Arc::downgrade(&engine.shared);
+    fault::supervise("the comparison with the kernel", async move {
+        loop {
+            sleep(SWEEP).await;
+            let Some(shared) = shared.upgrade() else { return };
+            match (Engine { shared }).verify(Remedy::default()).await {
+                Ok(verified) => log(&verified),
+                Err(error) => tracing::warn!("the kernel's tables cannot be compared: {error:#}"),
+            }
+        }
+    });
+}
+
+fn log(verified: &Verified) {
+    for deviation in verified.deviations.iter().take(LOGGED) {
+        let Deviation { kind, place, key, expected, found } = deviation;
+        tracing::error!(?kind, place, key, expected, found, "not as it should be: see `ncmctl verify`");
+    }
+}
+
 impl Engine {
     /// Compares everything, and does what is asked about it.
     ///
@@ -88,6 +121,15 @@ impl Engine {
     ///
     /// A table cannot be read.
     pub async fn verify(&self, remedy: Remedy) -> anyhow::Result<Verified> {
+        let verified = self.compare(remedy).await?;
+        let [missing, different, unclaimed, detached, foreign] = verified.counts;
+        let mended = if remedy.repair { 0 } else { missing + different + detached };
+        own::DEVIATIONS.set(mended + foreign);
+        own::UNCLAIMED.set(if remedy.prune { 0 } else { unclaimed });
+        Ok(verified)
+    }
+
+    async fn compare(&self, remedy: Remedy) -> anyhow::Result<Verified> {
         let shared = &self.shared;
         let uplinks = shared.uplinks().await;
         let mut verified = Verified::default();
@@ -95,7 +137,7 @@ impl Engine {
         if remedy.repair && verified.counts.iter().sum::<u64>() > 0 {
             shared.attach_again().await;
         }
-        let own = std::sync::Arc::clone(shared);
+        let own = Arc::clone(shared);
         let looked = uplinks.clone();
         let suspicious =
             tokio::task::spawn_blocking(move || own.differences(&looked).map(|changes| changes.len())).await??;
@@ -104,7 +146,7 @@ impl Engine {
         }
         let alone = shared.turns.acquire_many(MESSAGES_AT_ONCE as u32).await?;
         self.flush().await;
-        let own = std::sync::Arc::clone(shared);
+        let own = Arc::clone(shared);
         let verified = tokio::task::spawn_blocking(move || -> anyhow::Result<Verified> {
             let differences = own.differences(&uplinks)?;
             own.tell(&differences, &mut verified);

@@ -24,6 +24,9 @@ const MAGIC: [u8; 4] = *b"NCMj";
 /// Longest payload: a message has at most 2 GiB.
 const LONGEST: u32 = (1 << 31) + 4096;
 
+/// A file's first frame is never longer.
+const LONGEST_FIRST: usize = 128;
+
 /// What a frame holds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
@@ -148,7 +151,7 @@ pub(super) enum End {
     Broken {
         /// A later frame knows this place to have been durable.
         known: bool,
-        /// There is nothing but zeros, or too little for a head.
+        /// What follows is no longer than a file's first frame, which is durable before there is anything else.
         empty: bool,
     },
     /// It cannot be read.
@@ -230,7 +233,7 @@ impl Frames {
         if let Err(error) = self.from.read_to_end(&mut rest) {
             return End::Failed(error);
         }
-        let empty = rest.len() < HEAD || rest.iter().all(|byte| *byte == 0);
+        let empty = rest.len() <= LONGEST_FIRST;
         let mut from = 1;
         while let Some(found) = find(rest.get(from..).unwrap_or_default()) {
             let at = from + found;

@@ -164,28 +164,18 @@ pub(super) struct Segment {
     pub(super) frames: u64,
 }
 
-/// Begins a segment: its first frames are durable when this returns.
-pub(super) fn begin_segment(
-    disk: &mut dyn Disk,
-    head: &FileHead,
-    instance: &str,
-    facts: &[u8],
-) -> io::Result<Segment> {
+/// Begins a segment: its first frame is durable when this returns.
+pub(super) fn begin_segment(disk: &mut dyn Disk, head: &FileHead, instance: &str) -> io::Result<Segment> {
     let name = segment_name(head.number);
     let begun = (|| {
         let mut file = disk.create(&name)?;
-        let mut length = 0;
         let payload = head.encode(instance);
-        for (number, (kind, payload, salt)) in
-            [(Kind::File, &payload[..], 0), (Kind::Facts, facts, head.salt)].into_iter().enumerate()
-        {
-            let frame = Head::of(kind, number as u64, 0, &[payload])?.encode(salt);
-            file.append(&[&frame, payload])?;
-            length += (frame.len() + payload.len()) as u64;
-        }
+        let frame = Head::of(Kind::File, 0, 0, &[&payload])?.encode(0);
+        file.append(&[&frame, &payload])?;
         file.sync()?;
         disk.sync()?;
-        Ok(Segment { number: head.number, file, salt: head.salt, length, frames: 2 })
+        let length = (frame.len() + payload.len()) as u64;
+        Ok(Segment { number: head.number, file, salt: head.salt, length, frames: 1 })
     })();
     if begun.is_err() {
         // It would be taken for one that tells something.
@@ -263,13 +253,7 @@ impl Log {
                     self.sync();
                 }
             }
-            Job::Facts if self.has_failed() => {}
-            Job::Facts => {
-                let facts = std::mem::take(&mut self.facts);
-                let outcome = self.append(Kind::Facts, &[&facts]);
-                self.facts = facts;
-                self.failed_if("write", outcome);
-            }
+            Job::Facts => self.append_facts(),
             Job::Commit(answer) => waiting.push(answer),
             // Those who asked before get their answer by the segment that they are in.
             Job::Cut(answer) => {
@@ -309,6 +293,16 @@ impl Log {
             // Who asked may have gone.
             drop(answer.send(failure.clone().map_or(Ok(()), Err)));
         }
+    }
+
+    fn append_facts(&mut self) {
+        if self.has_failed() {
+            return;
+        }
+        let facts = std::mem::take(&mut self.facts);
+        let outcome = self.append(Kind::Facts, &[&facts]);
+        self.facts = facts;
+        self.failed_if("write", outcome);
     }
 
     fn append(&mut self, kind: Kind, payload: &[&[u8]]) -> io::Result<()> {
@@ -354,12 +348,13 @@ impl Log {
             frames_before: self.segment.frames,
             ..FileHead::default()
         };
-        let begun = begin_segment(&mut *self.disk.lock().unwrap_or_else(PoisonError::into_inner), &head, &self.instance, &self.facts);
+        let begun = begin_segment(&mut *self.disk.lock().unwrap_or_else(PoisonError::into_inner), &head, &self.instance);
         let segment = begun.map_err(|error| Cause::from(explained("begin a segment", &error)))?;
         (self.durable, self.unsynced, self.due) = (segment.frames, 0, None);
         self.segment = segment;
         self.state.segment.store(head.number, Ordering::Relaxed);
         *self.state.failure.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.append_facts();
         Ok(head.number)
     }
 

@@ -378,7 +378,7 @@ impl Journal {
         let at = self.at.unwrap_or(At { segment: 1, ..At::default() });
         let segment = if at.length == 0 {
             let head = FileHead { salt: salt(), complete, number: at.segment, ..FileHead::default() };
-            self.step("begin a segment", |disk| log::begin_segment(disk, &head, &self.instance, &facts))?
+            self.step("begin a segment", |disk| log::begin_segment(disk, &head, &self.instance))?
         } else {
             let name = segment_name(at.segment);
             let file = self.step("go on with the last segment", |disk| {
@@ -395,14 +395,11 @@ impl Journal {
         state.complete.store(complete, Ordering::Relaxed);
         state.segment.store(segment.number, Ordering::Relaxed);
         state.runs.store(at.runs, Ordering::Relaxed);
-        let is_new = at.length == 0;
         let store = log::start(Arc::clone(&self.disk), segment, &self.instance, facts, durability, state)
             .map_err(|source| self.failed("start its thread", source))?;
-        if !is_new {
-            store.facts();
-            if complete && !at.complete {
-                store.complete();
-            }
+        store.facts();
+        if at.length != 0 && complete && !at.complete {
+            store.complete();
         }
         Ok(store)
     }
