@@ -9,23 +9,25 @@ use std::{hint::black_box, slice, sync::LazyLock};
 use etherparse::{Ipv4HeaderSlice, Ipv6HeaderSlice, TcpHeaderSlice, UdpHeaderSlice};
 use libfuzzer_sys::fuzz_target;
 use ncm_ebpf::headers::{
-    Ipv4Address,
     arp::Arp,
     ethernet::{self, Ethernet, ethertype},
     nd::Neighbour,
     packet::{Packet, class, protocol},
-    vxlan::{self, Outer},
+    vxlan::{self, Endpoints, Outer},
 };
 
 const ENDPOINT: [u8; 4] = [192, 168, 50, 1];
+const ENDPOINT_V6: [u8; 16] = [0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
 const PORT: [u8; 2] = 4789u16.to_be_bytes();
+const US: Endpoints<'_> = Endpoints { v4: &ENDPOINT, v6: &ENDPOINT_V6, port: PORT };
 
 fuzz_target!(|data: &[u8]| {
     let frame = GUARDED.hold(data);
     overlay(frame, 0);
-    if let Some(outer) = Outer::parse(frame, Ipv4Address::new(ENDPOINT), PORT) {
+    if let Some(outer) = Outer::parse(frame, US) {
         assert!(outer.vni <= ncm_common::MAX_VNI);
-        overlay(frame, vxlan::LEN);
+        assert_eq!(outer.is_over_v6(), !outer.source.is_v4());
+        overlay(frame, if outer.is_over_v6() { vxlan::LEN_V6 } else { vxlan::LEN_V4 });
     }
 });
 

@@ -26,7 +26,10 @@ fn the_relay_is_created_once_and_adopted_after() {
         }
         assert_eq!(setting("ipv6/conf/ncm-n/disable_ipv6"), "1");
         assert_eq!(setting("ipv4/conf/ncm-n/arp_ignore"), "8");
-        assert_eq!(setting("ipv4/conf/ncm-n/forwarding"), "1", "programs look routes up in its name");
+        for family in ["ipv4", "ipv6"] {
+            let forwarding = setting(&format!("{family}/conf/ncm-n/forwarding"));
+            assert_eq!(forwarding, "1", "programs look {family} routes up in its name");
+        }
         let second = relay::ensure(&mut kernel, "ncm-n", 47890).await.unwrap();
         assert!(second.adopted && second.link.up);
         assert_eq!(second.link.index, first.link.index);

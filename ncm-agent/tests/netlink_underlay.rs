@@ -3,13 +3,13 @@
 mod netlink_common;
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, Mutex};
 
 use ncm_agent::netlink::underlay::{
-    Adopted, HostChange, Settings, TableSink, TableWrite, Underlay, release_neighbours,
+    Adopted, Endpoints, HostChange, Settings, TableSink, TableWrite, Underlay, release_neighbours,
 };
-use ncm_common::tables::{Host, Name, NextHop, NextHopGroup};
+use ncm_common::tables::{Host, Name, NextHop, NextHopGroup, Uplink};
 use netlink_common::{Namespace, eventually};
 
 /// The tables as they were written.
@@ -21,6 +21,7 @@ struct Content {
     groups: BTreeMap<u32, NextHopGroup>,
     hosts: BTreeMap<u32, Host>,
     names: BTreeMap<u32, Name>,
+    uplinks: [Uplink; 8],
 }
 
 impl TableSink for Tables {
@@ -45,7 +46,7 @@ impl TableSink for Tables {
             TableWrite::GroupName { index, name: None } => {
                 content.names.remove(&index);
             }
-            TableWrite::Uplinks(_) => {}
+            TableWrite::Uplinks(uplinks) => content.uplinks = uplinks,
         }
         Ok(())
     }
@@ -63,6 +64,12 @@ impl Tables {
         let group = content.groups.get(&template.group).ok_or("the host's group is empty")?;
         let half = group.halves[group.active as usize];
         Ok((template.mtu, half.hops[..half.count as usize].to_vec()))
+    }
+
+    /// The MACs of the underlay's interfaces.
+    fn uplinks(&self) -> Vec<[u8; 6]> {
+        let content = self.0.lock().expect("the tables");
+        content.uplinks.iter().filter(|uplink| uplink.ifindex != 0).map(|uplink| uplink.mac).collect()
     }
 
     /// The destination MACs of the next hops to a host.
@@ -97,12 +104,18 @@ const OWN: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 1);
 const BEHIND: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
 const BESIDE: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 2);
 
+/// The same over IPv6.
+const OWN_V6: Ipv6Addr = Ipv6Addr::new(0xfd01, 0, 0, 0, 0, 0, 0, 1);
+const BEHIND_V6: Ipv6Addr = Ipv6Addr::new(0xfd09, 0, 0, 0, 0, 0, 0, 1);
+const BESIDE_V6: Ipv6Addr = Ipv6Addr::new(0xfd01, 0, 0, 0, 0, 0, 0, 2);
+
 fn settings() -> Settings {
-    Settings::new(OWN, 4789, vec!["up1".to_owned(), "up2".to_owned()], 64)
+    let endpoints = Endpoints { v4: Some(OWN), v6: Some(OWN_V6) };
+    Settings::new(endpoints, 4789, vec!["up1".to_owned(), "up2".to_owned()], 64)
 }
 
-fn add(index: u32, address: Ipv4Addr) -> HostChange {
-    HostChange::Add { index, generation: 1, address: IpAddr::V4(address) }
+fn add(index: u32, address: impl Into<IpAddr>) -> HostChange {
+    HostChange::Add { index, generation: 1, address: address.into() }
 }
 
 /// A MAC that tells gateways apart.
@@ -110,7 +123,7 @@ fn mac(last: u8) -> [u8; 6] {
     [2, 0, 0, 0, 0, last]
 }
 
-/// A host with two uplinks; at the far end of each a gateway (10.1.0.2 and 10.2.0.2, MACs ending in 1 and 2).
+/// A host with two uplinks; at the far end of each a gateway (10.1.0.2 and 10.2.0.2, fd01::2 and fd02::2, MACs ending in 1 and 2).
 struct Site {
     host: Namespace,
     gateways: [Namespace; 2],
@@ -119,8 +132,12 @@ struct Site {
 impl Site {
     fn new(purpose: &str) -> Self {
         let site = Self::without_uplinks(purpose);
-        site.uplink(1);
-        site.uplink(2);
+        for number in [1, 2] {
+            site.uplink(number);
+            site.gateways[usize::from(number) - 1]
+                .ip(&format!("addr add fd0{number}::2/64 dev down{number} nodad"));
+            site.host.ip(&format!("addr add fd0{number}::1/64 dev up{number} nodad"));
+        }
         site
     }
 
@@ -342,14 +359,15 @@ fn what_is_not_the_underlay_or_is_ourselves_is_no_way() {
     site.host.run(async || {
         let tables = Tables::default();
         let underlay = start(&tables).await;
-        let hosts = [(1, [10, 4, 0, 2]), (2, [10, 1, 0, 1]), (3, [10, 2, 0, 1]), (4, [99, 0, 0, 1])];
-        let changes: Vec<HostChange> = hosts.iter().map(|(index, ip)| add(*index, (*ip).into())).collect();
+        let hosts =
+            ["10.4.0.2", "10.1.0.1", "10.2.0.1", "99.0.0.1", "fd01::1", "fd02::1", "fd00::1", "fe80::1"];
+        let address = |text: &&str| text.parse::<IpAddr>().unwrap();
+        let changes: Vec<HostChange> =
+            (1..).zip(hosts.iter().map(address)).map(|(i, ip)| add(i, ip)).collect();
         assert_eq!(underlay.change_hosts(&changes), []);
         for report in underlay.report() {
             assert!(report.problem.is_some() && report.group == 0, "a way to {report:?}");
         }
-        let v6 = HostChange::Add { index: 5, generation: 1, address: "fd00::1".parse().unwrap() };
-        assert_eq!(underlay.change_hosts(&[v6]).len(), 1, "an IPv6 host is refused");
     });
 }
 
@@ -450,5 +468,113 @@ fn an_uplink_that_appears_late_is_opened_when_new_interfaces_are_closed() {
         eventually("the neighbour", || tables.expect(1, &[mac(2)])).await;
         site.gateways[1].ip("neigh flush all");
         site.gateways[1].command("ping -c 1 -W 2 10.2.0.1");
+    });
+}
+
+#[test]
+fn hosts_over_ipv6_are_followed_as_those_over_ipv4() {
+    let site = Site::new("six");
+    site.host.ip("-6 route add fd09::/16 via fd01::2");
+    site.host.run(async || {
+        let tables = Tables::default();
+        let underlay = start(&tables).await;
+        assert_eq!(underlay.change_hosts(&[add(1, BEHIND_V6), add(2, BESIDE_V6), add(3, BESIDE)]), []);
+        for host in [1, 2, 3] {
+            eventually("the resolved neighbour", || tables.expect(host, &[mac(1)])).await;
+        }
+        assert_eq!(tables.path(1).unwrap(), (1450, tables.path(2).unwrap().1));
+        let neighbours = site.host.ip("-6 neigh show dev up1");
+        assert!(neighbours.contains("managed"), "the next hop is not kept: {neighbours}");
+
+        // A gateway with another MAC, which its kernel announces.
+        site.gateways[0].command("sysctl -qw net.ipv6.conf.down1.ndisc_notify=1");
+        site.gateways[0].ip("link set down1 address 02:00:00:00:00:07");
+        eventually("the gateway's new MAC", || tables.expect(1, &[mac(7)])).await;
+
+        // Another route, then two ways, added in one piece and one by one.
+        site.host.ip("-6 route replace fd09::/16 via fd02::2");
+        eventually("the other gateway", || tables.expect(1, &[mac(2)])).await;
+        site.host.ip("-6 route replace fd09::/16 nexthop via fd01::2 nexthop via fd02::2");
+        eventually("both gateways", || tables.expect(1, &[mac(7), mac(2)])).await;
+        site.host.ip("-6 route del fd09::/16 via fd01::2");
+        eventually("one gateway", || tables.expect(1, &[mac(2)])).await;
+        site.host.ip("-6 route append fd09::/16 via fd01::2");
+        eventually("both gateways again", || tables.expect(1, &[mac(7), mac(2)])).await;
+        site.host.ip("-6 route del fd09::/16");
+        site.host.ip("-6 route add fd09::/16 via fd01::2 metric 50 mtu lock 1300");
+        eventually("the route's MTU", || match tables.path(1) {
+            Ok((1300, hops)) if hops.len() == 1 => Ok(()),
+            other => Err(format!("{other:x?}")),
+        })
+        .await;
+        // A next-hop object, and the kernel that removes what is over it without a word.
+        site.host.ip("-6 route del fd09::/16");
+        site.host.ip("nexthop add id 7 via fd02::2 dev up2");
+        site.host.ip("-6 route add fd09::/16 nhid 7");
+        eventually("the object's gateway", || tables.expect(1, &[mac(2)])).await;
+        site.host.ip("nexthop del id 7");
+        eventually("no way any more", || match tables.path(1) {
+            Err(_) => Ok(()),
+            Ok(path) => Err(format!("{path:x?}")),
+        })
+        .await;
+        // The link goes, and with it its routes and neighbours.
+        site.host.ip("-6 route add fd09::/16 nexthop via fd01::2 nexthop via fd02::2");
+        eventually("both gateways once more", || tables.expect(1, &[mac(7), mac(2)])).await;
+        site.host.ip("link set up1 down");
+        eventually("the link that is left", || tables.expect(1, &[mac(2)])).await;
+        assert_eq!(underlay.change_hosts(&[1, 2, 3].map(|index| HostChange::Remove { index })), []);
+        eventually("the next hops to be released", || {
+            let neighbours = site.host.ip("-6 neigh show");
+            if neighbours.contains("managed") { Err(neighbours) } else { Ok(()) }
+        })
+        .await;
+    });
+}
+
+#[test]
+fn a_host_of_a_version_without_an_endpoint_is_refused_by_name() {
+    let site = Site::new("only4");
+    site.host.run(async || {
+        let tables = Tables::default();
+        let endpoints = Endpoints { v6: None, ..settings().endpoints };
+        let settings = Settings { endpoints, ..settings() };
+        let underlay = Underlay::start(settings, Adopted::default(), Box::new(tables.clone())).await.unwrap();
+        let refused = underlay.change_hosts(&[add(1, BESIDE_V6), add(2, BESIDE)]);
+        assert_eq!(refused.len(), 1);
+        assert_eq!(refused[0].0, 1);
+        assert!(refused[0].1.contains("underlay.endpoint_v6 is not set"), "{refused:?}");
+        eventually("the other host", || tables.expect(2, &[mac(1)])).await;
+    });
+}
+
+#[test]
+fn the_macs_of_the_uplinks_and_the_endpoints_are_followed() {
+    let site = Site::new("macs");
+    site.host.run(async || {
+        let tables = Tables::default();
+        let underlay = start(&tables).await;
+        assert_eq!(tables.uplinks().len(), 2);
+        assert_eq!(underlay.missing_endpoints(), [] as [IpAddr; 0]);
+        site.host.ip("link set up1 address 02:00:00:00:01:07");
+        eventually("the new MAC", || {
+            let macs = tables.uplinks();
+            if macs.contains(&[2, 0, 0, 0, 1, 7]) { Ok(()) } else { Err(format!("{macs:x?}")) }
+        })
+        .await;
+        for (address, length) in [(IpAddr::from(OWN), 24), (IpAddr::from(OWN_V6), 64)] {
+            site.host.ip(&format!("addr del {address}/{length} dev up1"));
+            eventually("the missing endpoint", || match &underlay.missing_endpoints()[..] {
+                [missing] if *missing == address => Ok(()),
+                other => Err(format!("missing are {other:?}")),
+            })
+            .await;
+            site.host.ip(&format!("addr add {address}/{length} dev up1"));
+            eventually("the endpoint", || match &underlay.missing_endpoints()[..] {
+                [] => Ok(()),
+                other => Err(format!("missing are {other:?}")),
+            })
+            .await;
+        }
     });
 }

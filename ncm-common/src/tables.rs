@@ -419,9 +419,20 @@ layout! {
         pub relay_ifindex: u32,
         /// Interface that hands packets up to the agent; 0 if there is none.
         pub hand_up_ifindex: u32,
-        /// Interfaces that tunnel frames may leave by where the kernel gives the way; unused slots are 0. What a next-hop
-        /// group lists counts beside them.
-        pub uplinks: [u32; 8],
+        /// Interfaces that tunnel frames come in by, and may leave by where the kernel gives the way; what a next-hop group
+        /// lists counts beside them. One with index `i` is in slot `i & 7` if nobody else is there; unused slots are all zero.
+        pub uplinks: [Uplink; 8],
+    }
+
+    /// An interface of the underlay.
+    pub struct Uplink {
+        /// Interface index.
+        pub ifindex: u32,
+        /// Its MAC: what comes in for another one's is not ours.
+        pub mac: [u8; 6],
+        /// Number of the stack that the interface is part of, from 1: what comes in by one of its interfaces may be for the MAC
+        /// of another (a bond's, or that of a bridge over it).
+        pub stack: u16,
     }
 
     /// Packets and bytes.

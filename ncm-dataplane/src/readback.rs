@@ -22,6 +22,18 @@ impl Reader {
     /// # Errors
     /// [`Error::NotLoaded`] if nothing is pinned, [`Error::Layout`] if a table is not what this version reads.
     pub fn open(bpffs: &Path, instance: &str) -> Result<Self, Error> {
+        Self::open_as(bpffs, instance, true)
+    }
+
+    /// The same with tables that can be written too: for tests and benchmarks, which fill them beside a running agent.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_to_write(bpffs: &Path, instance: &str) -> Result<Self, Error> {
+        Self::open_as(bpffs, instance, false)
+    }
+
+    fn open_as(bpffs: &Path, instance: &str, read_only: bool) -> Result<Self, Error> {
         let paths = PinPaths::new(bpffs, instance)?;
         let maps = paths.maps();
         if !maps.is_dir() {
@@ -34,13 +46,13 @@ impl Reader {
         }
         let tables = Tables::open(|spec| {
             let path = maps.join(spec.name);
-            let fd = sys::get_pinned(&path, true).map_err(path_error("open", &path))?;
+            let fd = sys::get_pinned(&path, read_only).map_err(path_error("open", &path))?;
             Ok((fd, path))
         })?;
         Ok(Self { paths, tables })
     }
 
-    /// The tables; writing to them fails.
+    /// The tables; writing to them fails if they were opened for reading.
     #[must_use]
     pub fn tables(&self) -> &Tables {
         &self.tables

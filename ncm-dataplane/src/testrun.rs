@@ -1,5 +1,6 @@
 //! Running a program on a packet that never was on a wire (BPF_PROG_TEST_RUN): what tests and benchmarks do.
 
+use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
@@ -51,7 +52,7 @@ pub struct Tunnel {
     /// VNI.
     pub vni: u32,
     /// Outer source address.
-    pub source: [u8; 4],
+    pub source: IpAddr,
 }
 
 /// What came out of a run.
@@ -77,7 +78,9 @@ impl TestRun {
         let info = sys::prog_info(program).map_err(failed)?;
         let is_xdp = info.type_ == bpf_prog_type::BPF_PROG_TYPE_XDP as u32;
         let wrapper = match self.tunnel {
-            Some(_) if !is_xdp => Some(TunnelKeyWrapper::new(program).map_err(failed)?),
+            Some(Tunnel { source, .. }) if !is_xdp => {
+                Some(TunnelKeyWrapper::new(program, source.is_ipv6()).map_err(failed)?)
+            }
             _ => None,
         };
         let entry = wrapper.as_ref().map_or(program, |wrapper| wrapper.program.as_fd());
@@ -114,7 +117,14 @@ impl TestRun {
         }
         if let Some(tunnel) = self.tunnel {
             set(TunnelKeyWrapper::VNI, tunnel.vni);
-            set(TunnelKeyWrapper::SOURCE, u32::from_be_bytes(tunnel.source));
+            match tunnel.source {
+                IpAddr::V4(source) => set(TunnelKeyWrapper::SOURCE, source.to_bits()),
+                IpAddr::V6(source) => {
+                    for (word, bytes) in source.octets().as_chunks::<4>().0.iter().enumerate() {
+                        set(TunnelKeyWrapper::SOURCE + 4 * word, u32::from_ne_bytes(*bytes));
+                    }
+                }
+            }
         }
         context
     }
@@ -133,7 +143,7 @@ impl TestRun {
     }
 }
 
-/// A test run has no tunnel metadata. This program gives it to the packet, from two words of the packet's control
+/// A test run has no tunnel metadata. This program gives it to the packet, from words of the packet's control
 /// block, and continues with the program under test.
 struct TunnelKeyWrapper {
     program: OwnedFd,
@@ -144,14 +154,16 @@ struct TunnelKeyWrapper {
 impl TunnelKeyWrapper {
     /// Where the VNI is in the context.
     const VNI: usize = skb::CONTROL_BLOCK;
-    /// Where the outer source is in the context, as a number.
+    /// Where the outer source is in the context: an IPv4 one as a number, an IPv6 one as on the wire.
     const SOURCE: usize = skb::CONTROL_BLOCK + 4;
 
-    fn new(target: BorrowedFd<'_>) -> std::io::Result<Self> {
-        /// Bytes of `struct bpf_tunnel_key`, and where its `local_ipv4` is. The helper that sets a key sets that of
+    fn new(target: BorrowedFd<'_>, over_v6: bool) -> std::io::Result<Self> {
+        /// Bytes of `struct bpf_tunnel_key`, and where its `local_ipv4` or `local_ipv6` is. The helper that sets a key sets that of
         /// an outgoing packet: what it calls local is what the helper that reads it calls remote.
         const KEY_SIZE: i32 = 44;
-        const LOCAL_IPV4: i16 = 28;
+        const LOCAL: i16 = 28;
+        /// `BPF_F_TUNINFO_IPV6`
+        const IPV6: i32 = 1;
         /// The key is on the stack, 48 bytes below the frame pointer.
         const KEY: i16 = -48;
         const SET_TUNNEL_KEY: i32 = 21;
@@ -171,21 +183,26 @@ impl TunnelKeyWrapper {
         code.extend([
             instruction(0x61, 2, 6, offset(Self::VNI), 0), // r2 = *(u32 *)(r6 + VNI)
             instruction(0x63, 10, 2, KEY, 0),              // key.tunnel_id = r2
-            instruction(0x61, 2, 6, offset(Self::SOURCE), 0), // r2 = *(u32 *)(r6 + SOURCE)
-            instruction(0x63, 10, 2, KEY + LOCAL_IPV4, 0), // key.local_ipv4 = r2
-            instruction(0xbf, 1, 6, 0, 0),                 // r1 = r6
-            instruction(0xbf, 2, 10, 0, 0),                // r2 = r10
-            instruction(0x07, 2, 0, 0, i32::from(KEY)),    // r2 += KEY
-            instruction(0xb7, 3, 0, 0, KEY_SIZE),          // r3 = KEY_SIZE
-            instruction(0xb7, 4, 0, 0, 0),                 // r4 = 0
-            instruction(0x85, 0, 0, 0, SET_TUNNEL_KEY),    // call
-            instruction(0xbf, 1, 6, 0, 0),                 // r1 = r6
-            instruction(0x18, 2, 1, 0, jump.as_raw_fd()),  // r2 = map
-            0,                                             // (second half of the above)
-            instruction(0xb7, 3, 0, 0, 0),                 // r3 = 0
-            instruction(0x85, 0, 0, 0, TAIL_CALL),         // call
-            instruction(0xb7, 0, 0, 0, -2),                // r0 = -2: no verdict of the dataplane's
-            instruction(0x95, 0, 0, 0, 0),                 // exit
+        ]);
+        for word in 0..if over_v6 { 4 } else { 1 } {
+            let source = offset(Self::SOURCE) + 4 * word;
+            code.push(instruction(0x61, 2, 6, source, 0)); // r2 = *(u32 *)(r6 + SOURCE + …)
+            code.push(instruction(0x63, 10, 2, KEY + LOCAL + 4 * word, 0)); // key.local_… = r2
+        }
+        code.extend([
+            instruction(0xbf, 1, 6, 0, 0),                              // r1 = r6
+            instruction(0xbf, 2, 10, 0, 0),                             // r2 = r10
+            instruction(0x07, 2, 0, 0, i32::from(KEY)),                 // r2 += KEY
+            instruction(0xb7, 3, 0, 0, KEY_SIZE),                       // r3 = KEY_SIZE
+            instruction(0xb7, 4, 0, 0, if over_v6 { IPV6 } else { 0 }), // r4 = flags
+            instruction(0x85, 0, 0, 0, SET_TUNNEL_KEY),                 // call
+            instruction(0xbf, 1, 6, 0, 0),                              // r1 = r6
+            instruction(0x18, 2, 1, 0, jump.as_raw_fd()),               // r2 = map
+            0,                                                          // (second half of the above)
+            instruction(0xb7, 3, 0, 0, 0),                              // r3 = 0
+            instruction(0x85, 0, 0, 0, TAIL_CALL),                      // call
+            instruction(0xb7, 0, 0, 0, -2), // r0 = -2: no verdict of the dataplane's
+            instruction(0x95, 0, 0, 0, 0),  // exit
         ]);
         Ok(Self { program: sys::load_classifier(b"set_tunnel_key", &code)?, _jump: jump })
     }

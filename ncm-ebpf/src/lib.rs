@@ -1,7 +1,7 @@
 //! The packet path of NCM, as a library: what the programs in `main.rs` are made of.
 //!
 //! `headers` compiles for the host too (tests, tools, fuzzing); everything else exists only for the kernel.
-#![no_std]
+#![cfg_attr(not(test), no_std)]
 #![cfg_attr(
     target_arch = "bpf",
     feature(asm_experimental_arch),

@@ -6,8 +6,7 @@ use core::arch::asm;
 use ncm_common::tables::{Flow, FlowKey};
 
 use crate::{
-    context::Tunnel,
-    headers::{Address, Mac, Packet},
+    headers::{Address, Mac, Packet, Tunnel},
     tables::SCRATCH,
 };
 

@@ -160,7 +160,7 @@ fn states_in_the_wrong_order_complete_by_themselves() {
         let last = GoalState { vpc_states: whole.vpc_states.clone(), ..part() };
         net.host1.agent().push(&last)?.expect_success()?;
         a.expect_ping(b.ip())?;
-        a.expect_ping("10.1.0.1".parse()?)
+        a.expect_ping(std::net::Ipv4Addr::new(10, 1, 0, 1))
     });
 }
 

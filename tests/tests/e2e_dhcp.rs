@@ -86,7 +86,7 @@ impl Story {
                 .collect()
         };
         let dns = |entry: &str| DnsEntry { entry: entry.into() };
-        let gateway = format_mac(gateway_mac([10, 1, 0, 1].into()));
+        let gateway = format_mac(gateway_mac([10, 1, 0, 1]));
         for subnet in state.subnet_states.iter_mut().filter_map(|state| state.configuration.as_mut()) {
             subnet.dhcp_enable = true;
             subnet.dns_entry_list = vec![dns("9.9.9.9"), dns("8.8.4.4")];
@@ -180,7 +180,7 @@ fn udhcpc_boots_a_guest_that_reaches_others() {
         }
         let mut other = udhcpc(&far)?;
         other.wait_for("event=bound address=10.1.0.13", SOON)?;
-        one.expect_ping([10, 1, 0, 13].into())
+        one.expect_ping([10, 1, 0, 13])
     });
 }
 
@@ -311,7 +311,7 @@ fn rdisc6_sees_the_gateway_and_what_it_says() {
         let mut state = story.state("host1");
         let unbind = DhcpConfiguration {
             subnet_id: "six".into(),
-            mac_address: format_mac(guest_mac([10, 1, 0, 11].into())),
+            mac_address: format_mac(guest_mac([10, 1, 0, 11])),
             ..Default::default()
         };
         state.dhcp_states =
@@ -335,7 +335,7 @@ fn a_guest_keeps_its_lease_while_the_agent_is_down_and_is_answered_again_once_it
         other.wait_for("event=bound address=10.1.0.12", SOON)?;
         drop(other);
         story.net.host1.stop()?;
-        one.expect_ping([10, 1, 0, 12].into()).context("with the agent down")?;
+        one.expect_ping([10, 1, 0, 12]).context("with the agent down")?;
         // Past the first renewal, which nobody answers.
         std::thread::sleep(Duration::from_secs(17));
         story.net.host1.start()?;

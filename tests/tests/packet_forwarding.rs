@@ -6,7 +6,7 @@ use ncm_common::tables::{NextHop, SourceKey, endpoint_flags, port_flags};
 use ncm_dataplane::{Hook, TestRun};
 use ncm_tests::packet::{
     A1, A2, B1, C1, C2, GATEWAY_A, GATEWAY_B, Guest, HERE, HOST_1, HOST_2, Ip, Ipv4, Mac, RA, RB, RC,
-    SUBNET_A, SUBNET_B, Seen, Verdict, World, mac, mapped, tcp, udp, udp_checksum_holds,
+    SUBNET_A, SUBNET_B, Seen, UP0, Verdict, World, mac, mapped, tcp, udp, udp_checksum_holds, uplinks,
 };
 
 const HOOKS: [Hook; 2] = [Hook::GuestTc, Hook::GuestXdp];
@@ -327,13 +327,13 @@ fn the_kernels_way_has_to_be_one_for_tunnels() {
     };
     // The kernel's route leaves by an interface that is no uplink (any more).
     let elsewhere = world.ifindex("spare");
-    world.change_node(|node| node.uplinks = [elsewhere, 0, 0, 0, 0, 0, 0, 0]);
+    world.change_node(|node| node.uplinks = uplinks(&[(elsewhere, UP0, 1)]));
     world.change_group(1, |group| group.halves[0].hops[0].ifindex = elsewhere);
     stale().assert_dropped(DropReason::NextHopUnresolved, A1.port);
     world.change_group(1, |group| group.halves[0].count = 0);
     world.from_guest(A1, packet(A1, RA.pair())).assert_dropped(DropReason::NextHopUnresolved, A1.port);
     let up = world.ifindex("up0");
-    world.change_node(|node| node.uplinks = [elsewhere, up, 0, 0, 0, 0, 0, 0]);
+    world.change_node(|node| node.uplinks = uplinks(&[(elsewhere, UP0, 1), (up, UP0, 2)]));
     stale().assert_encapsulated();
 }
 

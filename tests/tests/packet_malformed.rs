@@ -1,10 +1,13 @@
 //! Frames cut short at every length and broken in every byte: never forwarded half understood, and no program ends
 //! abnormally.
 
+use std::net::IpAddr;
+
 use ncm_dataplane::Hook;
 use ncm_tests::packet::{
-    A1, A2, B1, GATEWAY_A, Guest, HERE, HOST_1, Ip, Outer, RA, Seen, Verdict, World, arp_request,
-    echo_request, fragment_header, icmp6, solicitation, tcp, tcp6, tunnel, udp, udp6,
+    A1, A2, B1, GATEWAY_A, Guest, HERE, HERE_V6, HOST_1, HOST_1_V6, Ip, Outer, OuterV6, RA, Seen, Verdict,
+    World, arp_request, echo_request, fragment_header, icmp6, solicitation, tcp, tcp6, tunnel, tunnel_v6,
+    udp, udp6,
 };
 
 /// The shortest frame that the kernel puts through a program at tc: an IPv4 header has to fit behind Ethernet.
@@ -90,32 +93,41 @@ fn a_guests_frame_with_any_byte_changed_never_reaches_the_host() {
     }
 }
 
+/// A tunnel frame over IPv4 and one over IPv6, the bytes of their outer headers, and the host that they are from.
+fn tunnels(inner: &[u8]) -> [(Vec<u8>, usize, IpAddr); 2] {
+    [
+        (tunnel(&Outer::new(HOST_1, HERE, 100), inner), 50, HOST_1.into()),
+        (tunnel_v6(&OuterV6::new(HOST_1_V6, HERE_V6, 100), inner), 70, HOST_1_V6.into()),
+    ]
+}
+
 #[test]
 fn a_tunnel_frame_cut_at_any_length_is_dropped_or_not_ours() {
     let world = World::new();
     let inner = udp((RA.ip, 1), (A1.ip, 2), b"data").frame(A1.mac, RA.mac);
-    let frame = tunnel(&Outer::new(HOST_1, HERE, 100), &inner);
-    for len in 14..frame.len() {
-        let seen = world.from_wire(Hook::WireXdp, frame[..len].to_vec());
-        if seen.verdict == Verdict::Passed {
-            assert!(len < 50, "a whole tunnel header is ours, cut to {len}\n{seen}");
-            seen.assert_untouched();
-        } else {
+    for (frame, outer, host) in tunnels(&inner) {
+        for len in 14..frame.len() {
+            let seen = world.from_wire(Hook::WireXdp, frame[..len].to_vec());
+            if seen.verdict == Verdict::Passed {
+                assert!(len < outer, "a whole tunnel header is ours, cut to {len}\n{seen}");
+                seen.assert_untouched();
+            } else {
+                assert_eq!(seen.verdict, Verdict::Dropped, "cut to {len}\n{seen}");
+            }
+            if len < outer - 16 {
+                continue;
+            }
+            let seen = world.from_wire(Hook::WireTc, frame[..len].to_vec());
+            assert_eq!(
+                seen.verdict,
+                Verdict::Passed,
+                "the kernel decapsulates, or it is not ours: cut to {len}\n{seen}"
+            );
+        }
+        for len in SHORTEST..inner.len() {
+            let seen = world.from_relay(100, host, inner[..len].to_vec());
             assert_eq!(seen.verdict, Verdict::Dropped, "cut to {len}\n{seen}");
         }
-        if len < SHORTEST {
-            continue;
-        }
-        let seen = world.from_wire(Hook::WireTc, frame[..len].to_vec());
-        assert_eq!(
-            seen.verdict,
-            Verdict::Passed,
-            "the kernel decapsulates, or it is not ours: cut to {len}\n{seen}"
-        );
-    }
-    for len in SHORTEST..inner.len() {
-        let seen = world.from_relay(100, HOST_1, inner[..len].to_vec());
-        assert_eq!(seen.verdict, Verdict::Dropped, "cut to {len}\n{seen}");
     }
 }
 
@@ -123,27 +135,28 @@ fn a_tunnel_frame_cut_at_any_length_is_dropped_or_not_ours() {
 fn a_tunnel_frame_with_any_byte_changed_goes_to_its_guest_or_nowhere() {
     let world = World::new();
     let inner = udp((RA.ip, 1), (A1.ip, 2), b"data").frame(A1.mac, RA.mac);
-    let frame = tunnel(&Outer::new(HOST_1, HERE, 100), &inner);
-    for at in 0..frame.len() {
-        for value in [0, 0xff, frame[at] ^ 1, frame[at] ^ 0x40] {
-            let mut broken = frame.clone();
-            broken[at] = value;
-            let what = format!("byte {at} = {value:#x}");
-            let seen = world.from_wire(Hook::WireXdp, broken.clone());
-            match seen.verdict {
-                Verdict::Dropped => assert!(!seen.drops.is_empty(), "{what}\n{seen}"),
-                Verdict::Redirected => assert_eq!(seen.received, [A1.port], "{what}\n{seen}"),
-                Verdict::Passed => assert!(at < 50, "ours by its outer headers: {what}\n{seen}"),
-                _ => panic!("{what}\n{seen}"),
-            }
-            if at >= 50 {
-                let seen = world.from_relay(100, HOST_1, broken[50..].to_vec());
-                let sound = match seen.verdict {
-                    Verdict::Dropped => !seen.drops.is_empty(),
-                    Verdict::Redirected => seen.received == [A1.port],
-                    _ => false,
-                };
-                assert!(sound, "{what}\n{seen}");
+    for (frame, outer, host) in tunnels(&inner) {
+        for at in 0..frame.len() {
+            for value in [0, 0xff, frame[at] ^ 1, frame[at] ^ 0x40] {
+                let mut broken = frame.clone();
+                broken[at] = value;
+                let what = format!("byte {at} = {value:#x}");
+                let seen = world.from_wire(Hook::WireXdp, broken.clone());
+                match seen.verdict {
+                    Verdict::Dropped => assert!(!seen.drops.is_empty(), "{what}\n{seen}"),
+                    Verdict::Redirected => assert_eq!(seen.received, [A1.port], "{what}\n{seen}"),
+                    Verdict::Passed => assert!(at < outer, "ours by its outer headers: {what}\n{seen}"),
+                    _ => panic!("{what}\n{seen}"),
+                }
+                if at >= outer {
+                    let seen = world.from_relay(100, host, broken[outer..].to_vec());
+                    let sound = match seen.verdict {
+                        Verdict::Dropped => !seen.drops.is_empty(),
+                        Verdict::Redirected => seen.received == [A1.port],
+                        _ => false,
+                    };
+                    assert!(sound, "{what}\n{seen}");
+                }
             }
         }
     }

@@ -19,15 +19,18 @@ use crate::{
 };
 
 /// Programs that the tests, the demo and the benchmark run, and the Debian packages they come in.
-const TOOLS: [(&str, &str); 14] = [
+const TOOLS: [(&str, &str); 17] = [
     ("arping", "arping"),
     ("bpftool", "bpftool"),
+    ("curl", "curl"),
     ("dhclient", "isc-dhcp-client"),
     ("dhcpcd", "dhcpcd-base"),
     ("ethtool", "ethtool"),
     ("ip", "iproute2"),
     ("iperf3", "iperf3"),
+    ("ncat", "ncat"),
     ("nft", "nftables"),
+    ("nmap", "nmap"),
     ("ping", "iputils-ping"),
     ("rdisc6", "ndisc6"),
     ("sysctl", "procps"),

@@ -215,7 +215,7 @@ fn resource_count(count: ncm_model::StateCount) -> ncm_v1::ResourceCount {
     }
 }
 
-fn resource_state(state: StateView) -> ncm_v1::ResourceState {
+fn resource_state(state: StateView, engine: &Engine) -> ncm_v1::ResourceState {
     let origin = match state.origin {
         Origin::Controller => ncm_v1::Origin::Controller,
         Origin::Tool => ncm_v1::Origin::Tool,
@@ -234,6 +234,7 @@ fn resource_state(state: StateView) -> ncm_v1::ResourceState {
         status: state.status as i32,
         cause: state.cause,
         state: state.state,
+        mtu: if state.interface.is_empty() { 0 } else { engine.guest_mtu(&state.interface) },
     }
 }
 
@@ -322,7 +323,11 @@ impl Inspect for Inspection {
                     && (ids.is_empty() || ids.contains(&state.id))
             };
             this.each_batch(&filter, &mut |states| {
-                let states: Vec<_> = states.into_iter().filter(wanted).map(resource_state).collect();
+                let states: Vec<_> = states
+                    .into_iter()
+                    .filter(wanted)
+                    .map(|state| resource_state(state, &this.engine))
+                    .collect();
                 states.is_empty() || sender.blocking_send(Ok(ncm_v1::ListStatesReply { states })).is_ok()
             });
         }))

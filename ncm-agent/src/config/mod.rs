@@ -15,6 +15,8 @@ use crate::store::Durability;
 
 pub use reader::Fault;
 
+use crate::netlink::underlay::Endpoints;
+
 /// Where the configuration is when the command line does not say.
 pub const DEFAULT_PATH: &str = "/etc/ncm/ncm-agent.toml";
 
@@ -75,7 +77,7 @@ pub struct StoreConfig {
 /// `[underlay]`
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Underlay {
-    /// Our tunnel endpoint.
+    /// Our tunnel endpoint over IPv4.
     pub endpoint_v4: Option<Ipv4Addr>,
     /// Our tunnel endpoint over IPv6.
     pub endpoint_v6: Option<Ipv6Addr>,
@@ -89,6 +91,14 @@ pub struct Underlay {
     pub port: u16,
     /// UDP port of the agent's own vxlan device.
     pub relay_port: u16,
+}
+
+impl Underlay {
+    /// Our tunnel endpoints.
+    #[must_use]
+    pub const fn endpoints(&self) -> Endpoints {
+        Endpoints { v4: self.endpoint_v4, v6: self.endpoint_v6 }
+    }
 }
 
 /// `underlay.mode`

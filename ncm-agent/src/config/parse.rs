@@ -112,17 +112,26 @@ fn underlay(mut section: Section<'_, '_>) -> Underlay {
                 !ip.is_unspecified() && !ip.is_multicast() && !ip.is_broadcast() && !ip.is_loopback()
             })
         });
-    let endpoint_v6 =
-        section.parsed("endpoint_v6", "an IPv6 unicast address such as \"2001:db8::1\"", |text| {
+    let endpoint_v6 = section.parsed(
+        "endpoint_v6",
+        "an IPv6 unicast address, not a link-local one, such as \"2001:db8::1\"",
+        |text| {
             text.parse::<std::net::Ipv6Addr>()
                 .ok()
                 .filter(|ip| !ip.is_unspecified() && !ip.is_multicast() && !ip.is_loopback())
-        });
+                // Nobody else could say on which link a link-local one is, and the mapped ones are IPv4's.
+                .filter(|ip| !ip.is_unicast_link_local() && ip.to_ipv4_mapped().is_none())
+        },
+    );
     let interfaces = section
         .list("interfaces", "an interface's name of at most 15 bytes", interface_name)
         .unwrap_or_default();
-    if endpoint_v4.is_some() && interfaces.is_empty() {
-        section.fault("interfaces", "expected at least one interface, since underlay.endpoint_v4 is set");
+    let set = endpoint_v4.map(|_| "endpoint_v4").or(endpoint_v6.map(|_| "endpoint_v6"));
+    if let Some(key) = set
+        && interfaces.is_empty()
+    {
+        let text = format!("expected at least one interface, since underlay.{key} is set");
+        section.fault("interfaces", text);
     }
     let mode =
         section.word("mode", &[("auto", WireMode::Auto), ("xdp", WireMode::Xdp), ("tc", WireMode::Tc)]);
@@ -152,11 +161,9 @@ fn host_name() -> String {
 
 fn node(mut section: Section<'_, '_>, underlay: &Underlay) -> Node {
     let id = section.text("id").unwrap_or_else(host_name);
-    let addresses =
-        section.list("addresses", "an IP address", |text| text.parse().ok()).unwrap_or_else(|| {
-            let v4 = underlay.endpoint_v4.map(Into::into);
-            v4.into_iter().chain(underlay.endpoint_v6.map(Into::into)).collect()
-        });
+    let addresses = section
+        .list("addresses", "an IP address", |text| text.parse().ok())
+        .unwrap_or_else(|| underlay.endpoints().iter().collect());
     section.finish();
     Node { id, addresses }
 }

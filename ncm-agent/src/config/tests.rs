@@ -74,6 +74,11 @@ fn faults_name_the_key_the_line_and_what_was_expected() {
             "unicast",
         ),
         ("[underlay]\nendpoint_v4 = \"192.0.2.1\"", "underlay.interfaces", 0, "at least one interface"),
+        ("[underlay]\nendpoint_v6 = \"2001:db8::1\"", "underlay.interfaces", 0, "endpoint_v6 is set"),
+        ("[underlay]\nendpoint_v6 = \"fe80::1\"", "underlay.endpoint_v6", 2, "not a link-local one"),
+        ("[underlay]\nendpoint_v6 = \"ff02::1\"", "underlay.endpoint_v6", 2, "unicast"),
+        ("[underlay]\nendpoint_v6 = \"::ffff:192.0.2.1\"", "underlay.endpoint_v6", 2, "unicast"),
+        ("[underlay]\nendpoint_v6 = \"192.0.2.1\"", "underlay.endpoint_v6", 2, "IPv6"),
         ("[underlay]\ninterfaces = [\"much-too-long-for-linux\"]", "underlay.interfaces", 2, "15 bytes"),
         ("underlay = 3", "underlay", 1, "expected a table"),
         ("[node]\naddresses = [\"host\"]", "node.addresses", 2, "IP address"),
@@ -131,6 +136,10 @@ fn the_tunnel_endpoint_is_an_address_of_the_node_unless_others_are_given() {
     let endpoint = "[underlay]\nendpoint_v4 = \"192.0.2.1\"\ninterfaces = [\"eth1\"]\n";
     let config = parse(endpoint).expect("valid");
     assert_eq!(config.node.addresses, [IpAddr::from([192, 0, 2, 1])]);
+    let both =
+        "[underlay]\nendpoint_v4 = \"192.0.2.1\"\nendpoint_v6 = \"2001:db8::1\"\ninterfaces = [\"eth1\"]\n";
+    let v6 = IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1]);
+    assert_eq!(parse(both).expect("valid").node.addresses, [IpAddr::from([192, 0, 2, 1]), v6]);
     let config = parse(&format!("{endpoint}[node]\naddresses = [\"198.51.100.7\"]")).expect("valid");
     assert_eq!(config.node.addresses, [IpAddr::from([198, 51, 100, 7])]);
     assert!(parse("[metrics]\nlisten = \"\"").expect("valid").metrics.is_none());

@@ -53,7 +53,7 @@ pub(super) async fn list(
 }
 
 fn table(states: &[ResourceState]) -> String {
-    let mut grid = Grid::new(["type", "id", "status", "origin", "revision", "age", "cause"]);
+    let mut grid = Grid::new(["type", "id", "status", "origin", "revision", "age", "mtu", "cause"]);
     let now = now();
     for state in states {
         grid.row([
@@ -63,6 +63,7 @@ fn table(states: &[ResourceState]) -> String {
             origin_text(state.origin),
             state.revision.to_string(),
             age(now.saturating_sub(state.changed_at)),
+            if state.mtu == 0 { String::new() } else { state.mtu.to_string() },
             state.cause.clone(),
         ]);
     }

@@ -107,7 +107,7 @@ impl Facts for Weak<Shared> {
 
 impl Shared {
     /// The largest packet of a guest, in bytes, that the narrowest underlay interface carries through the tunnel.
-    fn tunnel_mtu(&self) -> u16 {
+    pub(super) fn tunnel_mtu(&self) -> u16 {
         let overhead = if self.config.underlay.endpoint_v6.is_some() { OVERHEAD_V6 } else { OVERHEAD_V4 };
         let narrowest = (self.status().values())
             .filter(|status| status.role == Role::Underlay && status.mtu != 0)

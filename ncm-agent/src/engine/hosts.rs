@@ -41,9 +41,10 @@ impl RemoteHosts {
     /// Passes changes on, in their order.
     pub(super) fn change(&mut self, underlay: Option<&Underlay>, changes: &[HostChange]) {
         let Some(underlay) = underlay.filter(|_| !changes.is_empty()) else { return };
+        let mut before = HashMap::new();
         for change in changes {
             let (HostChange::Add { index, .. } | HostChange::Remove { index, .. }) = change;
-            self.refused.remove(index);
+            before.extend(self.refused.remove_entry(index));
         }
         let wanted: Vec<_> = changes
             .iter()
@@ -63,10 +64,11 @@ impl RemoteHosts {
                 && let Some(cause) = failed.get(index)
             {
                 own::ENTRIES_FAILED.increment();
-                tracing::error!(%address, "a remote host's entry was refused: {cause}");
-                let text = format!(
-                    "the entry of the remote host {address} was refused: {cause}; see capacity.hosts"
-                );
+                let text = format!("the entry of the remote host {address} was refused: {cause}");
+                // It is tried again and again, and said once.
+                if before.get(index).is_none_or(|(_, known)| **known != *text) {
+                    tracing::error!("{text}");
+                }
                 self.refused.insert(*index, (*change, text.into()));
             }
         }

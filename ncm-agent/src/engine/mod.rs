@@ -258,11 +258,10 @@ fn options(config: &Config) -> Options {
 }
 
 fn settings(config: &Config, tables: &Tables) -> Settings {
-    let v4 = config.underlay.endpoint_v4.map(Into::into);
     let limit = |number| usize::try_from(number).unwrap_or(usize::MAX);
     Settings {
         addresses: config.node.addresses.clone(),
-        endpoints: v4.into_iter().chain(config.underlay.endpoint_v6.map(Into::into)).collect(),
+        endpoints: config.underlay.endpoints().iter().collect(),
         missing_group: match config.missing_group {
             MissingGroup::Closed => ncm_model::MissingGroup::Closed,
             MissingGroup::Open => ncm_model::MissingGroup::Open,

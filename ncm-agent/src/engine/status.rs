@@ -109,10 +109,21 @@ impl Engine {
         look(&self.shared.model())
     }
 
+    /// The MTU in bytes that the guest behind an interface is told; 0 while the interface is not there.
+    #[must_use]
+    pub fn guest_mtu(&self, interface: &str) -> u32 {
+        let mtu = self.shared.status().get(interface).map_or(0, |status| status.mtu);
+        mtu.min(self.shared.tunnel_mtu().into())
+    }
+
     /// Interfaces that the agent has to do with, by name.
     #[must_use]
     pub fn interfaces(&self) -> Vec<InterfaceStatus> {
         self.shared.status().values().cloned().collect()
+    }
+
+    fn missing_endpoints(&self) -> Vec<std::net::IpAddr> {
+        self.shared.underlay.as_ref().map(|underlay| underlay.missing_endpoints()).unwrap_or_default()
     }
 
     /// How each remote host is reached.
@@ -245,6 +256,11 @@ impl Engine {
                     table.capacity
                 ));
             }
+        }
+        for endpoint in self.missing_endpoints() {
+            alarms.push(format!(
+                "tunnel endpoint {endpoint}: no interface of this host has the address: `ip address` shows them"
+            ));
         }
         for host in self.remote_hosts().iter().filter(|host| host.resolved == 0) {
             let problem = host.problem.as_deref().unwrap_or("its next hop is not resolved");

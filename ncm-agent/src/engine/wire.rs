@@ -22,8 +22,10 @@ pub(super) async fn relay(
     kernel: &mut Kernel,
     dataplane: &Dataplane,
 ) -> anyhow::Result<Option<Relay>> {
-    if config.underlay.endpoint_v4.is_none() {
-        tracing::warn!("underlay.endpoint_v4 is not set: nothing is carried to or from other hosts");
+    if config.underlay.endpoints().is_empty() {
+        tracing::warn!(
+            "neither underlay.endpoint_v4 nor endpoint_v6 is set: nothing is carried to or from other hosts"
+        );
         return Ok(None);
     }
     let name = relay::device_name(&config.instance);
@@ -103,7 +105,7 @@ pub(super) fn node(config: &Config, relay: Option<&Relay>, dataplane: &Dataplane
         // What hands packets up comes later, and says so itself.
         hand_up_ifindex: before.map_or(0, |node| node.hand_up_ifindex),
         // Until the underlay is followed again, an earlier agent's hold: traffic must not stop meanwhile.
-        uplinks: before.map_or([0; 8], |node| node.uplinks),
+        uplinks: before.map_or_else(Default::default, |node| node.uplinks),
     };
     nodes.put(&0, &node).context("cannot tell the packet path who this node is")
 }
@@ -119,12 +121,15 @@ pub(super) fn node_hand_up(dataplane: &Dataplane, ifindex: u32) -> anyhow::Resul
 
 /// Begins to follow the underlay, with what an earlier run left in the tables.
 pub(super) async fn underlay(config: &Config, dataplane: &Dataplane) -> anyhow::Result<Option<Underlay>> {
-    let Some(endpoint) = config.underlay.endpoint_v4 else { return Ok(None) };
+    let endpoints = config.underlay.endpoints();
+    if endpoints.is_empty() {
+        return Ok(None);
+    }
     let tables = dataplane.tables();
     let adopted = adopted(tables)?;
     let interfaces = config.underlay.interfaces.clone();
     let settings =
-        Settings::new(endpoint, config.underlay.port, interfaces, tables.next_hop_groups.capacity());
+        Settings::new(endpoints, config.underlay.port, interfaces, tables.next_hop_groups.capacity());
     let underlay = Underlay::start(settings, adopted, Box::new(Sink(tables.clone())));
     Ok(Some(underlay.await.context("cannot follow the underlay's routes and neighbours")?))
 }
@@ -184,7 +189,7 @@ impl TableSink for Sink {
 
 /// Takes over an underlay interface that is there, unless it is already.
 pub(super) async fn put(shared: &Shared, interfaces: &mut Interfaces, link: &Link) {
-    if shared.config.underlay.endpoint_v4.is_none() {
+    if shared.config.underlay.endpoints().is_empty() {
         return;
     }
     devices(shared, link, link.takes_xdp());

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ncm_common::tables::{
     Count, Endpoint, Host, MEMBERS, Name, NextHop, NextHopGroup, Node, Port, PortLimits, PortTraffic,
-    Reference, Route, Source, Subnet, Vni, endpoint_flags, name_kinds, next_hop_flags, node_flags,
+    Reference, Route, Source, Subnet, Uplink, Vni, endpoint_flags, name_kinds, next_hop_flags, node_flags,
     port_flags, route_flags, subnet_flags,
 };
 
@@ -30,8 +30,11 @@ impl Columns for Node {
         "uplinks",
     ];
     fn values(&self, names: &Names) -> Vec<Value> {
-        let uplinks = self.uplinks.iter().filter(|uplink| **uplink != 0);
-        let uplinks: Vec<String> = uplinks.map(|uplink| names.show_interface(*uplink)).collect();
+        let uplinks = self.uplinks.iter().filter(|uplink| uplink.ifindex != 0);
+        let uplink = |uplink: &Uplink| {
+            format!("{} {} #{}", names.show_interface(uplink.ifindex), mac_text(uplink.mac), uplink.stack)
+        };
+        let uplinks: Vec<String> = uplinks.map(uplink).collect();
         vec![
             if self.endpoint_v4 == [0; 4] { "-".into() } else { address_v4(&self.endpoint_v4) },
             ip_or_none(self.endpoint_v6),
@@ -40,7 +43,7 @@ impl Columns for Node {
             u16::from_be_bytes(self.relay_port).into(),
             names.show_interface(self.relay_ifindex).into(),
             names.show_interface(self.hand_up_ifindex).into(),
-            if uplinks.is_empty() { "-".into() } else { uplinks.join(" ").into() },
+            if uplinks.is_empty() { "-".into() } else { uplinks.join(", ").into() },
         ]
     }
 }

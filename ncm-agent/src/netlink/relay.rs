@@ -89,7 +89,7 @@ pub async fn bring_up(kernel: &mut Kernel, relay: &mut Relay) -> Result<(), Netl
     let request = link::change_request(link::RTM_NEWLINK, 0, relay.link.index, IFF_UP, IFF_UP);
     let request = request.attribute(IFLA_MTU, &MTU.to_ne_bytes());
     kernel.call(request, |_| {}).await.map_err(|error| explain(error, &name, relay.port))?;
-    sysctl::forward_ipv4(&name).map_err(|error| NetlinkError::Relay(error.to_string()))?;
+    sysctl::forward(&name).map_err(|error| NetlinkError::Relay(error.to_string()))?;
     relay.link = kernel.link(&name).await?.ok_or(NetlinkError::NoInterface(name))?;
     Ok(())
 }

@@ -83,12 +83,13 @@ pub fn close_interface(name: &str) -> Result<(), SysctlError> {
     close(name)
 }
 
-/// Turns IPv4 forwarding on for what comes in by one interface.
+/// Turns forwarding on for what comes in by one interface, IPv4 and IPv6.
 ///
 /// # Errors
 /// As [`close_interface`].
-pub fn forward_ipv4(name: &str) -> Result<(), SysctlError> {
-    set(name, "ipv4", "forwarding", "1")
+pub fn forward(name: &str) -> Result<(), SysctlError> {
+    set(name, "ipv4", "forwarding", "1")?;
+    set(name, "ipv6", "forwarding", "1")
 }
 
 fn close(name: &str) -> Result<(), SysctlError> {

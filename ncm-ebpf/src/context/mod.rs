@@ -10,31 +10,7 @@ use core::arch::asm;
 pub use tc::Tc;
 pub use xdp::Xdp;
 
-use crate::headers::{Frame, Window};
-
-/// The first 64 bytes of an encapsulated frame, aligned so that the outer headers behind the Ethernet header are words.
-#[derive(Clone, Copy)]
-#[repr(C, align(4))]
-pub struct Tunnel {
-    /// Zero: it puts what follows Ethernet on a word's boundary.
-    pub before: u16,
-    /// Outer destination MAC.
-    pub destination: [u16; 3],
-    /// Outer source MAC.
-    pub source: [u16; 3],
-    /// Outer ethertype, network order.
-    pub ethertype: u16,
-    /// IPv4, UDP and VXLAN.
-    pub headers: [u32; 9],
-    /// Inner destination MAC.
-    pub inner_destination: [u16; 3],
-    /// Inner source MAC.
-    pub inner_source: [u16; 3],
-    /// Inner ethertype, network order.
-    pub inner_ethertype: u16,
-    /// Zero.
-    pub after: u16,
-}
+use crate::headers::{Frame, Tunnel, Window};
 
 /// The kernel refused to change a packet, which may be half changed now and can only be dropped.
 #[derive(Clone, Copy, Debug)]
@@ -74,26 +50,34 @@ pub trait Context: Frame + Copy {
     /// The kernel refused.
     fn store<const N: usize>(&self, offset: usize, bytes: &[u8; N]) -> Result<(), Refused>;
 
-    /// Puts the frame into a tunnel: the headers replace its Ethernet header. `vlan` is a tag to add, or 0.
+    /// Puts the frame into a tunnel over IPv4: the headers replace its Ethernet header. `vlan` is a tag to add, or 0.
     ///
     /// # Errors
     ///
     /// The kernel refused.
-    fn encapsulate(&self, headers: &Tunnel, vlan: u16) -> Result<(), Refused>;
+    fn encapsulate_v4(&self, headers: &Tunnel, vlan: u16) -> Result<(), Refused>;
 
-    /// Takes the outer headers off a tunnel frame.
+    /// Puts the frame into a tunnel over IPv6, likewise.
     ///
     /// # Errors
     ///
     /// The kernel refused.
-    fn decapsulate(&self) -> Result<(), Refused>;
+    fn encapsulate_v6(&self, headers: &Tunnel, vlan: u16) -> Result<(), Refused>;
 
-    /// Sends a tunnel frame to another UDP port of this host. `checksum` is the one in its outer UDP header.
+    /// Takes the outer headers off a tunnel frame: so many bytes.
     ///
     /// # Errors
     ///
     /// The kernel refused.
-    fn readdress(&self, old: [u8; 2], new: [u8; 2], checksum: u16) -> Result<(), Refused>;
+    fn decapsulate(&self, bytes: usize) -> Result<(), Refused>;
+
+    /// Sends a tunnel frame, whose outer UDP header is at `udp`, to another UDP port of this host. `checksum` is the one in that
+    /// header.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refused.
+    fn readdress(&self, udp: usize, old: [u8; 2], new: [u8; 2], checksum: u16) -> Result<(), Refused>;
 
     /// Keeps the first `kept` bytes behind the Ethernet header, puts `headers` bytes for new ones before them, and ends
     /// segmentation: what an ICMP error needs.
@@ -126,7 +110,7 @@ pub trait Context: Frame + Copy {
     fn send_disowned(&self, ifindex: u32) -> Option<i32>;
 
     /// The interface by which the kernel itself would reach a host; `None` if it knows no way, or the hook cannot ask.
-    fn way(&self, question: &Question) -> Option<u32>;
+    fn way(&self, question: &Question<'_>) -> Option<u32>;
 
     /// Sends an encapsulated frame out of an interface, for the kernel to find the next hop's MAC.
     fn send_to_neighbour(&self, ifindex: u32) -> i32;
@@ -134,13 +118,13 @@ pub trait Context: Frame + Copy {
 
 /// What the kernel is asked for a way by.
 #[derive(Clone, Copy)]
-pub struct Question {
+pub struct Question<'a> {
     /// An interface with forwarding on, to ask as; 0 for none. The agent's relay device is one.
     pub asking: u32,
-    /// Our tunnel endpoint, as in memory.
-    pub source: u32,
-    /// The remote host, as in memory.
-    pub destination: u32,
+    /// The frame's headers, with our tunnel endpoint and the remote host.
+    pub headers: &'a Tunnel,
+    /// Whether they are IPv6 addresses.
+    pub over_v6: bool,
     /// Whether a next hop that is not resolved will do: the kernel then resolves it, and holds frames meanwhile.
     pub unresolved: bool,
     /// The interface to take where the kernel does not say; 0 for none.

@@ -2,9 +2,9 @@
 
 use aya_ebpf::{
     bindings::{
-        __sk_buff, BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
-        BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_RECOMPUTE_CSUM,
-        BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, TC_ACT_OK, TC_ACT_SHOT,
+        __sk_buff, BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6,
+        BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_INGRESS, BPF_F_MARK_MANGLED_0,
+        BPF_F_RECOMPUTE_CSUM, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, TC_ACT_OK, TC_ACT_SHOT,
         bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_fib_lookup as bpf_fib_lookup_parameters,
     },
     bpf_f_adj_room_encap_l2,
@@ -15,14 +15,12 @@ use aya_ebpf::{
     programs::TcContext,
 };
 
-use super::{Context, Question, Refused, Tunnel, checked};
-use crate::headers::{Frame, HEADERS, Window, ethernet::ethertype, vxlan};
+use super::{Context, Question, Refused, checked};
+use crate::headers::{Frame, HEADERS, Tunnel, Window, ethernet::ethertype, vxlan};
 
-/// `AF_INET`
+/// `AF_INET` and `AF_INET6`
 const AF_INET: u8 = 2;
-
-/// Bytes that encapsulation puts in front of a frame.
-const TUNNEL: i32 = vxlan::LEN as i32;
+const AF_INET6: u8 = 10;
 
 /// Bytes of the field that an update of a checksum is for, as a flag of `bpf_l4_csum_replace`.
 const CHECKSUM_OF_TWO_BYTES: u64 = 2;
@@ -77,6 +75,30 @@ impl Tc {
     pub fn clear_mark(&self) {
         // SAFETY: the context is the kernel's.
         unsafe { (*self.0).mark = 0 };
+    }
+
+    /// Makes room for a tunnel's headers, of which `layer` says the IP version, as a flag of `bpf_skb_adjust_room`.
+    #[inline(always)]
+    fn grow(&self, bytes: usize, layer: u64) -> Result<(), Refused> {
+        /// The inner Ethernet header alone: with VXLAN's header counted in, the kernel cuts large frames wrongly. The
+        /// last flag keeps the guest's segment size, without which the kernel would lower it unseen.
+        const FLAGS: u64 = BPF_F_ADJ_ROOM_ENCAP_L4_UDP as u64
+            | BPF_F_ADJ_ROOM_ENCAP_L2_ETH as u64
+            | BPF_F_ADJ_ROOM_FIXED_GSO as u64
+            | bpf_f_adj_room_encap_l2(14);
+        // SAFETY: the context is the kernel's.
+        let result = unsafe { bpf_skb_adjust_room(self.0, bytes as i32, BPF_ADJ_ROOM_MAC, FLAGS | layer) };
+        if result == 0 { Ok(()) } else { Err(Refused) }
+    }
+
+    /// Adds a VLAN tag, unless it is 0.
+    #[inline(always)]
+    fn tag(&self, vlan: u16) -> Result<(), Refused> {
+        // SAFETY: the context is the kernel's.
+        if vlan != 0 && unsafe { bpf_skb_vlan_push(self.0, ethertype::VLAN.to_be(), vlan) } != 0 {
+            return Err(Refused);
+        }
+        Ok(())
     }
 
     /// Replaces bytes of the frame, under `flags` of `bpf_skb_store_bytes`.
@@ -155,45 +177,45 @@ impl Context for Tc {
     }
 
     #[inline(always)]
-    fn encapsulate(&self, headers: &Tunnel, vlan: u16) -> Result<(), Refused> {
-        /// The inner Ethernet header alone: with VXLAN's header counted in, the kernel cuts large frames wrongly. The
-        /// last flag keeps the guest's segment size, without which the kernel would lower it unseen.
-        const FLAGS: u64 = BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 as u64
-            | BPF_F_ADJ_ROOM_ENCAP_L4_UDP as u64
-            | BPF_F_ADJ_ROOM_ENCAP_L2_ETH as u64
-            | BPF_F_ADJ_ROOM_FIXED_GSO as u64
-            | bpf_f_adj_room_encap_l2(14);
-        // SAFETY: the context is the kernel's.
-        if unsafe { bpf_skb_adjust_room(self.0, TUNNEL, BPF_ADJ_ROOM_MAC, FLAGS) } != 0 {
-            return Err(Refused);
-        }
-        self.store_with::<64>(0, core::ptr::from_ref(&headers.destination).cast(), 0)?;
-        // SAFETY: the context is the kernel's.
-        if vlan != 0 && unsafe { bpf_skb_vlan_push(self.0, ethertype::VLAN.to_be(), vlan) } != 0 {
-            return Err(Refused);
-        }
-        Ok(())
+    fn encapsulate_v4(&self, headers: &Tunnel, vlan: u16) -> Result<(), Refused> {
+        self.grow(vxlan::LEN_V4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4.into())?;
+        let start = headers.words[Tunnel::V4..].as_ptr();
+        // SAFETY: the frame begins in the second half of that word.
+        let start = unsafe { start.cast::<u8>().add(2) };
+        self.store_with::<{ Tunnel::BYTES_V4 }>(0, start, 0)?;
+        self.tag(vlan)
     }
 
     #[inline(always)]
-    fn decapsulate(&self) -> Result<(), Refused> {
+    fn encapsulate_v6(&self, headers: &Tunnel, vlan: u16) -> Result<(), Refused> {
+        self.grow(vxlan::LEN_V6, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6.into())?;
+        let start = headers.words[Tunnel::V6..].as_ptr();
+        // SAFETY: likewise.
+        let start = unsafe { start.cast::<u8>().add(2) };
+        self.store_with::<{ Tunnel::BYTES_V6 }>(0, start, 0)?;
+        self.tag(vlan)
+    }
+
+    #[inline(always)]
+    fn decapsulate(&self, _: usize) -> Result<(), Refused> {
         // The kernel has done it.
         Ok(())
     }
 
     #[inline(always)]
-    fn readdress(&self, old: [u8; 2], new: [u8; 2], checksum: u16) -> Result<(), Refused> {
+    fn readdress(&self, udp: usize, old: [u8; 2], new: [u8; 2], checksum: u16) -> Result<(), Refused> {
+        let port = udp + vxlan::PORT_OFFSET;
         // Where a device has summed up the whole frame, that sum must stay true: without a checksum in the header it
         // changes with the port, with one the two changes cancel each other out.
         if checksum == 0 {
-            return self.store_with::<2>(vxlan::PORT_OFFSET, new.as_ptr(), BPF_F_RECOMPUTE_CSUM.into());
+            return self.store_with::<2>(port, new.as_ptr(), BPF_F_RECOMPUTE_CSUM.into());
         }
-        self.store(vxlan::PORT_OFFSET, &new)?;
+        self.store(port, &new)?;
         let flags = u64::from(BPF_F_MARK_MANGLED_0) | CHECKSUM_OF_TWO_BYTES;
         let (old, new) = (u16::from_ne_bytes(old).into(), u16::from_ne_bytes(new).into());
+        let at = (udp + vxlan::CHECKSUM_OFFSET) as u32;
         // SAFETY: the context is the kernel's.
-        if unsafe { bpf_l4_csum_replace(self.0.cast(), vxlan::CHECKSUM_OFFSET as u32, old, new, flags) } == 0
-        {
+        if unsafe { bpf_l4_csum_replace(self.0.cast(), at, old, new, flags) } == 0 {
             Ok(())
         } else {
             Err(Refused)
@@ -247,7 +269,7 @@ impl Context for Tc {
     }
 
     #[inline(always)]
-    fn way(&self, question: &Question) -> Option<u32> {
+    fn way(&self, question: &Question<'_>) -> Option<u32> {
         let ifindex = match route(self, question) {
             Some((ifindex, resolved)) if resolved || question.unresolved => ifindex,
             Some(_) => 0,
@@ -265,16 +287,24 @@ impl Context for Tc {
 
 /// The interface of the kernel's route, and whether the next hop there is resolved; `None` if the kernel does not say.
 #[inline(always)]
-fn route(packet: &Tc, question: &Question) -> Option<(u32, bool)> {
+fn route(packet: &Tc, question: &Question<'_>) -> Option<(u32, bool)> {
     if question.asking == 0 {
         return None;
     }
     // SAFETY: all bits are a value, and what is not set below stays zero, as the kernel wants it.
     let mut parameters: bpf_fib_lookup_parameters = unsafe { core::mem::zeroed() };
-    parameters.family = AF_INET;
     parameters.ifindex = question.asking;
-    parameters.__bindgen_anon_3.ipv4_src = question.source;
-    parameters.__bindgen_anon_4.ipv4_dst = question.destination;
+    if question.over_v6 {
+        let [source, destination] = question.headers.addresses_v6();
+        parameters.family = AF_INET6;
+        parameters.__bindgen_anon_3.ipv6_src = source;
+        parameters.__bindgen_anon_4.ipv6_dst = destination;
+    } else {
+        let [source, destination] = question.headers.addresses_v4();
+        parameters.family = AF_INET;
+        parameters.__bindgen_anon_3.ipv4_src = source;
+        parameters.__bindgen_anon_4.ipv4_dst = destination;
+    }
     let size = size_of::<bpf_fib_lookup_parameters>() as i32;
     // SAFETY: the context is the kernel's, and the parameters are as long as is said.
     let answer = unsafe { bpf_fib_lookup(packet.0.cast(), &raw mut parameters, size, 0) };

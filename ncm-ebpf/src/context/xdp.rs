@@ -6,14 +6,11 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 
-use super::{Context, Question, Refused, Tunnel, checked, pointer};
+use super::{Context, Question, Refused, checked, pointer};
 use crate::{
-    headers::{Frame, Window, checksum, vxlan},
+    headers::{Frame, Tunnel, Window, checksum, vxlan},
     tables::DEVICES,
 };
-
-/// Bytes that encapsulation puts in front of a frame.
-const TUNNEL: i32 = vxlan::LEN as i32;
 
 /// Bytes of a VLAN tag.
 const TAG: i32 = 4;
@@ -101,32 +98,46 @@ impl Context for Xdp {
     }
 
     #[inline(always)]
-    fn encapsulate(&self, headers: &Tunnel, vlan: u16) -> Result<(), Refused> {
+    fn encapsulate_v4(&self, headers: &Tunnel, vlan: u16) -> Result<(), Refused> {
+        const ROOM: i32 = vxlan::LEN_V4 as i32;
+        const TAGGED: usize = Tunnel::BYTES_V4 + TAG as usize;
         if vlan == 0 {
-            self.move_head(-TUNNEL)?;
-            let start = self.writable::<64>(0)?;
-            write::words::<0>(start, headers);
+            self.move_head(-ROOM)?;
+            write::over_v4(self.writable::<{ Tunnel::BYTES_V4 }>(0)?, headers);
         } else {
-            self.move_head(-(TUNNEL + TAG))?;
-            let start = self.writable::<68>(0)?;
-            write::words::<4>(start, headers);
-            write::tag(start, vlan);
+            self.move_head(-(ROOM + TAG))?;
+            write::over_v4_tagged(self.writable::<TAGGED>(0)?, headers, vlan);
         }
         Ok(())
     }
 
     #[inline(always)]
-    fn decapsulate(&self) -> Result<(), Refused> {
-        self.move_head(TUNNEL)
+    fn encapsulate_v6(&self, headers: &Tunnel, vlan: u16) -> Result<(), Refused> {
+        const ROOM: i32 = vxlan::LEN_V6 as i32;
+        const TAGGED: usize = Tunnel::BYTES_V6 + TAG as usize;
+        if vlan == 0 {
+            self.move_head(-ROOM)?;
+            write::over_v6(self.writable::<{ Tunnel::BYTES_V6 }>(0)?, headers);
+        } else {
+            self.move_head(-(ROOM + TAG))?;
+            write::over_v6_tagged(self.writable::<TAGGED>(0)?, headers, vlan);
+        }
+        Ok(())
     }
 
     #[inline(always)]
-    fn readdress(&self, old: [u8; 2], new: [u8; 2], checksum: u16) -> Result<(), Refused> {
-        self.store(vxlan::PORT_OFFSET, &new)?;
+    fn decapsulate(&self, bytes: usize) -> Result<(), Refused> {
+        self.move_head(bytes as i32)
+    }
+
+    #[inline(always)]
+    fn readdress(&self, udp: usize, old: [u8; 2], new: [u8; 2], checksum: u16) -> Result<(), Refused> {
+        self.store(udp + vxlan::PORT_OFFSET, &new)?;
         if checksum != 0 {
             let sum = checksum::update(checksum, u16::from_ne_bytes(old), u16::from_ne_bytes(new));
             // 0 would mean that there is none (RFC 768); its other form in ones' complement is the same sum.
-            self.store(vxlan::CHECKSUM_OFFSET, &(if sum == 0 { u16::MAX } else { sum }).to_ne_bytes())?;
+            let sum = if sum == 0 { u16::MAX } else { sum };
+            self.store(udp + vxlan::CHECKSUM_OFFSET, &sum.to_ne_bytes())?;
         }
         Ok(())
     }
@@ -161,7 +172,7 @@ impl Context for Xdp {
     }
 
     #[inline(always)]
-    fn way(&self, _: &Question) -> Option<u32> {
+    fn way(&self, _: &Question<'_>) -> Option<u32> {
         // XDP programs pass such packets up to tc.
         None
     }
@@ -199,65 +210,53 @@ mod write {
         }
     }
 
-    /// Both outer MACs.
+    /// Stores the frame's headers, which start in word `$first` of the tunnel's, with what is behind the MACs `$shift` bytes (0 or 4)
+    /// further.
+    macro_rules! frame {
+        ($start:ident, $tunnel:ident, $first:literal, $shift:literal; $($index:literal)+) => {
+            let words = &$tunnel.words;
+            half::<0>($start, (words[$first] >> 16) as u16);
+            word::<2>($start, words[$first + 1]);
+            word::<6>($start, words[$first + 2]);
+            half::<10>($start, words[$first + 3] as u16);
+            half::<{ 12 + $shift }>($start, (words[$first + 3] >> 16) as u16);
+            $(word::<{ 4 * ($index - $first) - 2 + $shift }>($start, words[$index]);)+
+            half::<{ 4 * (21 - $first) - 2 + $shift }>($start, words[21] as u16);
+        };
+    }
+
+    /// A frame over IPv4.
     #[inline(always)]
-    fn macs(start: *mut u8, headers: &Tunnel) {
-        half::<0>(start, headers.destination[0]);
-        half::<2>(start, headers.destination[1]);
-        half::<4>(start, headers.destination[2]);
-        half::<6>(start, headers.source[0]);
-        half::<8>(start, headers.source[1]);
-        half::<10>(start, headers.source[2]);
+    pub(super) fn over_v4(start: *mut u8, headers: &Tunnel) {
+        frame!(start, headers, 5, 0; 9 10 11 12 13 14 15 16 17 18 19 20);
+    }
+
+    /// A frame over IPv4 with a VLAN tag.
+    #[inline(always)]
+    pub(super) fn over_v4_tagged(start: *mut u8, headers: &Tunnel, vlan: u16) {
+        frame!(start, headers, 5, 4; 9 10 11 12 13 14 15 16 17 18 19 20);
+        tag(start, vlan);
+    }
+
+    /// A frame over IPv6.
+    #[inline(always)]
+    pub(super) fn over_v6(start: *mut u8, headers: &Tunnel) {
+        frame!(start, headers, 0, 0; 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20);
+    }
+
+    /// A frame over IPv6 with a VLAN tag.
+    #[inline(always)]
+    pub(super) fn over_v6_tagged(start: *mut u8, headers: &Tunnel, vlan: u16) {
+        frame!(start, headers, 0, 4; 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20);
+        tag(start, vlan);
     }
 
     /// A VLAN tag behind the MACs.
     #[inline(always)]
-    pub(super) fn tag(start: *mut u8, vlan: u16) {
+    fn tag(start: *mut u8, vlan: u16) {
         half::<12>(start, ethertype::VLAN.to_be());
         half::<14>(start, vlan.to_be());
     }
 
-    macro_rules! place {
-        ($start:ident, $headers:ident, $shift:ident; $($index:literal)+) => {
-            $(place!(@ $start, $headers, $index, $shift);)+
-        };
-        (@ $start:ident, $headers:ident, $index:literal, $shift:ident) => {
-            if $shift == 0 {
-                word::<{ 14 + 4 * $index }>($start, $headers.headers[$index]);
-            } else {
-                word::<{ 18 + 4 * $index }>($start, $headers.headers[$index]);
-            }
-        };
-    }
-
-    /// The 64 bytes of headers, from the ethertype on `SHIFT` bytes (0 or 4) further.
-    #[inline(always)]
-    pub(super) fn words<const SHIFT: usize>(start: *mut u8, headers: &Tunnel) {
-        macs(start, headers);
-        if SHIFT == 0 {
-            half::<12>(start, headers.ethertype);
-        } else {
-            half::<16>(start, headers.ethertype);
-        }
-        place!(start, headers, SHIFT; 0 1 2 3 4 5 6 7 8);
-        let inner = [
-            headers.inner_destination[0],
-            headers.inner_destination[1],
-            headers.inner_destination[2],
-            headers.inner_source[0],
-            headers.inner_source[1],
-            headers.inner_source[2],
-            headers.inner_ethertype,
-        ];
-        macro_rules! inner {
-            ($($index:literal)+) => {$(
-                if SHIFT == 0 {
-                    half::<{ 50 + 2 * $index }>(start, inner[$index]);
-                } else {
-                    half::<{ 54 + 2 * $index }>(start, inner[$index]);
-                }
-            )+};
-        }
-        inner!(0 1 2 3 4 5 6);
-    }
+    const _: () = assert!(Tunnel::V4 == 5 && Tunnel::V6 == 0, "the words above");
 }

@@ -57,6 +57,13 @@ impl Mac {
         [u16::from_ne_bytes([low[0], low[1]]), u16::from_ne_bytes([low[2], low[3]]), self.high]
     }
 
+    /// The first four bytes and the last two, in memory order.
+    #[inline(always)]
+    #[must_use]
+    pub const fn parts(self) -> (u32, u16) {
+        (self.low, self.high)
+    }
+
     /// Whether the address is a group's (multicast or broadcast): the lowest bit of its first byte.
     #[inline(always)]
     #[must_use]
@@ -162,6 +169,13 @@ impl Address {
             u32::from_ne_bytes([b[8], b[9], b[10], b[11]]),
             u32::from_ne_bytes([b[12], b[13], b[14], b[15]]),
         ])
+    }
+
+    /// The address of these words, which are as in memory.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of(words: [u32; 4]) -> Self {
+        Self(words)
     }
 
     /// The IPv6 address at `A` of a window; `B`, `C` and `D` are 4, 8 and 12 more.

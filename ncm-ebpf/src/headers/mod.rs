@@ -12,11 +12,13 @@ pub mod ipv6;
 pub mod nd;
 pub mod packet;
 pub mod transport;
+pub mod tunnel;
 pub mod vxlan;
 mod window;
 
 pub use address::{Address, Ipv4Address, Mac};
 pub use packet::Packet;
+pub use tunnel::Tunnel;
 pub use window::{Frame, Window};
 
 /// How many bytes from the start of a frame hold all headers that most frames have: Ethernet 14, IPv4 with all its

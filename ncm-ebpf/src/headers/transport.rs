@@ -76,7 +76,8 @@ pub(super) fn read(frame: &(impl Frame + ?Sized), offset: usize, packet: &mut Pa
     Ok(())
 }
 
-/// ICMP and ICMPv6. An echo's identifier stands for the port of who asks.
+/// ICMP and ICMPv6. An echo's identifier stands for the port of who asks. An echo with a code other than 0 is a message like
+/// any other: were it of the flow of its identifier, a rule for type and code would let it through with that.
 #[inline(always)]
 fn echo(
     frame: &(impl Frame + ?Sized),
@@ -90,16 +91,18 @@ fn echo(
     if packet.payload_len() < UDP_LEN as u32 {
         return Err(fault);
     }
-    let kind = window.u8::<0>();
+    let (kind, code) = (window.u8::<0>(), window.u8::<1>());
     let [a, b] = window.raw16::<4>().to_ne_bytes();
-    if kind == request {
+    if code != 0 {
+        packet.class |= class::MESSAGE;
+    } else if kind == request {
         packet.ports = u32::from_ne_bytes([a, b, 0, 0]);
     } else if kind == reply {
         packet.ports = u32::from_ne_bytes([0, 0, a, b]);
     } else {
         packet.class |= class::MESSAGE;
     }
-    packet.icmp = [kind, window.u8::<1>()];
+    packet.icmp = [kind, code];
     packet.checksum = window.raw16::<2>();
     Ok(())
 }
@@ -146,6 +149,8 @@ mod tests {
         let error = parse(1, 0, [3, 4, 0, 0, 0x12, 0x34, 0, 1]).unwrap();
         assert_eq!((error.ports, error.class, error.icmp), (0, class::MESSAGE, [3, 4]));
         assert!(error.is_icmp_error());
+        let coded = parse(1, 0, [8, 1, 0, 0, 0x12, 0x34, 0, 1]).unwrap();
+        assert_eq!((coded.ports, coded.class, coded.icmp), (0, class::MESSAGE, [8, 1]), "of no flow");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use ncm_common::{
 
 use super::{Ended, Step, admit::Sender, by_ip, encapsulate::encapsulate, flow, open, port, settle, subnet};
 use crate::{
-    context::{Context, Refused, Tunnel},
+    context::{Context, Refused},
     count::{count, received},
     headers::{Mac, Packet, ethernet},
     scratch::{Scratch, Side, VALID, forget},
@@ -30,9 +30,7 @@ pub fn deliver<C: Context>(
     };
     // All that is needed of the flow, before anything else is done: in which table it is does not matter from here on.
     let (flags, target, generation) = (flow.flags, flow.target, flow.target_generation);
-    scratch.tunnel.inner_destination = Mac::new(&flow.to_mac).words();
-    scratch.tunnel.inner_source = Mac::new(&flow.from_mac).words();
-    scratch.tunnel.headers[8] = (flow.vni << 8).to_be();
+    scratch.tunnel.set_inner(Mac::new(&flow.to_mac), Mac::new(&flow.from_mac), flow.vni);
     let scratch = forget(scratch);
     let routed = flags & flow_flags::ROUTED != 0;
     if routed && scratch.packet.ttl <= 1 {
@@ -55,7 +53,7 @@ pub fn deliver<C: Context>(
     }
     receive(sender, target, to, &scratch.packet, &mut scratch.there)?;
     if routed {
-        rewrite_macs(packet, &scratch.tunnel)?;
+        packet.store(0, &scratch.tunnel.inner_macs())?;
         lower_ttl(packet, &scratch.packet)?;
     }
     let action = packet.send(to.ifindex).ok_or(DropReason::NoDevice)?;
@@ -104,15 +102,6 @@ fn begin(sender: Sender, to: &Port, packet: &Packet, side: &mut Side) -> u32 {
 #[inline(always)]
 pub fn fits(segment_size: u32, bytes: u32, mtu: u16) -> bool {
     segment_size != 0 || mtu == 0 || bytes <= u32::from(mtu) + ethernet::LEN as u32
-}
-
-/// Replaces both MACs.
-#[inline(always)]
-fn rewrite_macs<C: Context>(packet: C, tunnel: &Tunnel) -> Result<(), Refused> {
-    let (to, from) = (tunnel.inner_destination, tunnel.inner_source);
-    let [[a, b], [c, d], [e, f]] = [to[0].to_ne_bytes(), to[1].to_ne_bytes(), to[2].to_ne_bytes()];
-    let [[g, h], [i, j], [k, l]] = [from[0].to_ne_bytes(), from[1].to_ne_bytes(), from[2].to_ne_bytes()];
-    packet.store(0, &[a, b, c, d, e, f, g, h, i, j, k, l])
 }
 
 /// Lowers the TTL or hop limit by one, with the IPv4 header's checksum.

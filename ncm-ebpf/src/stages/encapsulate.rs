@@ -10,11 +10,12 @@ use ncm_common::{
 
 use super::{Ended, Step, deliver::lower_ttl};
 use crate::{
-    context::{Context, Question, Tunnel},
+    context::{Context, Question, Refused},
     count::count,
     headers::{
-        Mac, Packet, checksum,
+        Mac, Packet, Tunnel,
         ethernet::{self, ethertype},
+        tunnel::{OUTER_V4, OUTER_V6},
     },
     tables::{HEARTBEAT, HOSTS, NEXT_HOP_GROUPS, NODE},
 };
@@ -22,15 +23,8 @@ use crate::{
 /// How old the agent's heartbeat may be, in nanoseconds, before the kernel's tables are trusted rather than the agent's.
 const HEARTBEAT_AGE: u64 = 3_000_000_000;
 
-/// Bytes of IPv4, UDP and VXLAN in front of the inner frame.
-const OUTER: u32 = 20 + 8 + 8;
-
 /// The least MTU that is reported.
 const LEAST: u32 = 68;
-
-/// The first UDP source port, and the mask of what the flow's hash adds to it: 49152 to 65535 (RFC 7348, section 5).
-const FIRST_PORT: u16 = 49_152;
-const PORT_MASK: u32 = 0x3fff;
 
 /// Sends a packet to the host that its flow names; the flow's MACs and VNI are in `tunnel` already. What does not fit ends with the largest packet that would.
 #[inline(always)]
@@ -43,24 +37,22 @@ pub fn encapsulate<C: Context>(
 ) -> Step<i32> {
     let template = template(target, generation)?;
     let bytes = packet.length();
-    fits(&packet, whole, template.mtu)?;
+    fits(&packet, whole, template)?;
     let hash = whole.flow_hash();
     let fresh = is_fresh();
     let (next, ifindex) = next_hop(template.group, hash, fresh);
     if C::PASSES_UP && next.is_none_or(|next| next.flags & next_hop_flags::XDP_TARGET == 0) {
         return Err(Ended::PASS_UP);
     }
-    outer(tunnel, template, bytes, hash);
-    tunnel.inner_ethertype =
-        if whole.family == 4 { ethertype::IPV4.to_be() } else { ethertype::IPV6.to_be() };
+    tunnel.set_outer(template, bytes, hash);
+    tunnel.set_inner_ethertype(if whole.family == 4 { ethertype::IPV4 } else { ethertype::IPV6 });
+    let over_v6 = template.headers_len == OUTER_V6;
     if routed {
         lower_ttl(packet, whole)?;
     }
     let action = match next {
         Some(next) => {
-            tunnel.destination = Mac::new(&next.destination).words();
-            tunnel.source = Mac::new(&next.source).words();
-            packet.encapsulate(tunnel, next.vlan)?;
+            wrap(packet, tunnel, over_v6, next)?;
             let sent = if next.flags & next_hop_flags::VETH == 0 {
                 packet.send(next.ifindex)
             } else {
@@ -69,16 +61,11 @@ pub fn encapsulate<C: Context>(
             sent.ok_or(DropReason::NoDevice)?
         }
         None => {
-            let ifindex = kernels_way(
-                packet,
-                tunnel.headers[3],
-                tunnel.headers[4],
-                if fresh { FRESH } else { ifindex },
-            );
+            let ifindex = kernels_way(packet, tunnel, over_v6, if fresh { FRESH } else { ifindex });
             if ifindex == 0 {
                 return Err(DropReason::NextHopUnresolved.into());
             }
-            packet.encapsulate(tunnel, 0)?;
+            wrap(packet, tunnel, over_v6, &UNKNOWN)?;
             count(PathCounter::KernelResolved, bytes);
             packet.send_to_neighbour(ifindex)
         }
@@ -88,19 +75,35 @@ pub fn encapsulate<C: Context>(
     Ok(action)
 }
 
+/// Puts the packet into its outer headers, for that next hop.
+#[inline(always)]
+fn wrap<C: Context>(packet: C, tunnel: &mut Tunnel, over_v6: bool, next: &NextHop) -> Result<(), Refused> {
+    let (to, from) = (Mac::new(&next.destination), Mac::new(&next.source));
+    if over_v6 {
+        tunnel.set_link_v6(to, from);
+        packet.encapsulate_v6(tunnel, next.vlan)
+    } else {
+        tunnel.set_link_v4(to, from);
+        packet.encapsulate_v4(tunnel, next.vlan)
+    }
+}
+
+/// The next hop that the kernel is to find.
+const UNKNOWN: NextHop = NextHop { ifindex: 0, destination: [0; 6], source: [0; 6], vlan: 0, flags: 0 };
+
 /// Stands for the interface of the last way where the agent is there to know it.
 const FRESH: u32 = u32::MAX;
 
 /// The interface by which the kernel itself would reach a host, or 0. `last` is the one by which the way was known last. Apart
 /// from the straight path, for the sake of its stack.
 #[inline(never)]
-fn kernels_way<C: Context>(packet: C, source: u32, destination: u32, last: u32) -> u32 {
+fn kernels_way<C: Context>(packet: C, headers: &Tunnel, over_v6: bool, last: u32) -> u32 {
     let Some(node) = NODE.get(&0) else { return 0 };
     let question = Question {
         // As which interface the kernel is asked.
         asking: node.relay_ifindex,
-        source,
-        destination,
+        headers,
+        over_v6,
         // The agent resolves next hops as long as it is there; without it, the kernel does.
         unresolved: last != FRESH,
         otherwise: if last == FRESH { 0 } else { last },
@@ -117,7 +120,7 @@ fn template(index: u32, generation: u32) -> Step<&'static TemplateHalf> {
         return Err(DropReason::StaleIndex.into());
     }
     let template = if active(&host.active) == 0 { &host.halves[0] } else { &host.halves[1] };
-    if u32::from(template.headers_len) == OUTER {
+    if matches!(template.headers_len, OUTER_V4 | OUTER_V6) {
         Ok(template)
     } else {
         Err(DropReason::NextHopUnresolved.into())
@@ -163,62 +166,23 @@ pub fn is_fresh() -> bool {
 /// Whether tunnel frames may leave by an interface.
 #[inline(always)]
 fn is_uplink(node: &Node, ifindex: u32) -> bool {
-    let [a, b, c, d, e, f, g, h] = node.uplinks;
-    let one = |uplink| uplink == ifindex;
-    one(a) || one(b) || one(c) || one(d) || one(e) || one(f) || one(g) || one(h)
+    node.uplinks.iter().fold(false, |found, uplink| found | (uplink.ifindex == ifindex))
 }
 
-/// Refuses what is too large for the path: an IP packet of `mtu` bytes has to carry the frame, or each of its segments.
+/// Refuses what is too large for the path: an IP packet of its MTU has to carry the frame, or each of its segments.
 #[inline(always)]
-fn fits<C: Context>(packet: &C, whole: &Packet, mtu: u16) -> Step<()> {
+fn fits<C: Context>(packet: &C, whole: &Packet, template: &TemplateHalf) -> Step<()> {
+    let (mtu, outer) = (u32::from(template.mtu), u32::from(template.headers_len));
     let segment = packet.segment_size();
     let frame = if segment == 0 {
         packet.length()
     } else {
         ethernet::LEN as u32 + whole.transport + u32::from(whole.header_len) + segment
     };
-    if mtu != 0 && frame + OUTER > u32::from(mtu) {
+    if mtu != 0 && frame + outer > mtu {
         // At the least what IPv4 promises (RFC 791): 0 would say nothing.
-        let fits = u32::from(mtu).saturating_sub(OUTER + ethernet::LEN as u32);
+        let fits = mtu.saturating_sub(outer + ethernet::LEN as u32);
         return Err(Ended::too_big(if fits < LEAST { LEAST } else { fits }));
     }
     Ok(())
-}
-
-/// The template's headers with what is different for each packet: lengths, checksum, source port and VNI.
-#[inline(always)]
-fn outer(tunnel: &mut Tunnel, template: &TemplateHalf, bytes: u32, hash: u32) {
-    let headers = &mut tunnel.headers;
-    macro_rules! copy {
-        ($($index:literal)+) => {$(
-            headers[$index] = u32::from_ne_bytes([
-                template.headers[4 * $index],
-                template.headers[4 * $index + 1],
-                template.headers[4 * $index + 2],
-                template.headers[4 * $index + 3],
-            ]);
-        )+};
-    }
-    copy!(0 1 2 3 4 5 6 7);
-    // A frame to be segmented may be longer than the field can say; the kernel writes the true lengths of the segments.
-    let total = if bytes + OUTER > 0xffff { 0xffff } else { (bytes + OUTER) as u16 };
-    let port = FIRST_PORT + (hash & PORT_MASK) as u16;
-    headers[0] = low(headers[0]) | high(total);
-    headers[2] =
-        low(headers[2]) | (u32::from(checksum::update((headers[2] >> 16) as u16, 0, total.to_be())) << 16);
-    headers[5] = (headers[5] & 0xffff_0000) | u32::from(port.to_be());
-    headers[6] = (headers[6] & 0xffff_0000) | u32::from(total.wrapping_sub(20).to_be());
-    tunnel.ethertype = ethertype::IPV4.to_be();
-}
-
-/// The first two bytes of a word.
-#[inline(always)]
-const fn low(word: u32) -> u32 {
-    word & 0xffff
-}
-
-/// A number in network order as the last two bytes of a word.
-#[inline(always)]
-const fn high(number: u16) -> u32 {
-    (number.to_be() as u32) << 16
 }

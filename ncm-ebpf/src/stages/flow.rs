@@ -1,5 +1,7 @@
 //! The flow of a packet: conntrack and forwarding cache in one. A hit is the whole decision.
 
+use core::mem::offset_of;
+
 use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use ncm_common::tables::{Flow, FlowKey, Port, flow_flags, flow_kinds, flow_state, ticks};
 
@@ -15,26 +17,48 @@ const LAG: i32 = 7;
 /// Time, in ticks.
 #[inline(always)]
 pub fn now() -> u32 {
+    ticks(clock())
+}
+
+/// Nanoseconds of `CLOCK_MONOTONIC`, as of the kernel's last tick.
+#[inline(always)]
+pub fn clock() -> u64 {
     // SAFETY: the helper only reads the clock.
-    ticks(unsafe { bpf_ktime_get_coarse_ns() })
+    unsafe { bpf_ktime_get_coarse_ns() }
 }
 
 /// The key of a packet's flow at the port of that index: of a packet from its guest, or to it.
 #[inline(always)]
 pub fn key(packet: &Packet, port: u32, to_guest: bool, key: &mut FlowKey) {
-    let ports = if to_guest { packet.ports.rotate_left(16) } else { packet.ports };
-    let [a, b, c, d] = ports.to_ne_bytes();
-    let (local, remote) =
-        if to_guest { (packet.destination, packet.source) } else { (packet.source, packet.destination) };
-    key.port = port;
-    key.local = local.bytes();
-    key.remote = remote.bytes();
-    key.local_port = [a, b];
-    key.remote_port = [c, d];
-    key.protocol = packet.protocol;
-    key.kind = flow_kinds::FLOW;
-    key.reserved = [0; 2];
+    let (local, remote, ports) = if to_guest {
+        (packet.destination.words(), packet.source.words(), packet.ports.rotate_left(16))
+    } else {
+        (packet.source.words(), packet.destination.words(), packet.ports)
+    };
+    let last = u32::from_ne_bytes([packet.protocol, flow_kinds::FLOW, 0, 0]);
+    let words: *mut u32 = core::ptr::from_mut(key).cast();
+    // Word by word: the compiler's own way would be byte by byte, which the look-up, reading words, would have to wait for.
+    macro_rules! write {
+        ($($at:literal: $word:expr,)+) => {$(
+            // SAFETY: the words are the key's, as asserted below.
+            unsafe { words.add($at).write($word) };
+        )+};
+    }
+    write! {
+        0: port,
+        1: local[0], 2: local[1], 3: local[2], 4: local[3],
+        5: remote[0], 6: remote[1], 7: remote[2], 8: remote[3],
+        9: ports,
+        10: last,
+    }
 }
+
+const _: () = {
+    assert!(size_of::<FlowKey>() == 11 * 4 && align_of::<FlowKey>() == 4);
+    assert!(offset_of!(FlowKey, local) == 4 && offset_of!(FlowKey, remote) == 20);
+    assert!(offset_of!(FlowKey, local_port) == 36 && offset_of!(FlowKey, remote_port) == 38);
+    assert!(offset_of!(FlowKey, protocol) == 40 && offset_of!(FlowKey, kind) == 41);
+};
 
 /// The entry of a flow: established, or among its port's half-open ones.
 #[inline(always)]

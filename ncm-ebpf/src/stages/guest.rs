@@ -26,8 +26,8 @@ pub const PAYLOAD: usize = ethernet::LEN;
 #[inline(always)]
 pub fn run<C: Context>(packet: C) -> i32 {
     let bytes = packet.length();
-    let mut from = 0;
-    let ended = match forward(packet, &mut from) {
+    let (mut from, mut at) = (0, 0);
+    let ended = match forward(packet, &mut from, &mut at) {
         Ok(ended) | Err(ended) => ended,
     };
     if ended == Ended::PASS_UP {
@@ -37,7 +37,7 @@ pub fn run<C: Context>(packet: C) -> i32 {
     let action = match ended.action() {
         Some(action) => action,
         None => {
-            drop(packet, from, ended.0, bytes);
+            drop(packet, at, ended.0, bytes);
             C::DROP
         }
     };
@@ -45,20 +45,24 @@ pub fn run<C: Context>(packet: C) -> i32 {
     action
 }
 
-/// Forwards, answers or refuses a frame; `from` becomes the index of the port that it came from.
+/// Forwards, answers or refuses a frame; `from` becomes the index of the port that it came from, and `at` that of the port where
+/// a drop counts: the other guest's if the frame got as far as its policy.
 #[inline(always)]
-fn forward<C: Context>(packet: C, from: &mut u32) -> Step<Ended> {
+fn forward<C: Context>(packet: C, from: &mut u32, at: &mut u32) -> Step<Ended> {
     let reference = PORT_BY_INTERFACE.get(&packet.interface()).ok_or(DropReason::UnknownPort)?;
     let port = port(reference.index, reference.generation)?;
     if !packet.is_linear() {
         return Err(Ended::PASS_UP);
     }
     *from = reference.index;
+    *at = reference.index;
     open(port)?;
     let sender = Sender { index: reference.index, port };
     let scratch = scratch().ok_or(DropReason::RewriteFailed)?;
+    scratch.there.key.port = sender.index;
     let step = follow(packet, sender, scratch);
     let ended = blur(step, scratch);
+    *at = forget(scratch).there.key.port;
     Ok(if ended.is_owed() { errors::owed(packet, sender, scratch, ended) } else { ended })
 }
 

@@ -1,6 +1,9 @@
 //! From the wire: which frames are ours, which of them are admitted, and to which guest they go.
 
-use aya_ebpf::{bindings::bpf_tunnel_key, helpers::bpf_skb_get_tunnel_key};
+use aya_ebpf::{
+    bindings::{BPF_F_TUNINFO_IPV6, bpf_tunnel_key},
+    helpers::bpf_skb_get_tunnel_key,
+};
 use aya_log_ebpf::trace;
 use ncm_common::{
     DVR_MAC_PREFIX,
@@ -15,6 +18,7 @@ use ncm_common::{
 use super::{
     Ended, Step, by_ip, by_mac,
     deliver::fits,
+    encapsulate::is_fresh,
     flow, fragment, open, port, refuse, related,
     route::{is_for_gateway, is_gateway},
     set, settle, subnet,
@@ -28,7 +32,7 @@ use crate::{
         ethernet::{self, Ethernet, ethertype},
         packet::{class, icmp, protocol},
         transport::{DHCP_CLIENT, DHCP_SERVER, DHCPV6_CLIENT, DHCPV6_SERVER},
-        vxlan::{self, Extent, Outer},
+        vxlan::{self, Endpoints, Extent, Outer},
     },
     scratch::{NONE, Scratch, VALID, scratch},
     tables::{NODE, ROUTES, SUBNET_PREFIXES, VNIS, VTEPS},
@@ -40,7 +44,12 @@ pub fn wire_xdp(packet: Xdp) -> i32 {
     let bytes = packet.length();
     let mut to = 0;
     let action = match claim(&packet) {
-        Ok(Some(claimed)) => take(packet, &claimed, &mut to),
+        Ok(Some(claimed)) if claimed.outer.is_over_v6() => {
+            take::<{ vxlan::LEN_V6 }, { vxlan::LEN_V6 + ethernet::LEN }>(packet, &claimed, &mut to)
+        }
+        Ok(Some(claimed)) => {
+            take::<{ vxlan::LEN_V4 }, { vxlan::LEN_V4 + ethernet::LEN }>(packet, &claimed, &mut to)
+        }
         Ok(None) => Ok(foreign::<Xdp>(bytes)),
         Err(reason) => Err(reason),
     };
@@ -100,17 +109,44 @@ struct Claimed {
 #[inline(always)]
 fn claim<C: Context>(packet: &C) -> Step<Option<Claimed>> {
     let Some(node) = NODE.get(&0) else { return Ok(None) };
-    let us = Ipv4Address::new(node.endpoint_v4);
-    if us == Ipv4Address::UNSPECIFIED {
+    let us = Endpoints { v4: &node.endpoint_v4, v6: &node.endpoint_v6, port: node.tunnel_port };
+    let Some(outer) = Outer::parse(packet, us).filter(|outer| is_for_interface(packet, node, outer.to))
+    else {
         return Ok(None);
-    }
-    let Some(outer) = Outer::parse(packet, us, node.tunnel_port) else { return Ok(None) };
-    let key = VtepKey { vni: outer.vni, ip: Address::v4(outer.source).bytes() };
+    };
+    let key = VtepKey { vni: outer.vni, ip: outer.source.bytes() };
     match VTEPS.get(&key) {
         Some(host) => Ok(Some(Claimed { node, outer, host })),
         None if VNIS.get(&outer.vni).is_some() => refuse(DropReason::UnknownVtep),
         None => Ok(None),
     }
+}
+
+/// Whether a frame was sent to the interface that it came in by. One that listens to everything hears others' frames too, of
+/// which their own hosts have the other copy.
+#[inline(always)]
+fn is_for_interface<C: Context>(packet: &C, node: &'static Node, to: Mac) -> bool {
+    let ifindex = packet.interface();
+    let uplink = &node.uplinks[(ifindex & 7) as usize];
+    if uplink.ifindex == ifindex && Mac::new(&uplink.mac) == to {
+        return true;
+    }
+    let (low, high) = to.parts();
+    is_for_stack(node, ifindex, low, high) != 0
+}
+
+/// Whether a MAC is that of any interface of the stack that an interface is part of. An interface that is not known takes
+/// everything, as does each while nobody is there to follow the changes of MACs.
+#[inline(never)]
+fn is_for_stack(node: &'static Node, ifindex: u32, low: u32, high: u16) -> u32 {
+    let stack = node
+        .uplinks
+        .iter()
+        .fold(0, |stack, uplink| stack | u32::from(uplink.stack) * u32::from(uplink.ifindex == ifindex));
+    let known = node.uplinks.iter().fold(false, |known, uplink| {
+        known | (u32::from(uplink.stack) == stack && Mac::new(&uplink.mac).parts() == (low, high))
+    });
+    u32::from(stack == 0 || known || !is_fresh())
 }
 
 /// Leaves the frame to the kernel to decapsulate, by sending it to the relay device's port.
@@ -122,16 +158,17 @@ fn relay<C: Context>(packet: C, claimed: &Claimed) -> Step<i32> {
     let bytes = packet.length();
     // On the tunnel's own port the kernel gathers frames (GRO) before this, and takes them as they are.
     if claimed.node.relay_port != claimed.node.tunnel_port {
-        packet.readdress(claimed.node.tunnel_port, claimed.node.relay_port, claimed.outer.checksum)?;
+        let (node, outer) = (claimed.node, &claimed.outer);
+        packet.readdress(outer.udp, node.tunnel_port, node.relay_port, outer.checksum)?;
     }
     count(PathCounter::Relayed, bytes);
     Ok(C::PASS)
 }
 
-/// Decapsulates the frame and hands it to its guest, or leaves that to the kernel where XDP cannot.
+/// Decapsulates the frame, of which `OUTER` bytes are in front of the inner frame and `INNER` in front of its payload, and hands
+/// it to its guest, or leaves that to the kernel where XDP cannot.
 #[inline(always)]
-fn take(packet: Xdp, claimed: &Claimed, to: &mut u32) -> Step<i32> {
-    const INNER: usize = vxlan::LEN + ethernet::LEN;
+fn take<const OUTER: usize, const INNER: usize>(packet: Xdp, claimed: &Claimed, to: &mut u32) -> Step<i32> {
     let scratch = scratch().ok_or(DropReason::RewriteFailed)?;
     match inner::<Xdp, INNER>(&packet, &mut scratch.packet) {
         // The headers may be in another buffer of a large frame, where only the kernel gets at them.
@@ -157,13 +194,13 @@ fn take(packet: Xdp, claimed: &Claimed, to: &mut u32) -> Step<i32> {
     }
     scratch.vni = claimed.outer.vni;
     scratch.host = claimed.host.index;
-    scratch.peer = Address::v4(claimed.outer.source);
+    scratch.peer = claimed.outer.source;
     let shown = receive::<Xdp, INNER>(packet, *to, guest, scratch)?;
-    let bytes = packet.length().wrapping_sub(vxlan::LEN as u32);
+    let bytes = packet.length().wrapping_sub(OUTER as u32);
     if !fits(0, bytes, guest.mtu) {
         return refuse(DropReason::TooBig);
     }
-    packet.decapsulate()?;
+    packet.decapsulate(OUTER)?;
     let action = hand_over(packet, guest, scratch.packet.from, shown)?;
     received(*to, bytes);
     count(PathCounter::DecapsulatedXdp, bytes);
@@ -175,18 +212,7 @@ fn take(packet: Xdp, claimed: &Claimed, to: &mut u32) -> Step<i32> {
 #[inline(always)]
 fn decapsulated(packet: Tc, to: &mut u32) -> Step<i32> {
     let scratch = scratch().ok_or(DropReason::RewriteFailed)?;
-    // SAFETY: all bits are a value.
-    let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
-    // SAFETY: the context is the kernel's, and the key is as long as is said.
-    if unsafe { bpf_skb_get_tunnel_key(packet.skb(), &raw mut key, size_of::<bpf_tunnel_key>() as u32, 0) }
-        != 0
-    {
-        return refuse(DropReason::UnknownVtep);
-    }
-    // SAFETY: without the flag for IPv6, the helper fills in an IPv4 address, in host order.
-    let from = Ipv4Address::new(unsafe { key.__bindgen_anon_1.remote_ipv4 }.to_be_bytes());
-    scratch.vni = key.tunnel_id;
-    scratch.peer = Address::v4(from);
+    sender(packet, scratch)?;
     let of = VtepKey { vni: scratch.vni, ip: scratch.peer.bytes() };
     scratch.host = VTEPS.get(&of).ok_or(DropReason::UnknownVtep)?.index;
     inner::<Tc, { ethernet::LEN }>(&packet, &mut scratch.packet)?;
@@ -201,6 +227,35 @@ fn decapsulated(packet: Tc, to: &mut u32) -> Step<i32> {
     count(PathCounter::DecapsulatedRelay, bytes);
     trace!(packet, "vni {} to port {}: {} bytes", scratch.vni, *to, bytes);
     Ok(action)
+}
+
+/// Notes the VNI and the host that a frame came from, by the kernel's account.
+#[inline(always)]
+fn sender(packet: Tc, scratch: &mut Scratch) -> Step<()> {
+    let size = size_of::<bpf_tunnel_key>() as u32;
+    // SAFETY: all bits are a value.
+    let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
+    // SAFETY: the context is the kernel's, and the key is as long as is said.
+    let over_v4 = unsafe { bpf_skb_get_tunnel_key(packet.skb(), &raw mut key, size, 0) } == 0;
+    if over_v4 {
+        // SAFETY: without the flag for IPv6, the helper fills in an IPv4 address, in host order.
+        let from = Ipv4Address::new(unsafe { key.__bindgen_anon_1.remote_ipv4 }.to_be_bytes());
+        scratch.peer = Address::v4(from);
+    } else {
+        let flags = u64::from(BPF_F_TUNINFO_IPV6);
+        // SAFETY: likewise.
+        if unsafe { bpf_skb_get_tunnel_key(packet.skb(), &raw mut key, size, flags) } != 0 {
+            return refuse(DropReason::UnknownVtep);
+        }
+        // SAFETY: with the flag, it fills in an IPv6 address, as it is on the wire.
+        let [a, b, c, d] = unsafe { key.__bindgen_anon_1.remote_ipv6 };
+        scratch.peer = Address::of([a, b, c, d]);
+        if scratch.peer.is_v4() {
+            return refuse(DropReason::UnknownVtep);
+        }
+    }
+    scratch.vni = key.tunnel_id;
+    Ok(())
 }
 
 /// Reads the inner headers, of which the IP header is at `AT`; refuses what is cut short and what never crosses the tunnel.

@@ -180,7 +180,7 @@ impl Model {
         let host = if view.host_ip.is_empty() && complete {
             None
         } else {
-            Some(parse::unicast_ip(view.host_ip).ok_or_else(|| {
+            Some(parse::host_ip(view.host_ip).ok_or_else(|| {
                 Outcome::invalid(format!("host_ip_address \"{}\" is no host's IP address", view.host_ip))
             })?)
         };

@@ -75,6 +75,13 @@ pub(crate) fn unicast_ip(text: &str) -> Option<IpAddr> {
     ip(text).filter(|address| !address.is_unspecified() && !address.is_multicast() && !is_broadcast(*address))
 }
 
+/// An address that another host can be reached at: a link-local one leaves open on which link.
+pub(crate) fn host_ip(text: &str) -> Option<IpAddr> {
+    let is_of_link =
+        |address: &IpAddr| matches!(address, IpAddr::V6(address) if address.is_unicast_link_local());
+    unicast_ip(text).filter(|address| !is_of_link(address) && !address.is_loopback())
+}
+
 fn is_broadcast(address: IpAddr) -> bool {
     matches!(address, IpAddr::V4(address) if address.is_broadcast())
 }

@@ -118,6 +118,12 @@ impl Model {
         if let Some(failure) = self.failure_of(Handle::new(HandleKind::Group, slot)) {
             return failure;
         }
+        let held = self.policy.group(slot).and_then(|group| group.held.as_deref());
+        if let Some(cause) = held.and_then(|held| held.refused.as_deref()) {
+            return failure(format!(
+                "what was sent last is refused, and what was before is in force: {cause}"
+            ));
+        }
         match self.policy.group_refusal(slot) {
             Some(cause) => failure(format!("ports that it is in are closed: {cause}")),
             None => SUCCESS,

@@ -28,6 +28,8 @@ pub(crate) struct Held {
     pub(crate) vpc_id: String,
     pub(crate) name: String,
     pub(crate) rules: BTreeMap<RuleId, Rule>,
+    /// Why the state that came last was refused, if it was: what is held is from before.
+    pub(crate) refused: Option<Box<str>>,
 }
 
 impl Held {
@@ -166,6 +168,9 @@ impl Policy {
     pub(crate) fn edit(&mut self, id: &str, changes: Vec<Change>) -> Result<u32, String> {
         let slot = self.slot_of(id);
         let result = self.edit_slot(slot, changes);
+        if let Some(held) = self.held_mut(slot) {
+            held.refused = result.as_ref().err().map(|cause| cause.as_str().into());
+        }
         if result.is_err() {
             self.forget_if_unused(slot);
         }

@@ -185,6 +185,9 @@ pub(super) struct Node {
 /// This node's tunnel endpoint and address.
 pub(super) const HERE: &str = "192.168.0.1";
 
+/// Its tunnel endpoint over IPv6.
+pub(super) const HERE_V6: &str = "2001:db8::1";
+
 impl Node {
     pub(super) fn new() -> Self {
         Self::with(Settings::default())
@@ -192,7 +195,8 @@ impl Node {
 
     pub(super) fn with(settings: Settings) -> Self {
         let here: IpAddr = HERE.parse().unwrap();
-        let settings = Settings { addresses: vec![here], endpoints: vec![here], ..settings };
+        let endpoints = vec![here, HERE_V6.parse().unwrap()];
+        let settings = Settings { addresses: vec![here], endpoints, ..settings };
         Self { model: Model::new(settings, &Seed::default()), step: 1000, now: 1, ..Self::default() }
     }
 

@@ -1,6 +1,6 @@
 //! The answer to every condition of the contract's table of statuses.
 
-use super::kernel::{HERE, Node};
+use super::kernel::{HERE, HERE_V6, Node};
 use super::states::*;
 use crate::settings::{Limits, MissingGroup, Settings, Slots};
 use crate::wire::OperationStatus::{Failure, InvalidArg, OutOfOrder, Pending, Success};
@@ -454,6 +454,40 @@ fn a_neighbour_on_this_host_is_local_and_nothing_is_programmed() {
         "it moves to another host"
     );
     assert_eq!(node.kernel.endpoints_ip.len(), 1);
+    node.check();
+}
+
+#[test]
+fn a_hosts_address_may_be_of_either_version() {
+    let mut node = node();
+    let at = |host: &str| {
+        let mut neighbour = a_neighbour();
+        neighbour.host_ip_address = host.into();
+        empty().neighbour(UPDATE, neighbour)
+    };
+    let vteps = |node: &Node| -> Vec<String> {
+        node.kernel
+            .vteps
+            .keys()
+            .map(|key| std::net::Ipv6Addr::from(key.ip).to_canonical().to_string())
+            .collect()
+    };
+    let before = node.kernel.clone();
+    assert_eq!(status(&mut node, &at(HERE_V6)), Success);
+    assert_eq!(node.kernel, before, "it is this host");
+    for host in ["2001:db8::2", "192.168.0.2", "2001:db8::3"] {
+        assert_eq!(status(&mut node, &at(host)), Success);
+        assert_eq!(vteps(&node), [host]);
+        let hosts: Vec<String> = node.kernel.hosts.values().map(|(_, address)| address.to_string()).collect();
+        assert_eq!(hosts, [host]);
+        node.check();
+    }
+    // One and the same, written otherwise.
+    assert_eq!(status(&mut node, &at("::ffff:192.168.0.2")), Success);
+    assert_eq!(vteps(&node), ["192.168.0.2"]);
+    for host in ["fe80::1", "ff02::1", "::", "::1", "127.0.0.1", "2001:db8::2%eth0"] {
+        assert_eq!(status(&mut node, &at(host)), InvalidArg, "{host}");
+    }
     node.check();
 }
 

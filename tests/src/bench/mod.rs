@@ -1,11 +1,17 @@
 //! The benchmarks: each figure beside its reference, both measured in the same run on the same machine.
 
+mod connections;
+mod group;
 mod kernel;
+mod million;
 mod packets;
+mod paths;
 mod programs;
+mod requests;
 mod row;
 mod states;
 mod streams;
+mod turns;
 
 use anyhow::Result;
 
@@ -43,7 +49,15 @@ impl Plan {
 /// # Errors
 /// If something cannot be set up: the first such fault. What does not need it has been measured and handed over.
 pub fn run(plan: &Plan, mut done: impl FnMut(Row)) -> Result<()> {
-    let groups = [programs::measure, states::measure, streams::measure, packets::measure];
+    let groups = [
+        programs::measure,
+        paths::measure,
+        million::measure,
+        states::measure,
+        packets::measure,
+        connections::measure,
+        streams::measure,
+    ];
     let mut outcome = Ok(());
     for group in groups {
         outcome = outcome.and(group(plan, &mut done));

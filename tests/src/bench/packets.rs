@@ -5,24 +5,31 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use super::Plan;
-use super::kernel::{Pair, kernel, ours};
-use super::row::Row;
-use super::streams::in_turn;
+use super::kernel::{BRIDGE, CONNTRACK, Pair, kernel, ours, stateful};
+use super::row::{Bound, Row};
+use super::turns::in_turn;
 use crate::testbed::packets::{ethernet, ipv4, udp};
 use crate::testbed::{Generator, HostOptions, Namespace};
 
 pub(super) fn measure(plan: &Plan, done: &mut dyn FnMut(Row)) -> Result<()> {
-    for (guests, mode) in [("xdp", "\"xdp\""), ("tcx", "\"tc\"")] {
+    for (guests, mode, least) in [("xdp", "\"xdp\"", 5.0), ("tcx", "\"tc\"", 2.5)] {
         let name = format!("packets_64_bytes_guests_on_{guests}");
         if !plan.wants(&name) {
             continue;
         }
-        let options = HostOptions::default();
-        let pairs = [ours(options.clone().with("guest", "mode", mode), false)?, kernel(options, false)?];
+        let options = HostOptions::default;
+        let pairs = [
+            ours(options().with("guest", "mode", mode), false)?,
+            stateful(options(), false)?,
+            kernel(options(), false)?,
+        ];
         let time = Duration::from_secs(u64::from(plan.seconds())) / 4;
-        let [own, other] = in_turn(plan, &pairs, |pair| rate(pair, time))?;
-        let reference = "Linux bridge + vxlan, same generator";
-        done(Row::new(name, "packets/s", own, reference, other, None));
+        let values = in_turn(plan, &pairs, |pair| Ok([rate(pair, time)?]))?;
+        let ([own], [other], [bare]) = (values[0], values[1], values[2]);
+        let reference = |name: &str| format!("{name}, same generator");
+        let bound = Some(Bound::AtLeast(least));
+        done(Row::new(name.clone(), "packets/s", own, reference(CONNTRACK), other, bound));
+        done(Row::new(name + "_stateless", "packets/s", own, reference(BRIDGE), bare, None));
     }
     Ok(())
 }

@@ -1,74 +1,120 @@
-//! One TCP stream between guests on two hosts, and small requests over one: ours and the kernel's in turn.
+//! One TCP stream between guests on two hosts, and small requests over TCP and UDP: ours and the kernel's in turn.
 
-use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpStream};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::kernel::{Pair, kernel, ours};
+use super::Plan;
+use super::kernel::{BRIDGE, CONNTRACK, Pair, kernel, ours, stateful};
+use super::requests;
 use super::row::{Bound, Row};
-use super::{Plan, median};
+use super::turns::in_turn;
 use crate::testbed::HostOptions;
 
-/// Traffic is measured in so many times more and shorter rounds than the rest: its figures scatter more.
-const SHARE: usize = 3;
+/// A wire between the hosts, and how ours is configured for it.
+struct Wire {
+    name: &'static str,
+    /// It is like one between network cards.
+    nic: bool,
+    /// Ours is configured as `docs/operations.md` advises for a wire that is a veth and no network card: native XDP copies each
+    /// of its frames. What is measured against the budget on such a wire is that; with the defaults it is reported.
+    advised: bool,
+}
+
+const WIRES: [Wire; 3] = [
+    Wire { name: "nic", nic: true, advised: true },
+    Wire { name: "nic_defaults", nic: true, advised: false },
+    Wire { name: "virtual", nic: false, advised: false },
+];
+
+impl Wire {
+    fn options(&self) -> HostOptions {
+        let defaults = HostOptions { nic: self.nic, ..HostOptions::default() };
+        if !self.advised {
+            return defaults;
+        }
+        defaults.with("underlay", "mode", "\"tc\"").with("underlay", "relay_port", "4789")
+    }
+
+    /// Whether the rows have budgets.
+    fn counts(&self) -> bool {
+        self.advised || !self.nic
+    }
+
+    fn reference(&self, name: &str) -> String {
+        let ours = if self.advised { "; ours with mode = \"tc\", relay_port = 4789" } else { "" };
+        format!("{name}, same wire, same guests{ours}")
+    }
+}
+
+/// What a row's name says beyond the kind of figure; the rows against connection tracking say so.
+const STATEFUL: &str = "_conntrack";
 
 pub(super) fn measure(plan: &Plan, done: &mut dyn FnMut(Row)) -> Result<()> {
-    let reference = "Linux bridge + vxlan, same wire, same guests";
-    let shared = "Linux bridge + vxlan, same wire, same guests; ours with mode = \"tc\", relay_port = 4789";
-    let at_least = Some(Bound::AtLeast(1.0));
-    // A wire that is a veth cannot be a network card in this: native XDP copies each of its frames. What is measured
-    // against the budget is therefore what `docs/operations.md` advises there; with the defaults it is reported.
-    let wires = [
-        ("nic", true, true, shared, at_least),
-        ("nic_defaults", true, false, reference, None),
-        ("virtual", false, false, reference, at_least),
-    ];
-    for (wire, nic, advised, reference, bound) in wires {
+    for wire in &WIRES {
         for (guests, taps) in [("veth", false), ("tap", true)] {
-            let stream = format!("tcp_stream_{wire}_{guests}");
-            let requests = format!("tcp_requests_{wire}_{guests}");
-            if !plan.wants(&stream) && !plan.wants(&requests) {
-                continue;
-            }
-            let options = || {
-                let defaults = HostOptions { nic, ..HostOptions::default() };
-                if !advised {
-                    return defaults;
-                }
-                defaults.with("underlay", "mode", "\"tc\"").with("underlay", "relay_port", "4789")
-            };
-            let pairs = [ours(options(), taps)?, kernel(options(), taps)?];
-            if plan.wants(&stream) {
-                let [own, other] = in_turn(plan, &pairs, |pair| gigabits(pair, plan.seconds().div_ceil(2)))?;
-                done(Row::new(stream, "Gb/s", own, reference, other, bound));
-            }
-            if plan.wants(&requests) {
-                let time = Duration::from_secs(u64::from(plan.seconds())) / 4;
-                let [own, other] = in_turn(plan, &pairs, |pair| transactions(pair, time))?;
-                done(Row::new(requests, "1/s", own, reference, other, None));
-            }
+            measure_on(plan, wire, guests, taps, done)?;
         }
     }
     Ok(())
 }
 
-/// Measures both pairs in turn, and either of them first, so that what disturbs the machine disturbs both; the medians
-/// count.
-pub(super) fn in_turn<F: Fn(&Pair) -> Result<f64>>(
-    plan: &Plan,
-    pairs: &[Pair; 2],
-    measure: F,
-) -> Result<[f64; 2]> {
-    let mut values = [Vec::new(), Vec::new()];
-    for round in 0..plan.rounds() * SHARE {
-        let first = round % 2;
-        for which in [first, 1 - first] {
-            values[which].push(measure(&pairs[which])?);
-        }
+fn measure_on(plan: &Plan, wire: &Wire, guests: &str, taps: bool, done: &mut dyn FnMut(Row)) -> Result<()> {
+    let name = |what: &str| format!("{what}_{}_{guests}", wire.name);
+    let of = |what: &[&str]| {
+        let named = |what: &&str| [name(what), name(what) + STATEFUL];
+        what.iter().flat_map(named).any(|name| plan.wants(&name))
+    };
+    let streams = of(&["tcp_stream"]);
+    let small = of(&["tcp_requests", "tcp_latency_median", "tcp_latency_p99"]);
+    // Latency of datagrams is told for one wire and kind of guest each.
+    let datagrams = wire.counts() && of(&["udp_latency_median", "udp_latency_p99"]);
+    if !streams && !small && !datagrams {
+        return Ok(());
     }
-    Ok(values.map(median))
+    let mut pairs = vec![ours(wire.options(), taps)?, kernel(wire.options(), taps)?];
+    if wire.counts() {
+        pairs.push(stateful(wire.options(), taps)?);
+    }
+    let mut tell = |what: &str, unit, values: Vec<f64>, bound: Option<Bound>| {
+        let bound = bound.filter(|_| wire.counts());
+        for ((reference, value), (suffix, bound)) in
+            [BRIDGE, CONNTRACK].iter().zip(&values[1..]).zip([("", bound), (STATEFUL, bound)])
+        {
+            let name = name(what) + suffix;
+            if plan.wants(&name) {
+                done(Row::new(name, unit, values[0], wire.reference(reference), *value, bound));
+            }
+        }
+    };
+    let at_least = Some(Bound::AtLeast(1.0));
+    if streams {
+        let values = in_turn(plan, &pairs, |pair| Ok([gigabits(pair, plan.seconds().div_ceil(2))?]))?;
+        tell("tcp_stream", "Gb/s", values.iter().map(|[value]| *value).collect(), at_least);
+    }
+    let time = Duration::from_millis(u64::from(plan.seconds()) * 125);
+    if small {
+        let values = in_turn(plan, &pairs, |pair| requests::tcp(pair, time))?;
+        tell_requests(&mut tell, "tcp", &values, at_least);
+    }
+    if datagrams {
+        let values = in_turn(plan, &pairs, |pair| requests::udp(pair, time))?;
+        tell_requests(&mut tell, "udp", &values, None);
+    }
+    Ok(())
+}
+
+/// Rows of requests: how many a second, and how long one takes.
+fn tell_requests(
+    tell: &mut impl FnMut(&str, &'static str, Vec<f64>, Option<Bound>),
+    protocol: &str,
+    values: &[[f64; 3]],
+    bound: Option<Bound>,
+) {
+    let figures = [("requests", "1/s", bound), ("latency_median", "µs", None), ("latency_p99", "µs", None)];
+    for (at, (figure, unit, bound)) in figures.into_iter().enumerate() {
+        tell(&format!("{protocol}_{figure}"), unit, values.iter().map(|value| value[at]).collect(), bound);
+    }
 }
 
 /// What `iperf3` receives in one stream.
@@ -82,33 +128,4 @@ fn gigabits(pair: &Pair, seconds: u32) -> Result<f64> {
     let bits = value["end"]["sum_received"]["bits_per_second"].as_f64();
     let bits = bits.with_context(|| format!("no result from iperf3: {shown}"))?;
     Ok(bits / 1e9)
-}
-
-/// One byte there and one back, one after the other.
-fn transactions(pair: &Pair, time: Duration) -> Result<f64> {
-    let listener = pair.b.ns.listen(SocketAddr::new(IpAddr::V4(pair.b.ip()), 0))?;
-    let address = listener.local_addr()?;
-    let echo = std::thread::spawn(move || -> Result<()> {
-        let (mut stream, _) = listener.accept()?;
-        stream.set_nodelay(true)?;
-        let mut byte = [0];
-        while stream.read(&mut byte)? == 1 {
-            stream.write_all(&byte)?;
-        }
-        Ok(())
-    });
-    let mut stream =
-        pair.a.ns.inside(|| Ok(TcpStream::connect_timeout(&address, Duration::from_secs(5))?))?;
-    stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-    let (begin, mut count, mut byte) = (Instant::now(), 0_u32, [1]);
-    while begin.elapsed() < time {
-        stream.write_all(&byte)?;
-        stream.read_exact(&mut byte).context("no answer")?;
-        count += 1;
-    }
-    let rate = f64::from(count) / begin.elapsed().as_secs_f64();
-    drop(stream);
-    echo.join().map_err(|_| anyhow::anyhow!("the echo panicked"))??;
-    Ok(rate)
 }

@@ -146,8 +146,9 @@ fn guest(lab: &Lab, host: &Host, name: &str, ip: Ipv4Addr, prefix: u8) -> Result
         name: name.to_owned(),
         interface: format!("tap{name}"),
         mac: [0x02, 0, 0, 0, 0, if last == 11 { 0x11 } else { 0x21 }],
-        addresses: vec![(ip, prefix)],
+        addresses: vec![(ip.into(), prefix)],
         gateway: Some(Ipv4Addr::from(network + 1)),
+        gateway6: None,
         mtu: 1450,
         tap: false,
     };
@@ -167,7 +168,7 @@ fn pings(from: &Guest, to: Ipv4Addr, ttl: &str, what: &str) -> Result<()> {
 /// Sends some bytes to a port of the other guest's; 0 for any.
 fn transfers(from: &Guest, to: &Guest, port: u16) -> Result<()> {
     let bytes = 64_000_000;
-    let time = from.expect_tcp_on(to, port, bytes)?;
+    let time = from.expect_tcp_to(to, SocketAddr::from((to.ip(), port)), bytes)?;
     let rate = bytes as f64 * 8.0 / time.as_secs_f64() / 1e9;
     held(&format!(
         "{} sent {} MB to {} by TCP, intact, {rate:.1} Gb/s",

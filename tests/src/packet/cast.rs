@@ -6,6 +6,10 @@ use super::{Ipv4, Ipv6, Mac, mac, mapped};
 
 /// Our tunnel endpoint.
 pub const HERE: Ipv4 = [192, 0, 2, 1];
+/// Our tunnel endpoint over IPv6.
+pub const HERE_V6: Ipv6 = [0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+/// Host 1 as it is reached over IPv6, which is host index 3.
+pub const HOST_1_V6: Ipv6 = [0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2];
 /// Host 1: of the first tenant.
 pub const HOST_1: Ipv4 = [192, 0, 2, 2];
 /// Host 2: of the second tenant.

@@ -375,11 +375,7 @@ impl Outer {
 /// `inner` in the tunnel.
 #[must_use]
 pub fn tunnel(outer: &Outer, inner: &[u8]) -> Vec<u8> {
-    let [_, vni @ ..] = outer.vni.to_be_bytes();
-    let mut payload = vec![outer.flags, 0, 0, 0];
-    payload.extend(vni);
-    payload.push(0);
-    payload.extend(inner);
+    let payload = vxlan(outer.flags, outer.vni, inner);
     let mut packet = udp((outer.ips.0, outer.ports.0), (outer.ips.1, outer.ports.1), &payload);
     if !outer.checksum {
         packet.payload[6..8].fill(0);
@@ -387,6 +383,62 @@ pub fn tunnel(outer: &Outer, inner: &[u8]) -> Vec<u8> {
     packet.fragment = outer.fragment;
     packet.options.clone_from(&outer.options);
     packet.frame(outer.macs.0, outer.macs.1)
+}
+
+/// A VXLAN frame around another, over IPv6.
+#[derive(Clone, Debug)]
+pub struct OuterV6 {
+    /// MACs of the underlay: destination, source.
+    pub macs: (Mac, Mac),
+    /// Tunnel endpoints: source, destination.
+    pub ips: (Ipv6, Ipv6),
+    /// UDP ports: source, destination.
+    pub ports: (u16, u16),
+    /// VNI.
+    pub vni: u32,
+    /// VXLAN flags; 8 says that the VNI is valid.
+    pub flags: u8,
+    /// Whether the UDP checksum is filled in.
+    pub checksum: bool,
+    /// Extension headers, each with its number.
+    pub extensions: Vec<(u8, Vec<u8>)>,
+}
+
+impl OuterV6 {
+    /// The tunnel's headers for a VNI between two endpoints.
+    #[must_use]
+    pub fn new(source: Ipv6, destination: Ipv6, vni: u32) -> Self {
+        Self {
+            macs: (mac(0xee_0001), mac(0xee_0002)),
+            ips: (source, destination),
+            ports: (50_000, 4789),
+            vni,
+            flags: 8,
+            checksum: false,
+            extensions: Vec::new(),
+        }
+    }
+}
+
+/// `inner` in the tunnel, over IPv6.
+#[must_use]
+pub fn tunnel_v6(outer: &OuterV6, inner: &[u8]) -> Vec<u8> {
+    let payload = vxlan(outer.flags, outer.vni, inner);
+    let mut packet = udp6((outer.ips.0, outer.ports.0), (outer.ips.1, outer.ports.1), &payload);
+    if !outer.checksum {
+        packet.payload[6..8].fill(0);
+    }
+    packet.extensions.clone_from(&outer.extensions);
+    packet.frame(outer.macs.0, outer.macs.1)
+}
+
+fn vxlan(flags: u8, vni: u32, inner: &[u8]) -> Vec<u8> {
+    let [_, vni @ ..] = vni.to_be_bytes();
+    let mut payload = vec![flags, 0, 0, 0];
+    payload.extend(vni);
+    payload.push(0);
+    payload.extend(inner);
+    payload
 }
 
 /// Whether the checksum of the IPv4 header at `at` is right.

@@ -7,7 +7,7 @@ use ncm_common::drops::DropReason;
 use ncm_dataplane::Hook;
 
 use super::frame::{ipv4_checksum_holds, udp_checksum_holds};
-use super::{Arp, Ipv4, Mac};
+use super::{Arp, Ipv4, Ipv6, Mac};
 
 /// What a program decided.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -188,6 +188,65 @@ impl Seen {
             inner: Self { frame: frame[at + 36..].to_vec(), ..self.clone() },
         }
     }
+}
+
+impl Seen {
+    /// The same over IPv6, without a checksum. `tag` is the length of a VLAN tag before the outer IPv6 header.
+    #[must_use]
+    pub fn tunnelled_v6(&self, tag: usize) -> TunnelledV6 {
+        let frame = &self.frame;
+        let at = 14 + tag;
+        assert!(frame.len() > at + 56 + 14, "expected a tunnel frame over IPv6\n{self}");
+        assert_eq!(frame[at - 2..at], [0x86, 0xdd], "expected an outer IPv6 header\n{self}");
+        assert_eq!(
+            (frame[at] >> 4, frame[at + 6]),
+            (6, 17),
+            "expected UDP in IPv6, and nothing between\n{self}"
+        );
+        let word = |at: usize| u16::from_be_bytes([frame[at], frame[at + 1]]);
+        for length in [at + 4, at + 44] {
+            let rest = frame.len() - at - 40;
+            assert_eq!(
+                usize::from(word(length)),
+                rest,
+                "expected the length of the rest at {length}\n{self}"
+            );
+        }
+        assert_eq!(word(at + 46), 0, "expected no outer checksum\n{self}");
+        assert_eq!(frame[at + 48..at + 52], [8, 0, 0, 0], "expected the VNI flag alone\n{self}");
+        let address = |at: usize| -> Ipv6 { frame[at..at + 16].try_into().expect("checked") };
+        TunnelledV6 {
+            source: address(at + 8),
+            destination: address(at + 24),
+            hop_limit: frame[at + 7],
+            label: u32::from_be_bytes([0, frame[at + 1], frame[at + 2], frame[at + 3]]),
+            source_port: word(at + 40),
+            port: word(at + 42),
+            vni: u32::from_be_bytes([0, frame[at + 52], frame[at + 53], frame[at + 54]]),
+            inner: Self { frame: frame[at + 56..].to_vec(), ..self.clone() },
+        }
+    }
+}
+
+/// What a tunnel's headers over IPv6 say.
+#[derive(Clone, Debug)]
+pub struct TunnelledV6 {
+    /// Outer source address.
+    pub source: Ipv6,
+    /// Outer destination address.
+    pub destination: Ipv6,
+    /// Outer hop limit.
+    pub hop_limit: u8,
+    /// Traffic class (the upper four bits are the lower ones of it) and flow label.
+    pub label: u32,
+    /// UDP source port.
+    pub source_port: u16,
+    /// UDP destination port.
+    pub port: u16,
+    /// VNI.
+    pub vni: u32,
+    /// The inner frame.
+    pub inner: Seen,
 }
 
 /// What a tunnel's headers say.

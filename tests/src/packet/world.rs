@@ -2,21 +2,22 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::net::IpAddr;
 use std::process::{Command, Stdio};
 
 use ncm_common::counters::PathCounter;
 use ncm_common::drops::DropReason;
 use ncm_common::tables::{
     Bucket, Count, Endpoint, Host, IpKey, MacKey, NextHop, NextHopGroup, Node, Port, PortDropKey, PortLimits,
-    PortTraffic, Reference, Route, RouteKey, Source, SourceKey, Subnet, SubnetPrefixKey, TemplateHalf, Vni,
-    VtepKey, endpoint_flags, next_hop_flags, port_flags, route_flags, subnet_flags, timeouts,
+    PortTraffic, Reference, Route, RouteKey, Source, SourceKey, Subnet, SubnetPrefixKey, TemplateHalf,
+    Uplink, Vni, VtepKey, endpoint_flags, next_hop_flags, port_flags, route_flags, subnet_flags, timeouts,
 };
 use ncm_dataplane::{Capacities, Dataplane, Hook, Options, Table, Tables, TestRun, Tunnel};
 use nix::sched::{CloneFlags, unshare};
 
 use super::cast::{
-    A1, A2, B1, C1, C2, Guest, HERE, HOST_1, HOST_2, RA, RB, RC, Remote, SUBNET_A, SUBNET_B, SUBNET_C,
-    SubnetOf,
+    A1, A2, B1, C1, C2, Guest, HERE, HERE_V6, HOST_1, HOST_1_V6, HOST_2, RA, RB, RC, Remote, SUBNET_A,
+    SUBNET_B, SUBNET_C, SubnetOf,
 };
 use super::{Ipv4, Ipv6, Mac, Seen, Verdict, mac};
 
@@ -36,19 +37,23 @@ impl World {
     /// Without root, or if the kernel refuses the programs.
     #[must_use]
     pub fn new() -> Self {
-        Self::build(Dataplane::open)
+        Self::build(&[], Dataplane::open)
     }
 
-    /// The same with another object than the embedded one: the benchmark's.
+    /// The same with another object than the embedded one, the benchmark's, and with larger tables: keys of `[capacity]` in the
+    /// configuration, and entries.
     ///
     /// # Panics
     /// As [`Self::new`].
     #[must_use]
-    pub fn with_object(object: &[u8]) -> Self {
-        Self::build(|options| Dataplane::open_object(options, object))
+    pub fn with_object(object: &[u8], capacities: &[(&str, u32)]) -> Self {
+        Self::build(capacities, |options| Dataplane::open_object(options, object))
     }
 
-    fn build(open: impl FnOnce(&Options) -> Result<Dataplane, ncm_dataplane::Error>) -> Self {
+    fn build(
+        larger: &[(&str, u32)],
+        open: impl FnOnce(&Options) -> Result<Dataplane, ncm_dataplane::Error>,
+    ) -> Self {
         assert!(nix::unistd::geteuid().is_root(), "packet tests need root: run `sudo -E cargo xtask test`");
         unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace of our own");
         // The interfaces' own IPv6 chatter would run through the programs and count.
@@ -59,12 +64,18 @@ impl World {
                 "link add {name} type veth peer name {name}p\nlink set {name} up\nlink set {name}p up\n"
             );
         }
-        commands += "addr add 192.0.2.1/24 dev up0\n";
-        commands += "neigh replace 192.0.2.2 lladdr 02:00:00:ee:00:99 dev up0 nud permanent\n";
         commands += "link add relay0 type vxlan external dstport 47890\nlink set relay0 up\n";
         ip(&commands);
+        std::fs::write("/proc/sys/net/ipv6/conf/up0/disable_ipv6", "0").expect("the underlay's interface");
+        ip("addr add 192.0.2.1/24 dev up0
+            addr add 2001:db8::1/64 dev up0 nodad
+            neigh replace 192.0.2.2 lladdr 02:00:00:ee:00:99 dev up0 nud permanent
+            neigh replace 2001:db8::2 lladdr 02:00:00:ee:00:99 dev up0 nud permanent\n");
         // Where the programs ask the kernel for a way, they ask as this device: the agent turns forwarding on.
-        std::fs::write("/proc/sys/net/ipv4/conf/relay0/forwarding", "1").expect("the relay device");
+        for family in ["ipv4", "ipv6"] {
+            let path = format!("/proc/sys/net/{family}/conf/relay0/forwarding");
+            std::fs::write(path, "1").expect("the relay device");
+        }
 
         let mut capacities = Capacities::default();
         for key in [
@@ -85,6 +96,9 @@ impl World {
             assert!(capacities.set(key, 64), "{key}");
         }
         assert!(capacities.set("port_drops", 1024));
+        for (key, entries) in larger {
+            assert!(capacities.set(key, *entries), "{key}");
+        }
         let dataplane = open(&Options { capacities, ..Options::unpinned() })
             .unwrap_or_else(|error| panic!("the programs load: {error}"));
         let world = Self { dataplane };
@@ -124,11 +138,15 @@ impl World {
                 tunnel_port: 4789u16.to_be_bytes(),
                 relay_port: 47890u16.to_be_bytes(),
                 relay_ifindex,
-                uplinks: [self.ifindex("up0"), 0, 0, 0, 0, 0, 0, 0],
+                endpoint_v6: HERE_V6,
+                // What runs at XDP on no interface in particular counts as if it had come in by the loopback one.
+                uplinks: uplinks(&[(self.ifindex("up0"), UP0, 1), (LOOPBACK, UP0, 1)]),
                 ..Node::default()
             },
         );
-        for (index, ip) in [(1, HOST_1), (2, HOST_2)] {
+        for (index, halves) in
+            [(1, template(1, HOST_1)), (2, template(2, HOST_2)), (3, template_v6(1, HOST_1_V6))]
+        {
             let hop = NextHop {
                 ifindex: self.ifindex("up0"),
                 destination: mac(0xee_0000 + index),
@@ -141,7 +159,7 @@ impl World {
             group.halves[0].hops[0] = hop;
             put(&self.tables().next_hop_groups, index, group);
             let mut host = Host { generation: index, ..Host::default() };
-            host.halves[0] = template(index, ip);
+            host.halves[0] = halves;
             put(&self.tables().hosts, index, host);
         }
         for (subnet, flags) in [
@@ -172,8 +190,14 @@ impl World {
         for kind in 0..timeouts::COUNT {
             put(&self.tables().timeouts, kind, TIMEOUT);
         }
-        for (vni, host, ip) in [(100, 1, HOST_1), (200, 1, HOST_1), (300, 2, HOST_2)] {
-            let key = VtepKey { vni, ip: mapped(ip) };
+        for (vni, host, ip) in [
+            (100, 1, mapped(HOST_1)),
+            (200, 1, mapped(HOST_1)),
+            (300, 2, mapped(HOST_2)),
+            (100, 3, HOST_1_V6),
+            (200, 3, HOST_1_V6),
+        ] {
+            let key = VtepKey { vni, ip };
             put(&self.tables().vteps, key, Reference { index: host, generation: host });
         }
         put(&self.tables().devices, self.ifindex("up0"), self.ifindex("up0"));
@@ -329,8 +353,8 @@ impl World {
 
     /// A frame that the kernel took out of the tunnel.
     #[must_use]
-    pub fn from_relay(&self, vni: u32, source: Ipv4, frame: Vec<u8>) -> Seen {
-        let tunnel = Some(Tunnel { vni, source });
+    pub fn from_relay(&self, vni: u32, source: impl Into<IpAddr>, frame: Vec<u8>) -> Seen {
+        let tunnel = Some(Tunnel { vni, source: source.into() });
         self.run(Hook::RelayTc, TestRun { tunnel, ..TestRun::new(frame, self.ifindex("relay0")) })
     }
 
@@ -460,6 +484,35 @@ fn template(group: u32, destination: Ipv4) -> TemplateHalf {
     headers[22..24].copy_from_slice(&4789u16.to_be_bytes());
     headers[28] = 8;
     TemplateHalf { group, mtu: 1500, headers_len: 36, headers }
+}
+
+/// A host's template over IPv6.
+fn template_v6(group: u32, destination: Ipv6) -> TemplateHalf {
+    let mut headers = [0; 56];
+    headers[..8].copy_from_slice(&[0x60, 0, 0, 0, 0, 0, 17, 64]);
+    headers[8..24].copy_from_slice(&HERE_V6);
+    headers[24..40].copy_from_slice(&destination);
+    headers[42..44].copy_from_slice(&4789u16.to_be_bytes());
+    headers[48] = 8;
+    TemplateHalf { group, mtu: 1500, headers_len: 56, headers }
+}
+
+/// The MAC of the underlay's interface, to which tunnel frames are sent.
+pub const UP0: Mac = mac(0xee_0001);
+
+/// Index of the loopback interface in any namespace.
+pub const LOOPBACK: u32 = 1;
+
+/// The interfaces of the underlay as the table has them: index, MAC and stack of each.
+#[must_use]
+pub fn uplinks(uplinks: &[(u32, Mac, u16)]) -> [Uplink; 8] {
+    let mut slots = [Uplink::default(); 8];
+    for (ifindex, mac, stack) in uplinks {
+        let home = *ifindex as usize & 7;
+        let free = (home..home + 8).map(|slot| slot & 7).find(|slot| slots[*slot].ifindex == 0);
+        slots[free.expect("a free slot")] = Uplink { ifindex: *ifindex, mac: *mac, stack: *stack };
+    }
+    slots
 }
 
 /// Ticks after which all flows are over.

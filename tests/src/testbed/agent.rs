@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
@@ -34,7 +34,7 @@ pub struct AgentConfig {
 impl AgentConfig {
     /// The configuration of a node with one tunnel endpoint.
     #[must_use]
-    pub fn new(instance: &str, endpoint: Ipv4Addr, interfaces: &[&str]) -> Self {
+    pub fn new(instance: &str, endpoint: IpAddr, interfaces: &[&str]) -> Self {
         let list = |items: &[&str]| {
             format!("[{}]", items.iter().map(|item| format!("{item:?}")).collect::<Vec<_>>().join(", "))
         };
@@ -43,7 +43,11 @@ impl AgentConfig {
             .set("", "instance", format!("{instance:?}"))
             .set("node", "id", format!("{instance:?}"))
             .set("node", "addresses", list(&[&endpoint.to_string()]))
-            .set("underlay", "endpoint_v4", format!("\"{endpoint}\""))
+            .set(
+                "underlay",
+                if endpoint.is_ipv4() { "endpoint_v4" } else { "endpoint_v6" },
+                format!("\"{endpoint}\""),
+            )
             .set("underlay", "interfaces", list(interfaces))
             .set("api", "listeners", list(&[LISTENER]))
             .set("api", "socket", format!("\"/run/ncm/{instance}.sock\""))
@@ -268,6 +272,29 @@ impl Agent {
             Ok::<u64, anyhow::Error>(line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
         };
         Ok((field("VmRSS:")?, field("VmHWM:")?))
+    }
+
+    /// The processor time that its threads of that name have used.
+    ///
+    /// # Errors
+    /// If it has none, or has ended.
+    pub fn thread_time(&self, name: &str) -> Result<Duration> {
+        let mut spent = None;
+        for task in std::fs::read_dir(format!("/proc/{}/task", self.process.id()))? {
+            let task = task?.path();
+            if std::fs::read_to_string(task.join("comm"))?.trim() == name {
+                let figures = std::fs::read_to_string(task.join("schedstat"))?;
+                let nanoseconds = figures.split(' ').next().context("no figures")?.parse()?;
+                spent = Some(spent.unwrap_or(Duration::ZERO) + Duration::from_nanos(nanoseconds));
+            }
+        }
+        spent.with_context(|| format!("the agent has no thread {name}"))
+    }
+
+    /// Its bpffs, as a path that works outside its mount namespace for as long as it runs.
+    #[must_use]
+    pub fn bpffs(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/root/sys/fs/bpf", self.process.id()))
     }
 }
 

@@ -1,7 +1,7 @@
 //! Guests: a network namespace whose one interface is a veth or a tap on a host.
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -23,9 +23,11 @@ pub struct GuestSpec {
     /// MAC of its own interface, which is called `eth0`.
     pub mac: [u8; 6],
     /// Addresses with prefix lengths.
-    pub addresses: Vec<(Ipv4Addr, u8)>,
-    /// Default route.
+    pub addresses: Vec<(IpAddr, u8)>,
+    /// Default route over IPv4.
     pub gateway: Option<Ipv4Addr>,
+    /// Default route over IPv6.
+    pub gateway6: Option<Ipv6Addr>,
     /// MTU of both ends in bytes.
     pub mtu: u32,
     /// A tap instead of a veth.
@@ -91,10 +93,14 @@ impl Guest {
         ns.ip(&format!("link set eth0 address {mac} mtu {mtu}\nlink set eth0 up"))?;
         host.run(&format!("ip link set {interface} mtu {mtu}"))?;
         for (address, length) in &spec.addresses {
-            ns.run(&format!("ip address add {address}/{length} dev eth0"))?;
+            let usable = if address.is_ipv6() { "nodad" } else { "" };
+            ns.run(&format!("ip address add {address}/{length} dev eth0 {usable}"))?;
         }
         if let Some(gateway) = spec.gateway {
             ns.run(&format!("ip route replace default via {gateway} dev eth0"))?;
+        }
+        if let Some(gateway) = spec.gateway6 {
+            ns.run(&format!("ip -6 route replace default via {gateway} dev eth0"))?;
         }
         Ok(())
     }
@@ -110,16 +116,40 @@ impl Guest {
         self.host.run(&format!("ip link del {}", self.spec.interface)).map(drop)
     }
 
+    /// Takes the guest to another host, running as it is: what it has open stays open.
+    ///
+    /// # Errors
+    /// If the other host has an interface of that name.
+    pub fn move_to(&mut self, host: &Namespace) -> Result<()> {
+        self.unplug()?;
+        self.host = host.clone();
+        self.plug()
+    }
+
     /// What it was made as.
     #[must_use]
     pub fn spec(&self) -> &GuestSpec {
         &self.spec
     }
 
-    /// Its first address.
+    /// Its first IPv4 address.
     #[must_use]
     pub fn ip(&self) -> Ipv4Addr {
-        self.spec.addresses.first().map_or(Ipv4Addr::UNSPECIFIED, |(address, _)| *address)
+        let v4 = |(address, _): &(IpAddr, u8)| match address {
+            IpAddr::V4(address) => Some(*address),
+            IpAddr::V6(_) => None,
+        };
+        self.spec.addresses.iter().find_map(v4).unwrap_or(Ipv4Addr::UNSPECIFIED)
+    }
+
+    /// Its first IPv6 address.
+    #[must_use]
+    pub fn ip6(&self) -> Ipv6Addr {
+        let v6 = |(address, _): &(IpAddr, u8)| match address {
+            IpAddr::V4(_) => None,
+            IpAddr::V6(address) => Some(*address),
+        };
+        self.spec.addresses.iter().find_map(v6).unwrap_or(Ipv6Addr::UNSPECIFIED)
     }
 
     /// Its MAC.
@@ -146,7 +176,8 @@ impl Guest {
     ///
     /// # Errors
     /// If it is not.
-    pub fn expect_ping(&self, to: Ipv4Addr) -> Result<()> {
+    pub fn expect_ping(&self, to: impl Into<IpAddr>) -> Result<()> {
+        let to = to.into();
         eventually(&format!("{} pings {to}", self.name()), Duration::from_secs(5), || self.ns.pings(to))
     }
 
@@ -154,7 +185,8 @@ impl Guest {
     ///
     /// # Errors
     /// If one still is.
-    pub fn expect_no_ping(&self, to: Ipv4Addr) -> Result<()> {
+    pub fn expect_no_ping(&self, to: impl Into<IpAddr>) -> Result<()> {
+        let to = to.into();
         let what = format!("{} gets no answer from {to}", self.name());
         eventually(&what, Duration::from_secs(5), || self.ns.pings(to).map(|answered| !answered))?;
         ensure!(!self.ns.pings(to)?, "{what}: a ping was answered again");
@@ -165,7 +197,8 @@ impl Guest {
     ///
     /// # Errors
     /// If one is lost.
-    pub fn expect_steady_ping(&self, to: Ipv4Addr, count: u32) -> Result<()> {
+    pub fn expect_steady_ping(&self, to: impl Into<IpAddr>, count: u32) -> Result<()> {
+        let to = to.into();
         self.ns.run(&format!("ping -n -q -c {count} -i 0.01 -W 1 {to}")).and_then(|shown| {
             ensure!(shown.contains(" 0% packet loss"), "{} lost pings to {to}:\n{shown}", self.name());
             Ok(())
@@ -176,7 +209,8 @@ impl Guest {
     ///
     /// # Errors
     /// If `ping` cannot be started.
-    pub fn begin_ping(&self, to: Ipv4Addr) -> Result<RunningPing> {
+    pub fn begin_ping(&self, to: impl Into<IpAddr>) -> Result<RunningPing> {
+        let to = to.into();
         let words = ["ping", "-n", "-i", "0.02", "-W", "1", &to.to_string()].map(str::to_owned);
         let mut process = self.ns.start(&words)?;
         process.wait_for(&format!("from {to}"), Duration::from_secs(5))?;
@@ -212,15 +246,15 @@ impl Guest {
     /// # Errors
     /// If the connection fails or the bytes differ.
     pub fn expect_tcp(&self, to: &Self, bytes: usize) -> Result<Duration> {
-        self.expect_tcp_on(to, 0, bytes)
+        self.expect_tcp_to(to, SocketAddr::from((to.ip(), 0)), bytes)
     }
 
-    /// The same, to a port of the caller's choice; 0 for any.
+    /// Like [`Self::expect_tcp`], to one of the other's addresses, on a port of the caller's choice or any (0).
     ///
     /// # Errors
     /// If the connection fails or the bytes differ.
-    pub fn expect_tcp_on(&self, to: &Self, port: u16, bytes: usize) -> Result<Duration> {
-        let listener = to.ns.listen(SocketAddr::new(IpAddr::V4(to.ip()), port))?;
+    pub fn expect_tcp_to(&self, to: &Self, address: SocketAddr, bytes: usize) -> Result<Duration> {
+        let listener = to.ns.listen(address)?;
         let address = listener.local_addr()?;
         let begin = Instant::now();
         let receiver = std::thread::spawn(move || -> Result<(usize, u64)> {
@@ -310,12 +344,15 @@ impl RunningPing {
     ///
     /// # Errors
     /// If they are not within ten seconds.
-    pub fn goes_on(&mut self, count: u32) -> Result<()> {
-        // 64 bytes from 10.1.0.12: icmp_seq=17 ttl=64 time=0.052 ms
-        let number = |line: &String| line.split_once("icmp_seq=")?.1.split(' ').next()?.parse::<u32>().ok();
-        let last = self.process.output().lines().iter().rev().find_map(number).unwrap_or(0);
-        let wanted = format!("icmp_seq={} ", last + count);
-        self.process.wait_for(&wanted, Duration::from_secs(10)).map(drop).with_context(|| self.what.clone())
+    pub fn goes_on(&self, count: u32) -> Result<()> {
+        let answered =
+            || self.process.output().lines().iter().filter(|line| line.contains("bytes from")).count();
+        let wanted = answered() + count as usize;
+        eventually(
+            &format!("{}: {count} more pings are answered", self.what),
+            Duration::from_secs(10),
+            || Ok(answered() >= wanted),
+        )
     }
 
     /// Ends it; how many were sent and how many were answered.

@@ -1,7 +1,7 @@
 //! Hosts: a network namespace with underlay interfaces and an agent.
 
 use std::cell::{Ref, RefCell, RefMut};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
@@ -21,13 +21,15 @@ pub struct HostOptions {
     pub nic: bool,
     /// MTU of the underlay in bytes.
     pub mtu: u32,
+    /// The underlay has IPv6 only.
+    pub over_v6: bool,
     /// More configuration of the agents: section, key, value in TOML.
     pub settings: Vec<(&'static str, &'static str, String)>,
 }
 
 impl Default for HostOptions {
     fn default() -> Self {
-        Self { nic: true, mtu: 1500, settings: Vec::new() }
+        Self { nic: true, mtu: 1500, over_v6: false, settings: Vec::new() }
     }
 }
 
@@ -36,6 +38,12 @@ impl HostOptions {
     #[must_use]
     pub fn virtual_wire() -> Self {
         Self { nic: false, ..Self::default() }
+    }
+
+    /// An underlay that has IPv6 only.
+    #[must_use]
+    pub fn over_v6(self) -> Self {
+        Self { over_v6: true, ..self }
     }
 
     /// Adds a key to the agents' configuration.
@@ -50,8 +58,10 @@ impl HostOptions {
 pub struct Host {
     /// Its network stack.
     pub ns: Namespace,
-    /// Its tunnel endpoint.
+    /// Its tunnel endpoint over IPv4; 0.0.0.0 without one.
     pub address: Ipv4Addr,
+    /// Its tunnel endpoint over IPv6; `::` without one.
+    pub address6: Ipv6Addr,
     /// Its agent's configuration, for the next start.
     pub config: AgentConfig,
     run: PathBuf,
@@ -59,26 +69,31 @@ pub struct Host {
 }
 
 impl Host {
-    /// Makes a host without interfaces; its agent is not started.
+    /// Makes a host with that tunnel endpoint and without interfaces; its agent is not started.
     ///
     /// # Errors
     /// If the name is taken.
     pub fn new(
         lab: &Lab,
         name: &str,
-        address: Ipv4Addr,
+        endpoint: impl Into<IpAddr>,
         interfaces: &[&str],
         options: &HostOptions,
     ) -> Result<Self> {
         let ns = lab.namespace(name)?;
-        let mut config = AgentConfig::new(name, address, interfaces);
+        let endpoint = endpoint.into();
+        let mut config = AgentConfig::new(name, endpoint, interfaces);
         for (section, key, value) in &options.settings {
             config.set(section, key, value.clone());
         }
         let agent: Rc<RefCell<Option<Agent>>> = Rc::default();
         let (seen, place) = (Rc::clone(&agent), ns.clone());
         lab.on_failure(move || describe(&place, &seen));
-        Ok(Self { ns, address, config, run: lab.run_directory(), agent })
+        let (address, address6) = match endpoint {
+            IpAddr::V4(address) => (address, Ipv6Addr::UNSPECIFIED),
+            IpAddr::V6(address) => (Ipv4Addr::UNSPECIFIED, address),
+        };
+        Ok(Self { ns, address, address6, config, run: lab.run_directory(), agent })
     }
 
     /// The host's name, which is its agent's instance and node id too.
@@ -234,11 +249,21 @@ fn describe(ns: &Namespace, agent: &Rc<RefCell<Option<Agent>>>) -> String {
     )
 }
 
-/// Two hosts on one wire, 192.168.50.1 and 192.168.50.2, each with an agent.
+/// The address of a host on the wire of [`TwoHosts`]: 192.168.50.1 and so on, or fd50::1 and so on.
+#[must_use]
+pub fn on_wire(number: u8, over_v6: bool) -> IpAddr {
+    if over_v6 {
+        Ipv6Addr::new(0xfd50, 0, 0, 0, 0, 0, 0, number.into()).into()
+    } else {
+        Ipv4Addr::new(192, 168, 50, number).into()
+    }
+}
+
+/// Two hosts on one wire, 192.168.50.1 and 192.168.50.2 (or fd50::1 and fd50::2), each with an agent.
 pub struct TwoHosts {
-    /// `host1`, 192.168.50.1.
+    /// `host1`.
     pub host1: Host,
-    /// `host2`, 192.168.50.2.
+    /// `host2`.
     pub host2: Host,
     /// What connects their interfaces `eth0`.
     pub wire: Wire,
@@ -261,12 +286,15 @@ impl TwoHosts {
     /// # Errors
     /// If a namespace cannot be made.
     pub fn unstarted(lab: &Lab, options: HostOptions) -> Result<Self> {
-        let host1 = Host::new(lab, "host1", Ipv4Addr::new(192, 168, 50, 1), &["eth0"], &options)?;
-        let host2 = Host::new(lab, "host2", Ipv4Addr::new(192, 168, 50, 2), &["eth0"], &options)?;
+        let v6 = options.over_v6;
+        let host1 = Host::new(lab, "host1", on_wire(1, v6), &["eth0"], &options)?;
+        let host2 = Host::new(lab, "host2", on_wire(2, v6), &["eth0"], &options)?;
         let wire = Wire::connect((&host1.ns, "eth0"), (&host2.ns, "eth0"))?.mtu(options.mtu)?;
         let wire = if options.nic { wire.like_a_nic()? } else { wire };
-        host1.ns.run("ip address add 192.168.50.1/24 dev eth0")?;
-        host2.ns.run("ip address add 192.168.50.2/24 dev eth0")?;
+        for (host, number) in [(&host1, 1), (&host2, 2)] {
+            let length = if v6 { "64 nodad" } else { "24" };
+            host.ns.run(&format!("ip address add {}/{length} dev eth0", on_wire(number, v6)))?;
+        }
         Ok(Self { host1, host2, wire })
     }
 

@@ -24,8 +24,12 @@ mod lab;
 mod namespace;
 pub mod packets;
 mod process;
+mod reach;
+mod rules;
 mod sys;
+mod talk;
 mod tap;
+mod topology;
 mod wire;
 
 use anyhow::{Context, Result, ensure};
@@ -34,12 +38,16 @@ pub use agent::{Agent, AgentConfig, Statuses, Stream, binary};
 pub use cloud::{Cloud, CloudPort, CloudSubnet, gateway_mac, guest_mac, to_v2};
 pub use generator::Generator;
 pub use guest::{Guest, GuestSpec, RunningPing};
-pub use host::{Host, HostOptions, TwoHosts};
+pub use host::{Host, HostOptions, TwoHosts, on_wire};
 pub use lab::{Lab, eventually};
 pub use namespace::{Namespace, Outcome};
 pub use packets::PacketSocket;
 pub use process::{Output, Process};
+pub use reach::reach_as_told;
+pub use rules::rule;
+pub use talk::Talk;
 pub use tap::Shuttle;
+pub use topology::{Expectation, Topology, Traffic, Verdict};
 pub use wire::{Switch, Wire};
 
 /// Reads `aa:bb:cc:dd:ee:ff`.

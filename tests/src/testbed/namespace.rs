@@ -1,11 +1,13 @@
 //! A network namespace: run commands and code inside.
 
 use std::fs::File;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use nix::sched::{CloneFlags, setns};
@@ -172,20 +174,20 @@ impl Namespace {
         self.run(&format!("ethtool -K {interface} {settings}")).map(drop)
     }
 
-    /// Listens on a TCP port of any address of the namespace.
+    /// Listens on a TCP port of an address of the namespace.
     ///
     /// # Errors
     /// If the port is taken.
-    pub fn listen(&self, address: SocketAddr) -> Result<std::net::TcpListener> {
-        self.inside(|| std::net::TcpListener::bind(address).with_context(|| format!("listen on {address}")))
+    pub fn listen(&self, address: SocketAddr) -> Result<TcpListener> {
+        self.inside(|| bind(|| TcpListener::bind(address)).with_context(|| format!("listen on {address}")))
     }
 
     /// Opens a UDP socket.
     ///
     /// # Errors
     /// If the address is taken or not the namespace's.
-    pub fn udp(&self, address: SocketAddr) -> Result<std::net::UdpSocket> {
-        self.inside(|| std::net::UdpSocket::bind(address).with_context(|| format!("UDP on {address}")))
+    pub fn udp(&self, address: SocketAddr) -> Result<UdpSocket> {
+        self.inside(|| bind(|| UdpSocket::bind(address)).with_context(|| format!("UDP on {address}")))
     }
 
     /// The MAC of an interface.
@@ -206,9 +208,23 @@ impl Namespace {
     ///
     /// # Errors
     /// If `ping` cannot be started.
-    pub fn pings(&self, to: Ipv4Addr) -> Result<bool> {
-        let count = ["ping", "-n", "-c", "1", "-W", "1", &to.to_string()].map(str::to_owned);
+    pub fn pings(&self, to: impl Into<IpAddr>) -> Result<bool> {
+        let count = ["ping", "-n", "-c", "1", "-W", "1", &to.into().to_string()].map(str::to_owned);
         Ok(self.outcome(&count)?.success)
+    }
+}
+
+/// Binds a socket to an address that may just have been left: a child that another thread has just forked holds a socket
+/// that was closed here until it begins its program.
+fn bind<T>(socket: impl Fn() -> std::io::Result<T>) -> std::io::Result<T> {
+    let deadline = Instant::now() + Duration::from_secs(1);
+    loop {
+        match socket() {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < deadline => {
+                thread::sleep(Duration::from_millis(5));
+            }
+            bound => return bound,
+        }
     }
 }
 

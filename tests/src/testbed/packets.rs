@@ -143,6 +143,10 @@ pub fn ipv4_of(frame: &[u8]) -> Option<(Ipv4Addr, Ipv4Addr, u8)> {
 /// Destination port of an untagged IPv4 UDP or TCP frame without options.
 #[must_use]
 pub fn destination_port_of(frame: &[u8]) -> Option<u16> {
-    ipv4_of(frame)?;
-    frame.get(36..38).map(|bytes| u16::from_be_bytes([bytes[0], bytes[1]]))
+    let at = if ethertype(frame) == 0x86dd {
+        frame.get(20).filter(|protocol| **protocol == 17).map(|_| 56)?
+    } else {
+        ipv4_of(frame).map(|_| 36)?
+    };
+    frame.get(at..at + 2).map(|bytes| u16::from_be_bytes([bytes[0], bytes[1]]))
 }

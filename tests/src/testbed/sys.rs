@@ -63,6 +63,10 @@ struct InterfaceRequest {
     rest: [u8; 22],
 }
 
+/// `linux/if_tun.h`: segmentation of UDP over IPv4 and over IPv6, offered together.
+const TUN_F_USO4: libc::c_uint = 0x20;
+const TUN_F_USO6: libc::c_uint = 0x40;
+
 /// Creates a tap with a vnet header in the calling thread's network namespace, offering the far end checksum and
 /// segmentation offloads like a virtual machine's device.
 pub(super) fn open_tap(name: &str) -> Result<File> {
@@ -71,14 +75,17 @@ pub(super) fn open_tap(name: &str) -> Result<File> {
     anyhow::ensure!(name.len() < libc::IFNAMSIZ, "interface name {name} is too long");
     request.name[..name.len()].copy_from_slice(name.as_bytes());
     request.flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
-    let offloads = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
+    let always = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
+    // Segmentation of UDP is offered from Linux 6.2 on.
+    let offloads = [always | TUN_F_USO4 | TUN_F_USO6, always];
     eventually(&format!("the name {name} is free for a tap"), Duration::from_secs(5), || {
-        // SAFETY: TUNSETIFF reads and writes one `ifreq`, for which `request` has the size and layout; TUNSETOFFLOAD
-        // takes its flags by value.
-        let failed = unsafe {
-            libc::ioctl(device.as_raw_fd(), libc::TUNSETIFF, &raw mut request) < 0
-                || libc::ioctl(device.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(offloads)) < 0
+        let offer = |flags: libc::c_uint| {
+            // SAFETY: TUNSETOFFLOAD takes its flags by value.
+            unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(flags)) >= 0 }
         };
+        // SAFETY: TUNSETIFF reads and writes one `ifreq`, for which `request` has the size and layout.
+        let failed = unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETIFF, &raw mut request) < 0 }
+            || !offloads.into_iter().any(offer);
         if !failed {
             return Ok(true);
         }

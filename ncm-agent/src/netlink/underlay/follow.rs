@@ -31,10 +31,12 @@ const EVENTS_AT_ONCE: usize = 512;
 const RTM_NEWADDR: u16 = 20;
 const RTM_DELADDR: u16 = 21;
 const RTM_GETADDR: u16 = 22;
-/// `RTNLGRP_IPV4_IFADDR`.
+/// `RTNLGRP_IPV4_IFADDR` and `RTNLGRP_IPV6_IFADDR`.
 const GROUP_IPV4_ADDRESS: u32 = 5;
+const GROUP_IPV6_ADDRESS: u32 = 9;
 /// Bytes of `struct ifaddrmsg`.
 const ADDRESS_HEADER: usize = 8;
+const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 
 /// The sockets by which the underlay is followed.
@@ -50,7 +52,9 @@ impl Follower {
             link::GROUP_LINK,
             neighbours::GROUP_NEIGH,
             GROUP_IPV4_ADDRESS,
+            GROUP_IPV6_ADDRESS,
             routes::GROUP_IPV4_ROUTE,
+            routes::GROUP_IPV6_ROUTE,
             routes::GROUP_NEXTHOP,
         ];
         Ok(Self {
@@ -69,7 +73,7 @@ impl Follower {
         }
         let mut snapshot = Snapshot { links, ..Snapshot::default() };
         let mut header = [0; ADDRESS_HEADER];
-        header[0] = libc::AF_INET.to_ne_bytes()[0];
+        header[0] = libc::AF_UNSPEC.to_ne_bytes()[0];
         snapshot.addresses = self.dump(&Request::new(RTM_GETADDR, 0, &header), address).await?;
         for request in routes::dump_requests() {
             match self.dump(&request, routes::parse).await {
@@ -121,9 +125,15 @@ impl Follower {
     }
 }
 
+/// An address of an interface of ours. An IPv6 one has `IFA_LOCAL` only where there is a peer.
 fn address(message: &Message<'_>) -> Option<IpAddr> {
-    let local = Attributes::after(message.payload, ADDRESS_HEADER).find(IFA_LOCAL)?;
-    Some(IpAddr::from(*local.first_chunk::<4>()?))
+    let attributes = Attributes::after(message.payload, ADDRESS_HEADER);
+    let local = attributes.find(IFA_LOCAL).or_else(|| attributes.find(IFA_ADDRESS))?;
+    match i32::from(*message.payload.first()?) {
+        libc::AF_INET => Some(IpAddr::from(*local.first_chunk::<4>()?)),
+        libc::AF_INET6 => Some(IpAddr::from(*local.first_chunk::<16>()?)),
+        _ => None,
+    }
 }
 
 fn parse(message: &Message<'_>) -> Option<Event> {

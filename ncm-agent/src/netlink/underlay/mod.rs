@@ -12,13 +12,14 @@ mod neighbours;
 mod routes;
 mod state;
 mod template;
+mod uplinks;
 mod write;
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use ncm_common::tables::{Host, Name, NextHopGroup};
+use ncm_common::tables::{Host, Name, NextHopGroup, Uplink};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
@@ -30,8 +31,8 @@ use crate::fault;
 /// What the agent knows of its own side of the underlay.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Our tunnel endpoint's address, the outer source.
-    pub endpoint: Ipv4Addr,
+    /// Our tunnel endpoints, the outer sources.
+    pub endpoints: Endpoints,
     /// UDP destination port of the tunnel, host order.
     pub port: u16,
     /// Names of the interfaces that tunnel traffic may leave by. What is built upon one (a VLAN), and the bond that
@@ -45,11 +46,39 @@ pub struct Settings {
     pub open_uplinks: bool,
 }
 
+/// Our tunnel endpoints: a remote host is reached over the version of IP that its address is of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Endpoints {
+    /// IPv4 address.
+    pub v4: Option<Ipv4Addr>,
+    /// IPv6 address.
+    pub v6: Option<Ipv6Addr>,
+}
+
+impl Endpoints {
+    /// Whether there is none.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.v4.is_none() && self.v6.is_none()
+    }
+
+    /// Whether an address is one of ours.
+    #[must_use]
+    pub fn contains(&self, address: IpAddr) -> bool {
+        self.iter().any(|own| own == address)
+    }
+
+    /// Those that there are.
+    pub fn iter(&self) -> impl Iterator<Item = IpAddr> {
+        self.v4.map(IpAddr::from).into_iter().chain(self.v6.map(IpAddr::from))
+    }
+}
+
 impl Settings {
     /// Settings with the default size of the receive buffer.
     #[must_use]
-    pub fn new(endpoint: Ipv4Addr, port: u16, interfaces: Vec<String>, groups: u32) -> Self {
-        Self { endpoint, port, interfaces, groups, receive_buffer: RECEIVE_BUFFER, open_uplinks: true }
+    pub fn new(endpoints: Endpoints, port: u16, interfaces: Vec<String>, groups: u32) -> Self {
+        Self { endpoints, port, interfaces, groups, receive_buffer: RECEIVE_BUFFER, open_uplinks: true }
     }
 }
 
@@ -106,8 +135,8 @@ pub enum TableWrite {
         /// The name.
         name: Option<Name>,
     },
-    /// The interfaces that tunnel frames may leave by where a program asks the kernel for the way; unused ones are 0.
-    Uplinks([u32; 8]),
+    /// The interfaces of the underlay, as the packet path's own node has them.
+    Uplinks([Uplink; 8]),
 }
 
 /// Where the writes go. Called with one write at a time, in order, from one thread at a time.
@@ -216,7 +245,10 @@ impl Underlay {
         }
         let mut inner = self.shared.lock();
         let mut failed = inner.state.change_hosts(changes);
-        failed.extend(inner.flush().failed);
+        let unwritten = inner.flush().failed;
+        failed.extend(
+            unwritten.into_iter().map(|(index, error)| (index, format!("{error}; see capacity.hosts"))),
+        );
         drop(inner);
         self.shared.care.notify_one();
         failed
@@ -232,6 +264,12 @@ impl Underlay {
     #[must_use]
     pub fn is_settled(&self) -> bool {
         self.shared.lock().state.is_settled()
+    }
+
+    /// Our endpoints that are an address of no interface: what the kernel is to decapsulate does not arrive there.
+    #[must_use]
+    pub fn missing_endpoints(&self) -> Vec<IpAddr> {
+        self.shared.lock().state.missing_endpoints()
     }
 
     /// How many remote hosts are followed, and how many of them have no resolved next hop.

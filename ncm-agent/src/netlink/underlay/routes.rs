@@ -12,8 +12,11 @@ const RTM_GETROUTE: u16 = 26;
 pub(crate) const RTM_NEWNEXTHOP: u16 = 104;
 pub(crate) const RTM_DELNEXTHOP: u16 = 105;
 const RTM_GETNEXTHOP: u16 = 106;
-/// `RTNLGRP_IPV4_ROUTE` and `RTNLGRP_NEXTHOP`.
+/// `RTNLGRP_IPV4_ROUTE`, `RTNLGRP_IPV6_ROUTE` and `RTNLGRP_NEXTHOP`.
 pub(crate) const GROUP_IPV4_ROUTE: u32 = 7;
+/// See [`GROUP_IPV4_ROUTE`].
+pub(crate) const GROUP_IPV6_ROUTE: u32 = 11;
+/// See [`GROUP_IPV4_ROUTE`].
 pub(crate) const GROUP_NEXTHOP: u32 = 32;
 
 const AF_INET: u8 = libc::AF_INET as u8;
@@ -129,11 +132,14 @@ pub(crate) enum RouteMessage {
 }
 
 /// Requests for all routes of the main table, and for all next-hop objects.
-pub(crate) fn dump_requests() -> [Request; 2] {
-    let mut header = [0; ROUTE_HEADER];
-    header[0] = AF_INET;
-    header[4] = TABLE_MAIN as u8;
-    [Request::new(RTM_GETROUTE, 0, &header), Request::new(RTM_GETNEXTHOP, 0, &[0; NEXTHOP_HEADER])]
+pub(crate) fn dump_requests() -> [Request; 3] {
+    let routes = |family| {
+        let mut header = [0; ROUTE_HEADER];
+        header[0] = family;
+        header[4] = TABLE_MAIN as u8;
+        Request::new(RTM_GETROUTE, 0, &header)
+    };
+    [routes(AF_INET), routes(AF_INET6), Request::new(RTM_GETNEXTHOP, 0, &[0; NEXTHOP_HEADER])]
 }
 
 /// Reads a message about a route of the main table or about a next-hop object.
@@ -150,14 +156,22 @@ fn parse_route(message: &Message<'_>) -> Option<RouteMessage> {
     let attributes = Attributes::after(message.payload, ROUTE_HEADER);
     let number = |kind| attributes.find(kind).and_then(|value| u32_at(value, 0));
     let cloned = u32_at(message.payload, 8)? & CLONED != 0;
-    if family != AF_INET || tos != 0 || cloned || number(RTA_TABLE).unwrap_or(table.into()) != TABLE_MAIN {
+    if !matches!(family, AF_INET | AF_INET6)
+        || tos != 0
+        || cloned
+        || number(RTA_TABLE).unwrap_or(table.into()) != TABLE_MAIN
+    {
         return None;
     }
     let destination = match attributes.find(RTA_DST) {
         Some(value) => address(family, value)?,
-        None => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        None if family == AF_INET => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        None => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
     };
     let prefix = Prefix::around(destination, length);
+    if is_of_link(prefix) {
+        return None;
+    }
     let metrics = Attributes(attributes.find(RTA_METRICS).unwrap_or_default());
     let target = match (kind, number(RTA_NH_ID), attributes.find(RTA_MULTIPATH)) {
         (_, Some(id), _) => Target::Object(id),
@@ -186,6 +200,17 @@ fn parse_route(message: &Message<'_>) -> Option<RouteMessage> {
     })
 }
 
+/// Whether a route is one that each interface has for its own link, and that leads to no remote host: fe80::/10 and ff00::/8.
+fn is_of_link(prefix: Prefix) -> bool {
+    match prefix.address {
+        IpAddr::V4(_) => false,
+        IpAddr::V6(address) => {
+            prefix.length >= 8 && (address.is_multicast() || address.is_unicast_link_local())
+        }
+    }
+}
+
+/// The ways of a route over several, in ascending order: a notification begins with the one that it is about.
 fn multipath(family: u8, mut value: &[u8]) -> Vec<Way> {
     let mut ways = Vec::new();
     while let (Some(length), Some(hops), Some(interface)) = (u16_at(value, 0), value.get(3), u32_at(value, 4))
@@ -195,6 +220,7 @@ fn multipath(family: u8, mut value: &[u8]) -> Vec<Way> {
         ways.push(Way { interface, gateway, weight: u16::from(*hops) + 1 });
         value = value.get((usize::from(length) + 3) & !3..).unwrap_or_default();
     }
+    ways.sort_unstable();
     ways
 }
 
@@ -256,13 +282,41 @@ pub(crate) struct RouteTable {
 }
 
 impl RouteTable {
-    /// Takes a message in.
+    /// Takes a message of a dump in, which lists the routes of a prefix in their order.
+    pub(crate) fn load(&mut self, message: RouteMessage) {
+        match message {
+            RouteMessage::New { prefix, route, .. } => {
+                insert(self.at(prefix), route, false, true);
+            }
+            other => {
+                let _ = self.apply(other);
+            }
+        }
+    }
+
+    fn at(&mut self, prefix: Prefix) -> &mut Vec<Route> {
+        self.by_length.entry(prefix.length).or_default().entry(prefix.address).or_default()
+    }
+
+    /// Takes a notification in.
+    ///
+    /// The kernel joins IPv6 routes of one prefix and metric into one over several ways, if they are of certain kinds: what
+    /// becomes of two such routes, only a dump tells.
     pub(crate) fn apply(&mut self, message: RouteMessage) -> Affected {
         match message {
+            RouteMessage::New { prefix, route, .. } if prefix.address.is_ipv6() => {
+                let routes = self.at(prefix);
+                if routes.contains(&route) {
+                    Affected::Nothing
+                } else if routes.iter().any(|held| held.metric == route.metric) {
+                    Affected::Unknown
+                } else {
+                    insert(routes, route, false, true);
+                    Affected::Within(prefix)
+                }
+            }
             RouteMessage::New { prefix, route, replace, append } => {
-                let routes =
-                    self.by_length.entry(prefix.length).or_default().entry(prefix.address).or_default();
-                if insert(routes, route, replace, append) {
+                if insert(self.at(prefix), route, replace, append) {
                     Affected::Within(prefix)
                 } else {
                     Affected::Nothing

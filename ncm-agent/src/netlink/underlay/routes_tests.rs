@@ -158,13 +158,60 @@ fn multipath_routes_and_gateways_of_the_other_family_are_read() {
 fn routes_of_other_tables_and_services_are_no_business_of_ours() {
     let good = [2, 0, 0, 0, 254, 4, 0, 1, 0, 0, 0, 0];
     assert!(read(&message(good, |request| request)).is_some());
-    for (position, value) in [(0, 10), (3, 4), (4, 255), (9, 2)] {
+    for (position, value) in [(0, 28), (3, 4), (4, 255), (9, 2)] {
         let mut other = good;
         other[position] = value;
         assert_eq!(read(&message(other, |request| request)), None, "byte {position} is {value}");
     }
     let tabled = message(good, |request| request.attribute(RTA_TABLE, &1000u32.to_ne_bytes()));
     assert_eq!(read(&tabled), None);
+}
+
+#[test]
+fn routes_of_ipv6_are_read_but_for_those_of_each_link() {
+    let read_to = |destination: &str| {
+        let Prefix { address: IpAddr::V6(address), length } = prefix(destination) else { panic!("IPv6") };
+        let header = [10, length, 0, 0, 254, 4, 0, 1, 0, 0, 0, 0];
+        let bytes = message(header, |request| {
+            let request = request.attribute(RTA_OIF, &7u32.to_ne_bytes());
+            if length == 0 { request } else { request.attribute(RTA_DST, &address.octets()) }
+        });
+        match read(&bytes)? {
+            RouteMessage::New { prefix, .. } => Some(prefix),
+            other => panic!("{other:?}"),
+        }
+    };
+    for destination in ["::/0", "2001:db8::/32", "fd00::1/128", "fe00::/7"] {
+        assert_eq!(read_to(destination), Some(prefix(destination)));
+    }
+    for destination in ["fe80::/64", "fe80::1/128", "ff00::/8", "ff02::1/128"] {
+        assert_eq!(read_to(destination), None, "{destination}");
+    }
+}
+
+#[test]
+fn what_the_kernel_joins_into_one_route_of_ipv6_is_asked_for() {
+    let mut table = RouteTable::default();
+    let at = |route| new("fd09::/16", route);
+    let gone = |route| RouteMessage::Gone { prefix: prefix("fd09::/16"), route };
+    let one = Route { metric: 1024, mtu: None, target: Target::Ways(vec![way(1, "fd01::2")]) };
+    let other = Route { target: Target::Ways(vec![way(2, "fd02::2")]), ..one.clone() };
+    let better = Route { metric: 50, ..other.clone() };
+    let within = Affected::Within(prefix("fd09::/16"));
+    assert_eq!(table.apply(at(one.clone())), within);
+    assert_eq!(table.apply(at(one.clone())), Affected::Nothing, "as it is held");
+    assert_eq!(table.apply(at(other.clone())), Affected::Unknown, "of the same metric");
+    assert_eq!(by(&table, "fd09::1"), Some(1));
+    assert_eq!(table.apply(at(better.clone())), within);
+    assert_eq!(by(&table, "fd09::1"), Some(2));
+    assert_eq!(table.apply(gone(better)), within);
+    assert_eq!(table.apply(gone(other.clone())), Affected::Unknown, "that is not held");
+    // A dump says what there is.
+    let mut table = RouteTable::default();
+    for route in [one, other] {
+        table.load(at(route));
+    }
+    assert_eq!(by(&table, "fd09::1"), Some(1));
 }
 
 #[test]

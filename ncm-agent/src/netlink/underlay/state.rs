@@ -2,9 +2,9 @@
 //! here talks to the kernel.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
-use ncm_common::tables::{Host, NextHop, next_hop_flags};
+use ncm_common::tables::{Host, NextHop, Uplink, next_hop_flags};
 
 use super::super::link::{Link, LinkMessage, LinkTable};
 use super::super::links::LinkEvent;
@@ -47,7 +47,7 @@ pub(crate) struct Snapshot {
 #[derive(Clone, Debug)]
 pub(super) struct RemoteHost {
     pub(super) generation: u32,
-    pub(super) address: Ipv4Addr,
+    pub(super) address: IpAddr,
     /// The group that it should use (and counts as a user of); 0 for none.
     pub(super) group: u32,
     pub(super) path: Path,
@@ -67,7 +67,7 @@ pub(crate) struct State {
     pub(super) links: LinkTable,
     pub(super) uplinks: HashSet<u32>,
     /// The uplinks as they were written.
-    pub(super) written_uplinks: Option<[u32; 8]>,
+    pub(super) written_uplinks: Option<[Uplink; 8]>,
     /// Names of interfaces that have become part of the underlay.
     pub(super) new_uplinks: Vec<String>,
     pub(super) own: HashSet<IpAddr>,
@@ -195,25 +195,6 @@ impl State {
         }
     }
 
-    /// The interfaces that traffic may leave by: the configured ones, what is built upon them, and the bond (or
-    /// bridge) that they belong to.
-    fn find_uplinks(&self) -> HashSet<u32> {
-        let named = |link: &Link| self.settings.interfaces.contains(&link.name);
-        let mut uplinks: HashSet<u32> = HashSet::new();
-        for link in self.links.iter().filter(|link| named(link)) {
-            uplinks.insert(link.index);
-            uplinks.extend(link.master);
-        }
-        // VLANs on bonds on interfaces, and no deeper.
-        for _ in 0..3 {
-            let above =
-                |link: &&Link| !link.is_veth() && link.lower.is_some_and(|lower| uplinks.contains(&lower));
-            let found: Vec<u32> = self.links.iter().filter(above).map(|link| link.index).collect();
-            uplinks.extend(found);
-        }
-        uplinks
-    }
-
     fn neighbour(&mut self, message: &NeighbourMessage) {
         if !self.uplinks.contains(&message.hop.interface) {
             return;
@@ -237,14 +218,7 @@ impl State {
         self.own = snapshot.addresses.into_iter().collect();
         self.routes = RouteTable::default();
         for message in snapshot.routes {
-            // A dump lists the routes of a prefix in their order.
-            let message = match message {
-                RouteMessage::New { prefix, route, .. } => {
-                    RouteMessage::New { prefix, route, replace: false, append: true }
-                }
-                other => other,
-            };
-            let _ = self.routes.apply(message);
+            self.routes.load(message);
         }
         self.neighbours = (snapshot.neighbours.into_iter())
             .filter(|message| self.uplinks.contains(&message.hop.interface))
@@ -300,7 +274,11 @@ impl State {
         for change in changes {
             match *change {
                 HostChange::Remove { index } => self.remove_host(index),
-                HostChange::Add { index, generation, address: IpAddr::V4(address) } => {
+                HostChange::Add { index, address, .. } if self.lacks_endpoint(address) => {
+                    self.remove_host(index);
+                    refused.push((index, lacking(address)));
+                }
+                HostChange::Add { index, generation, address } => {
                     let known = self.hosts.get(&index);
                     if known.is_some_and(|host| (host.generation, host.address) == (generation, address)) {
                         continue;
@@ -308,15 +286,22 @@ impl State {
                     self.remove_host(index);
                     self.add_host(index, generation, address, Host::default());
                 }
-                HostChange::Add { index, address, .. } => {
-                    refused.push((index, format!("{address}: the underlay has no IPv6 yet")));
-                }
             }
         }
         refused
     }
 
-    fn add_host(&mut self, index: u32, generation: u32, address: Ipv4Addr, value: Host) {
+    /// Our endpoints that no interface has as its address: the kernel takes nothing for them.
+    pub(crate) fn missing_endpoints(&self) -> Vec<IpAddr> {
+        self.settings.endpoints.iter().filter(|own| self.synchronised && !self.own.contains(own)).collect()
+    }
+
+    /// Whether we have no endpoint of an address's family.
+    fn lacks_endpoint(&self, address: IpAddr) -> bool {
+        !self.settings.endpoints.iter().any(|own| own.is_ipv4() == address.is_ipv4())
+    }
+
+    fn add_host(&mut self, index: u32, generation: u32, address: IpAddr, value: Host) {
         let leaving = self.clearing.remove(&index).unwrap_or_default();
         let host = RemoteHost {
             generation,
@@ -329,18 +314,17 @@ impl State {
             leaving,
         };
         self.hosts.insert(index, host);
-        self.by_address.entry(address.into()).or_default().insert(index);
+        self.by_address.entry(address).or_default().insert(index);
         self.dirty_hosts.insert(index);
     }
 
     fn remove_host(&mut self, index: u32) {
         let Some(host) = self.hosts.remove(&index) else { return };
         self.dirty_hosts.remove(&index);
-        let address = IpAddr::from(host.address);
-        if let Some(indices) = self.by_address.get_mut(&address) {
+        if let Some(indices) = self.by_address.get_mut(&host.address) {
             indices.remove(&index);
             if indices.is_empty() {
-                self.by_address.remove(&address);
+                self.by_address.remove(&host.address);
             }
         }
         let mut groups = host.leaving;
@@ -395,16 +379,19 @@ impl State {
         host.problem = problem;
     }
 
-    fn find_path(&self, address: Ipv4Addr) -> Result<(Path, u16), String> {
-        if address == self.settings.endpoint || self.own.contains(&address.into()) {
+    fn find_path(&self, address: IpAddr) -> Result<(Path, u16), String> {
+        if self.settings.endpoints.contains(address) || self.own.contains(&address) {
             return Err("it is an address of this host itself".to_owned());
         }
+        if self.lacks_endpoint(address) {
+            return Err(lacking(address));
+        }
         let is_up = |interface| self.links.get(interface).is_some_and(|link| link.up);
-        let (ways, route_mtu) = self.routes.lookup(address.into(), is_up).ok_or("there is no route to it")?;
+        let (ways, route_mtu) = self.routes.lookup(address, is_up).ok_or("there is no route to it")?;
         let mut path: Path = (ways.iter())
             .filter(|way| self.uplinks.contains(&way.interface))
             .map(|way| {
-                (Hop { interface: way.interface, address: way.gateway.unwrap_or(address.into()) }, way.weight)
+                (Hop { interface: way.interface, address: way.gateway.unwrap_or(address) }, way.weight)
             })
             .collect();
         if path.is_empty() {
@@ -477,7 +464,7 @@ impl State {
     pub(crate) fn report(&self) -> Vec<HostReport> {
         let report = |(index, host): (&u32, &RemoteHost)| HostReport {
             index: *index,
-            address: host.address.into(),
+            address: host.address,
             group: host.group,
             mtu: host.mtu,
             path: self.describe(&host.path),
@@ -488,6 +475,12 @@ impl State {
         all.sort_unstable_by_key(|report| report.index);
         all
     }
+}
+
+/// Why there is no way to a host of that address's family.
+fn lacking(address: IpAddr) -> String {
+    let (version, key) = if address.is_ipv4() { ("IPv4", "endpoint_v4") } else { ("IPv6", "endpoint_v6") };
+    format!("it is reached over {version}, and underlay.{key} is not set")
 }
 
 #[cfg(test)]

@@ -2,20 +2,22 @@
 
 use std::collections::BTreeMap;
 
+use std::net::Ipv4Addr;
+
 use ncm_common::tables::{Name, NextHopGroup, NextHopHalf};
 use proptest::prelude::*;
 
 use super::super::routes::{Prefix, Route, Target, Way};
-use super::super::{TableSink, TableWrite};
+use super::super::{Endpoints, TableSink, TableWrite};
 use super::*;
 
 /// Tables that check each write against what a program could see.
-#[derive(Default, Clone)]
+#[derive(Default, Clone, Debug)]
 struct Tables {
     groups: BTreeMap<u32, NextHopGroup>,
     hosts: BTreeMap<u32, Host>,
     names: BTreeMap<u32, Name>,
-    uplinks: [u32; 8],
+    uplinks: [Uplink; 8],
     writes: usize,
     /// How many of the next writes are refused.
     refuse: usize,
@@ -76,6 +78,14 @@ fn check_flip<T: PartialEq>(before: (u32, [T; 2]), after: (u32, [T; 2])) {
 }
 
 impl Tables {
+    /// The interfaces of the underlay.
+    fn indices(&self) -> Vec<u32> {
+        let mut indices: Vec<u32> =
+            self.uplinks.iter().map(|uplink| uplink.ifindex).filter(|index| *index != 0).collect();
+        indices.sort_unstable();
+        indices
+    }
+
     /// The MACs of the next hops to a host, and the MTU.
     fn path(&self, host: u32) -> Option<(Vec<u8>, u16)> {
         let host = self.hosts.get(&host).filter(|host| host.generation != 0)?;
@@ -157,7 +167,8 @@ fn snapshot() -> Snapshot {
 
 fn settings(groups: u32) -> Settings {
     let interfaces = vec!["up1".to_owned(), "up2".to_owned()];
-    Settings::new(Ipv4Addr::new(10, 0, 2, 100), 4789, interfaces, groups)
+    let endpoints = Endpoints { v4: Some(Ipv4Addr::new(10, 0, 2, 100)), v6: None };
+    Settings::new(endpoints, 4789, interfaces, groups)
 }
 
 fn start() -> (State, Tables) {
@@ -244,13 +255,94 @@ fn programs_are_told_which_interfaces_are_for_tunnels() {
     state.flush(&mut tables);
     assert!(!state.is_settled(), "a refused write is tried again");
     state.flush(&mut tables);
-    assert_eq!((tables.uplinks, state.is_settled()), ([2, 3, 0, 0, 0, 0, 0, 0], true));
+    assert_eq!((tables.indices(), state.is_settled()), (vec![2, 3], true));
     // A VLAN on an uplink counts as one; an interface that is gone does not.
     let vlan = Link { vlan: Some(42), lower: Some(2), kind: Some("vlan".to_owned()), ..link(9, "up1.42") };
     state.apply(Event::Link(LinkMessage::New(vlan)));
     state.apply(Event::Link(LinkMessage::Gone(3)));
     state.flush(&mut tables);
-    assert_eq!(tables.uplinks, [2, 9, 0, 0, 0, 0, 0, 0]);
+    assert_eq!(tables.indices(), [2, 9]);
+}
+
+#[test]
+fn programs_are_told_which_macs_are_for_an_uplink() {
+    let (mut state, mut tables) = start();
+    state.flush(&mut tables);
+    let uplink = |tables: &Tables, index: u32| {
+        *tables.uplinks.iter().find(|uplink| uplink.ifindex == index).unwrap_or_else(|| panic!("{index}"))
+    };
+    let (one, other) = (uplink(&tables, 2), uplink(&tables, 3));
+    assert_eq!((one.mac, tables.uplinks[2], tables.uplinks[3]), ([2, 0, 0, 0, 9, 1], one, other));
+    assert_ne!(one.stack, other.stack, "two cards are two stacks");
+    // A new MAC is known at once.
+    let changed = Link { mac: Some([2, 0, 0, 0, 9, 7]), ..link(2, "up1") };
+    state.apply(Event::Link(LinkMessage::New(changed)));
+    state.flush(&mut tables);
+    assert_eq!(uplink(&tables, 2).mac, [2, 0, 0, 0, 9, 7]);
+    // A bond over both, and a VLAN on it: one stack. Index 10 shares its first place with 2.
+    for member in [link(2, "up1"), link(3, "up2")] {
+        state.apply(Event::Link(LinkMessage::New(Link { master: Some(10), ..member })));
+    }
+    state.apply(Event::Link(LinkMessage::New(link(10, "bond0"))));
+    let vlan = Link { vlan: Some(42), lower: Some(10), kind: Some("vlan".to_owned()), ..link(9, "bond0.42") };
+    state.apply(Event::Link(LinkMessage::New(vlan)));
+    state.flush(&mut tables);
+    assert_eq!(tables.indices(), [2, 3, 9, 10]);
+    assert!(tables.uplinks.iter().all(|uplink| uplink.ifindex == 0 || uplink.stack == 1), "{tables:?}");
+    assert_eq!(tables.uplinks[2].ifindex, 2, "a named interface has its own place");
+}
+
+#[test]
+fn the_named_interfaces_have_slots_whatever_else_there_is() {
+    let (mut state, mut tables) = start();
+    for index in 20..40 {
+        let vlan =
+            Link { vlan: Some(1), lower: Some(3), kind: Some("vlan".to_owned()), ..link(index, "vlan") };
+        state.apply(Event::Link(LinkMessage::New(Link { name: format!("up2.{index}"), ..vlan })));
+    }
+    state.flush(&mut tables);
+    assert_eq!((tables.indices().len(), &tables.indices()[..2]), (8, &[2, 3][..]));
+}
+
+#[test]
+fn a_host_is_reached_over_the_version_of_ip_that_its_address_is_of() {
+    let (mut state, mut tables) = start();
+    let v6: IpAddr = "2001:db8:9::1".parse().unwrap();
+    let refused = state.change_hosts(&[add(1, 1), HostChange::Add { index: 2, generation: 1, address: v6 }]);
+    assert_eq!(refused.len(), 1);
+    assert_eq!((refused[0].0, refused[0].1.contains("underlay.endpoint_v6 is not set")), (2, true));
+    state.flush(&mut tables);
+    assert!(!tables.hosts.contains_key(&2), "a host that cannot be reached is not written");
+
+    let endpoints = Endpoints { v4: None, v6: Some("2001:db8::1".parse().unwrap()) };
+    let mut state = State::new(Settings { endpoints, ..settings(64) }, Adopted::default());
+    let hop = Hop { interface: 2, address: "fe80::1".parse().unwrap() };
+    let way = Way { interface: 2, gateway: Some(hop.address), weight: 1 };
+    let prefix = Prefix::around("2001:db8:9::".parse().unwrap(), 48);
+    let route = Route { metric: 1024, mtu: None, target: Target::Ways(vec![way]) };
+    let entry = Neighbour { mac: Some([2, 0, 0, 0, 0, 6]), managed: true, ours: true, fixed: false };
+    state.apply(Event::Complete(Snapshot {
+        addresses: vec!["2001:db8::1".parse().unwrap()],
+        routes: vec![RouteMessage::New { prefix, route: route.clone(), replace: false, append: false }],
+        neighbours: vec![NeighbourMessage { hop, entry: Some(entry) }],
+        ..snapshot()
+    }));
+    let mut tables = Tables::default();
+    assert_eq!(state.change_hosts(&[HostChange::Add { index: 2, generation: 1, address: v6 }]), []);
+    state.flush(&mut tables);
+    assert_eq!(tables.path(2), Some((vec![6], 1500)));
+    assert_eq!(tables.hosts[&2].halves[0].headers_len, 56);
+    assert_eq!(state.missing_endpoints(), [] as [IpAddr; 0]);
+    // Another router for the same prefix and metric: what the kernel makes of the two, only a dump tells.
+    assert!(!state.take_unknown());
+    let beside = Route { target: Target::Ways(vec![Way { interface: 3, ..way }]), ..route.clone() };
+    state.apply(Event::Route(RouteMessage::New { prefix, route: beside, replace: false, append: true }));
+    assert!(state.take_unknown());
+    state.apply(Event::Route(RouteMessage::Gone { prefix, route }));
+    state.flush(&mut tables);
+    assert_eq!(tables.path(2), Some((vec![], 1500)));
+    state.apply(Event::Address { address: "2001:db8::1".parse().unwrap(), present: false });
+    assert_eq!(state.missing_endpoints(), ["2001:db8::1".parse::<IpAddr>().unwrap()]);
 }
 
 #[test]

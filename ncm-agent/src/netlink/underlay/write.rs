@@ -43,17 +43,6 @@ impl State {
         flushed
     }
 
-    /// The uplinks as the table has them: no more than a next-hop group can list, and always the same ones.
-    pub(super) fn uplink_slots(&self) -> [u32; 8] {
-        let mut indices: Vec<u32> = self.uplinks.iter().copied().collect();
-        indices.sort_unstable();
-        let mut slots = [0; 8];
-        for (slot, index) in slots.iter_mut().zip(indices) {
-            *slot = index;
-        }
-        slots
-    }
-
     fn write_uplinks(&mut self, sink: &mut dyn TableSink, wrote: &mut bool) -> Result<(), String> {
         let uplinks = self.uplink_slots();
         if self.written_uplinks != Some(uplinks) {
@@ -97,8 +86,8 @@ impl State {
         if self.dirty_groups.contains(&host.group) {
             return Err("its next-hop group cannot be written".to_owned());
         }
-        let Settings { endpoint, port, .. } = self.settings;
-        let half = template::half(endpoint, host.address, port, host.group, host.mtu);
+        let Settings { endpoints, port, .. } = self.settings;
+        let half = template::half(endpoints, host.address, port, host.group, host.mtu);
         let mut value = host.value;
         if value.generation != host.generation {
             value = Host { generation: host.generation, active: 0, halves: [half, Default::default()] };
