@@ -46,7 +46,8 @@ fn with_a_million(lab: &Lab, options: HostOptions) -> Result<(TwoHosts, Duration
     net.host1.start()?;
     let mut cloud = Cloud::new();
     cloud.vpc("red", 100).subnet("web", "red", "10.0.0.0/8").port("a", "web", "10.1.0.11", "host1");
-    net.host1.agent().push_v2(&cloud.goal_state_v2("host1"))?.expect_success()?;
+    // Its port has no guest, and stays pending.
+    net.host1.agent().push_v2(&cloud.goal_state_v2("host1"))?;
     let message = GoalState {
         format_version: 101,
         neighbor_states: many::neighbors("web", "red", 1_000_000, net.host2.address),

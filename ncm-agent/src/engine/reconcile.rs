@@ -89,6 +89,9 @@ impl Shared {
         let (mut first, mut last) = (Changes::default(), Changes::default());
         {
             let mut model = self.model();
+            if begins && remove {
+                model.adopt_sets(&found);
+            }
             if begins {
                 model.adopt_epochs(&found.ports);
             }

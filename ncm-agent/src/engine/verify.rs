@@ -242,7 +242,11 @@ impl Shared {
         }
         for (hook, ifindex, name) in expected {
             let ours = attached.iter().find(|other| other.hook == hook && other.ifindex == ifindex);
-            let on_hook = self.dataplane.on_hook(hook, ifindex).unwrap_or_default();
+            // An interface has one native XDP program, and the kernel lists those of all namespaces.
+            let on_hook = match hook.is_xdp() {
+                true => Vec::new(),
+                false => self.dataplane.on_hook(hook, ifindex).unwrap_or_default(),
+            };
             let first = on_hook.first();
             let place = hook.to_string();
             let key = format!("{name} ({ifindex})");

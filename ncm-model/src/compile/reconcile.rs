@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use ncm_common::tables::{
     ClassKey, Classes, Endpoint, IpKey, MacKey, Name, NameKey, Port, Reference, Route, RouteKey, Rule,
-    RuleKey, Source, SourceKey, SourcePrefixKey, Subnet, SubnetPrefixKey, Vni, VtepKey, epoch_slot, mac_slot,
+    RuleKey, Source, SourceKey, SourcePrefixKey, Subnet, SubnetPrefixKey, Vni, VtepKey, epoch_slot, mac_slot, name_kinds,
 };
 
 use crate::compile::epochs::decides;
@@ -105,6 +105,23 @@ impl Model {
         // What covers more is written later, and goes sooner.
         changes.classes.put.reverse();
         self.raise_epochs(raised, changes);
+    }
+
+    /// Goes on with the numbers of policy sets that the kernel's tables have. Only where what should not be there is removed: a set must
+    /// not find other entries under its number.
+    pub fn adopt_sets(&mut self, found: &Found) {
+        let sets = found.names.iter().filter(|(key, name)| key.kind == name_kinds::SET && name.is_whole());
+        let lists = sets.map(|(key, name)| (key.index, name.as_str())).collect();
+        let renumbered = self.policy.resume_sets(&lists, &found.classes, &found.rules);
+        let ports: Vec<u32> = self.port_by_index.values().copied().collect();
+        for slot in ports {
+            if let Some(number) = renumbered.get(&self.ports[slot].set) {
+                self.ports[slot].set = *number;
+                self.dirty_ports.insert(slot);
+            }
+        }
+        // All tables are compared afterwards.
+        self.flush(&mut Changes::default());
     }
 
     /// Goes on with the epochs that the kernel's table has: flows have them.

@@ -14,6 +14,9 @@ use crate::wire::{
 /// The operation by which everything is made again.
 const MADE: i32 = OperationType::Create as i32;
 
+/// In the place of a type of resource: the revision of one that was deleted.
+pub(super) const TOMBSTONE: u8 = 0xff;
+
 /// Where a passage over the neighbours is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Passage {
@@ -138,7 +141,7 @@ impl Model {
             put(ResourceType::Port, meta, &state.encode_to_vec(), &[]);
         }
         for (kind, id, revision, buried) in self.tombstones.iter() {
-            bytes.push(0);
+            bytes.push(TOMBSTONE);
             bytes.push(kind);
             encode_varint(revision.into(), &mut bytes);
             encode_varint(buried, &mut bytes);

@@ -5,6 +5,7 @@ use std::sync::LazyLock;
 
 use prost::encoding::decode_varint;
 
+use super::held::TOMBSTONE;
 use crate::apply::{Outcome, Request};
 use crate::goalstate::Message;
 use crate::goalstate::neighbour_view::{self, split_state};
@@ -128,7 +129,7 @@ impl Model {
         let mut bytes = Bytes(bytes);
         while !bytes.0.is_empty() {
             let resource = bytes.byte()?;
-            if resource == 0 {
+            if resource == TOMBSTONE {
                 let (kind, revision, buried) = (bytes.byte()?, bytes.number()?, bytes.number()?);
                 let id = bytes.text()?;
                 let revision = u32::try_from(revision).map_err(|_| error("a revision is out of range"))?;

@@ -32,6 +32,7 @@ mod groups;
 mod members;
 mod ranges;
 pub mod reference;
+mod resume;
 mod rule;
 mod sets;
 mod side;
