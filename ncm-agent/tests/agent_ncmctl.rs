@@ -7,7 +7,10 @@ use std::process::{Child, Command};
 use std::time::Duration;
 
 use agent_common::Agent;
+use ncm_common::tables::{Flow, FlowKey, flow_kinds, flow_state, name_kinds, ticks};
+use ncm_dataplane::{Dataplane, Options, Tables};
 use nix::sys::signal::Signal;
+use nix::time::{ClockId, clock_gettime};
 use serde_json::{Value, json};
 
 const EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/host1.yaml");
@@ -93,6 +96,8 @@ fn what_is_applied_is_held_programmed_and_shown_by_name_until_it_is_deleted() {
     let port = &tool.json(&["get", "port", "red-web1"])[0];
     assert_eq!((&port["status"], &port["origin"]), (&json!("SUCCESS"), &json!("ORIGIN_TOOL")));
     assert_eq!(port["configuration"]["macAddress"], "02:00:00:00:00:11");
+    assert_eq!(port["mtu"], 1450, "what an underlay of 1500 carries in the tunnel");
+    assert!(tool.ok(&["get", "port", "red-web1"]).contains("1450"));
 
     // Both tenants have the address; names tell which is whose.
     let location = |vni: &str| {
@@ -164,4 +169,99 @@ fn delete_takes_back_what_apply_did_to_the_last_entry() {
     std::fs::write(&other, "vpcStates: {v: {configuration: {id: never-held}}}\n").unwrap();
     let (exit, out, _) = tool.run(&["delete", "-f", &other.display().to_string()]);
     assert!(exit == 1 && out.contains("failure"), "{out}");
+}
+
+/// A flow of now, of a port in these tables.
+fn flow(tables: &Tables, port: u32, state: u32) -> Flow {
+    let now = ticks(
+        Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC).unwrap()).as_nanos().try_into().unwrap(),
+    );
+    let port = tables.ports.get(&port).unwrap().unwrap();
+    Flow {
+        state,
+        seen: [now, now],
+        created: now,
+        timeout: ticks(600_000_000_000),
+        port_generation: port.generation,
+        port_epoch: port.epoch,
+        ..Flow::default()
+    }
+}
+
+#[test]
+fn flows_are_listed_by_port_address_protocol_and_state_with_and_without_an_agent() {
+    let mut agent = Agent::start("");
+    let tool = Tool::of(&agent);
+    tool.ok(&["apply", "-f", EXAMPLE]);
+    let bpffs = format!("/proc/{}/root{}", agent.pid(), agent.scratch.0.join("bpf").display());
+    let options = Options { bpffs: bpffs.into(), ..Options::pinned("a-test") };
+    let dataplane = Dataplane::open(&options).unwrap();
+    let tables = dataplane.tables();
+    let index = |id: &str| {
+        let names = tables.names.entries().unwrap();
+        let of = names.iter().find(|(key, name)| key.kind == name_kinds::PORT && name.as_str() == id);
+        of.unwrap().0.index
+    };
+    let (red, blue) = (index("red-web1"), index("blue-web1"));
+    let address = |text: &str| text.parse::<std::net::Ipv4Addr>().unwrap().to_ipv6_mapped().octets();
+    let key = |port, protocol, remote: &str, number: u16| FlowKey {
+        port,
+        protocol,
+        local: address("10.0.0.11"),
+        local_port: number.to_be_bytes(),
+        remote: address(remote),
+        remote_port: 443_u16.to_be_bytes(),
+        ..FlowKey::default()
+    };
+    let answered = flow_state::ANSWERED;
+    for (key, state) in [
+        (key(red, 6, "10.0.0.12", 1), answered),
+        (key(red, 17, "10.0.0.13", 2), answered),
+        (key(blue, 6, "10.0.0.12", 3), answered | flow_state::FIN_OUT),
+    ] {
+        tables.flows.put(&key, &flow(tables, key.port, state)).unwrap();
+    }
+    let new = key(blue, 6, "10.0.0.14", 4);
+    tables.half_open.of(blue).unwrap().unwrap().put(&new, &flow(tables, blue, 0)).unwrap();
+    let fragments = FlowKey { kind: flow_kinds::FRAGMENT_IN, ..new };
+    tables.half_open.of(blue).unwrap().unwrap().put(&fragments, &flow(tables, blue, 0)).unwrap();
+
+    // Each flow by the port that it has on its side.
+    let listed = |arguments: &[&str]| {
+        let rows = tool.json(&[&["flows"], arguments].concat());
+        let of = |row: &Value| row["entry"]["local_port"].as_u64().unwrap();
+        let mut ports: Vec<u64> = rows.as_array().unwrap().iter().map(of).collect();
+        ports.sort_unstable();
+        ports
+    };
+    let all_conditions = |more: &[&str]| {
+        let with = |arguments: &[&str]| listed(&[arguments, more].concat());
+        assert_eq!(with(&[]), [1, 2, 3, 4], "fragments are no flows");
+        assert_eq!(with(&["--port", "red-web1"]), [1, 2]);
+        assert_eq!(with(&["--address", "10.0.0.12"]), [1, 3], "the other side's");
+        assert_eq!(with(&["--address", "10.0.0.11"]), [1, 2, 3, 4], "the guest's");
+        assert_eq!(with(&["--protocol", "udp"]), [2]);
+        assert_eq!(with(&["--protocol", "tcp", "--port", "blue-web1"]), [3, 4]);
+        assert_eq!(with(&["--state", "closing"]), [3]);
+        assert_eq!(with(&["--state", "new"]), [4]);
+        assert_eq!(with(&["--state", "established", "--address", "10.0.0.13"]), [2]);
+        assert_eq!(with(&["--address", "10.9.9.9"]), [0; 0]);
+    };
+    all_conditions(&[]);
+    all_conditions(&["--offline"]);
+    let text = tool.ok(&["flows", "--port", "red-web1"]);
+    assert!(text.contains("red-web1") && text.contains("10.0.0.13") && !text.contains("blue-web1"), "{text}");
+    let dumped = |conditions: &[&str]| {
+        let only: Vec<&str> = conditions.iter().flat_map(|condition| ["--only", condition]).collect();
+        tool.json(&[&["map", "dump", "flows"], only.as_slice()].concat()).as_array().unwrap().len()
+    };
+    assert_eq!((dumped(&[]), dumped(&["protocol=tcp"])), (3, 2));
+    assert_eq!(dumped(&["protocol=tcp", "port=red-web1"]), 1, "all conditions together");
+    assert_eq!(dumped(&["local|remote=10.0.0.13"]), 1, "either column");
+    let (exit, _, err) = tool.run(&["map", "dump", "flows", "--only", "colour=red"]);
+    assert!(exit != 0 && err.contains("colour"), "{err}");
+
+    agent.signal(Signal::SIGTERM);
+    agent.ended(Duration::from_secs(10));
+    all_conditions(&[]);
 }

@@ -52,13 +52,13 @@ counters! {
     PassedToTc = 11, "passed_to_tc";
     /// A flow was begun: the packet matched none, and policy allows it.
     FlowCreated = 12, "flow_created";
-    /// A flow was answered and is established now.
+    /// A flow was confirmed by both sides (TCP: SYN, answer, and a segment after it) and is established now.
     FlowEstablished = 13, "flow_established";
     /// A flow was decided anew, as policy, a route, an endpoint or its port had changed.
     FlowRedecided = 14, "flow_redecided";
-    /// An answered flow found no room in the table of flows and stays with its port's unanswered ones.
+    /// A flow was to be established, found no room in the table of flows and stays in its port's own; it tries again, now and then.
     FlowTableFull = 15, "flow_table_full";
-    /// An answered flow is beyond its port's share of the table of flows and stays with its port's unanswered ones.
+    /// A flow was to be established, is beyond its port's share of the table of flows and stays in its port's own; it tries again likewise.
     FlowShareFull = 16, "flow_share_full";
     /// A neighbour solicitation was answered.
     NdAnswered = 17, "nd_answered";

@@ -116,7 +116,7 @@ reasons! {
     NdUnknown = 45, "nd_unknown";
     /// A guest sent a neighbour advertisement, or another message of neighbour discovery that nobody here awaits.
     NdIgnored = 46, "nd_ignored";
-    /// A packet for the agent to answer is more than its port's share.
+    /// A packet for the agent to answer is more than its port's share, or larger than any that it answers (1,600 bytes).
     HandUpLimited = 47, "hand_up_limited";
     /// A packet for the agent to answer came while there was no way up to it.
     HandUpUnavailable = 48, "hand_up_unavailable";

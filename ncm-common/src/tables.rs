@@ -263,9 +263,14 @@ layout! {
         pub reserved: [u8; 2],
     }
 
-    /// A flow: what is tracked of a connection, and what is decided about its packets. The words of the first group are changed in
+    /// A flow: what is tracked of a connection, and what is decided about its packets. State, times and timeout are changed in
     /// place, each by itself; all else changes only by a new value in the entry's place.
+    ///
+    /// Memory of a flow that goes is another's at once. The port's index is therefore at both ends: who compares the two with the
+    /// port it asked for, after the last word that it reads, has read no other port's, in whichever order the kernel copies.
     pub struct Flow {
+        /// Index of the port, as in the key.
+        pub port: u32,
         /// `flow_state`.
         pub state: u32,
         /// When a packet was last seen from the guest (first) and to it (second), in [`ticks`]; 0 for never.
@@ -304,6 +309,8 @@ layout! {
         pub shown_mac: [u8; 6],
         /// Outer source address that packets to the guest were last admitted from; `::` if none were.
         pub peer: [u8; 16],
+        /// Index of the port, once more.
+        pub port_again: u32,
     }
 
     /// How many flows a port has.
@@ -581,6 +588,9 @@ pub mod flow_state {
     pub const DENIED: u32 = 1 << 5;
     /// The entry is in the table of flows and counts for its port.
     pub const ESTABLISHED: u32 = 1 << 6;
+    /// The side that began has gone on after the answer: in TCP with a segment that is no SYN, in other protocols by itself. A flow of
+    /// TCP that was taken up in its middle has it from the begin.
+    pub const CONFIRMED: u32 = 1 << 7;
 }
 
 /// Bits of [`Flow::flags`].
@@ -599,24 +609,26 @@ pub mod flow_flags {
 pub mod timeouts {
     /// TCP: before the answer.
     pub const TCP_NEW: u32 = 0;
+    /// TCP: answered, but the side that began has not gone on yet.
+    pub const TCP_SYN_RECEIVED: u32 = 1;
     /// TCP: established.
-    pub const TCP_ESTABLISHED: u32 = 1;
+    pub const TCP_ESTABLISHED: u32 = 2;
     /// TCP: one side or both have sent FIN.
-    pub const TCP_CLOSING: u32 = 2;
+    pub const TCP_CLOSING: u32 = 3;
     /// TCP: after RST.
-    pub const TCP_RESET: u32 = 3;
+    pub const TCP_RESET: u32 = 4;
     /// UDP: before the answer.
-    pub const UDP_NEW: u32 = 4;
+    pub const UDP_NEW: u32 = 5;
     /// UDP: answered.
-    pub const UDP_STREAM: u32 = 5;
+    pub const UDP_STREAM: u32 = 6;
     /// ICMP and ICMPv6 echo.
-    pub const ICMP: u32 = 6;
+    pub const ICMP: u32 = 7;
     /// Other protocols.
-    pub const OTHER: u32 = 7;
+    pub const OTHER: u32 = 8;
     /// First fragments.
-    pub const FRAGMENT: u32 = 8;
+    pub const FRAGMENT: u32 = 9;
     /// How many there are.
-    pub const COUNT: u32 = 9;
+    pub const COUNT: u32 = 10;
 }
 
 /// Bits of [`Port::flags`].
@@ -798,7 +810,7 @@ tables! {
     FLOWS: Hash<FlowKey, Flow>[1_048_576, Some("flows")],
         "established flows", "all programs, agent (removes what is over)", "all programs";
     HALF_OPEN: LruByPort<FlowKey, Flow>[4_096, Some("ports")],
-        "flows of each port that were not answered yet, and first fragments", "all programs", "all programs";
+        "flows of each port that are not established yet, and first fragments", "all programs", "all programs";
     PORT_FLOWS: Array<u32, PortFlows>[4_096, Some("ports")],
         "how many established flows each port has", "all programs, agent", "all programs";
     POLICY_COUNTS: PerCpuHash<PolicyCountKey, PolicyCount>[16_384, Some("policy_counts")],

@@ -99,6 +99,13 @@ impl<K: OfPort, V: Plain> PortTables<K, V> {
         Ok(Some(Table::new(RawMap::checked(fd, self.spec, info.max_entries, 1))))
     }
 
+    /// Whether the port has a table; one that cannot be looked at counts as one that it has.
+    #[must_use]
+    pub fn has(&self, port: u32) -> bool {
+        let found = sys::lookup(self.outer.as_fd(), &port.to_ne_bytes(), &mut [0; 4]);
+        found.err().is_none_or(|error| error.raw_os_error() != Some(libc::ENOENT))
+    }
+
     /// The map in a slot: the kernel shows its number.
     fn inner(&self, port: u32) -> io::Result<Option<OwnedFd>> {
         let mut id = [0; 4];
@@ -186,6 +193,34 @@ impl<K: OfPort, V: Plain> PortTables<K, V> {
 
     /// Takes ports' tables away, with all that is in them. Those that have none count as done.
     pub fn remove(&self, ports: &[u32]) -> Outcome {
+        /// Most threads that wait at the same time.
+        const THREADS: usize = 128;
+        // With each deletion the kernel waits until no program uses what was there, some milliseconds; those that wait at the
+        // same time wait together.
+        let share = ports.len().div_ceil(THREADS).max(1);
+        let mut outcome = Outcome::default();
+        std::thread::scope(|scope| {
+            let (first, rest) = ports.split_at(share.min(ports.len()));
+            let others: Vec<_> = rest
+                .chunks(share)
+                .map(|ports| {
+                    let thread = std::thread::Builder::new().spawn_scoped(scope, || self.remove_some(ports));
+                    (ports, thread)
+                })
+                .collect();
+            outcome.append(self.remove_some(first));
+            for (ports, thread) in others {
+                outcome.append(match thread.map(std::thread::ScopedJoinHandle::join) {
+                    Ok(Ok(removed)) => removed,
+                    // There was no thread to be had.
+                    _ => self.remove_some(ports),
+                });
+            }
+        });
+        outcome
+    }
+
+    fn remove_some(&self, ports: &[u32]) -> Outcome {
         let mut failed = Vec::new();
         for (position, port) in ports.iter().enumerate() {
             match sys::delete(self.outer.as_fd(), &port.to_ne_bytes()) {

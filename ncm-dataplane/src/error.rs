@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use ncm_common::tables::LAYOUT_VERSION;
+
 /// An error of the dataplane.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -82,6 +84,20 @@ pub enum Error {
         found: u32,
         /// What was expected.
         wanted: u32,
+    },
+
+    /// An agent of another version has programs attached that work on other tables.
+    #[error(
+        "programs of another version (table layout {}) are forwarding for instance `{instance}`, and this one wants layout \
+         {LAYOUT_VERSION}: they cannot be exchanged under traffic. `ncm-agent --teardown` removes them; traffic then stops until \
+         this agent has started and the controller has pushed again",
+        list(.found)
+    )]
+    OtherLayout {
+        /// The instance.
+        instance: String,
+        /// The layout versions in use.
+        found: Vec<u32>,
     },
 
     /// Nothing is pinned under this instance's name.
@@ -187,6 +203,9 @@ fn other_layouts(found: &[u32]) -> String {
     if found.is_empty() {
         return String::new();
     }
-    let list: Vec<String> = found.iter().map(u32::to_string).collect();
-    format!(" (there are tables of layout {}: use the tool of that version)", list.join(", "))
+    format!(" (there are tables of layout {}: use the tool of that version)", list(found))
+}
+
+fn list(numbers: &[u32]) -> String {
+    numbers.iter().map(u32::to_string).collect::<Vec<_>>().join(", ")
 }

@@ -107,6 +107,12 @@ impl Dataplane {
             Some(instance) => Some(PinPaths::new(&options.bpffs, instance)?),
             None => None,
         };
+        if let (Some(paths), Some(instance)) = (&paths, &options.instance) {
+            let found = paths.other_layouts_in_use();
+            if !found.is_empty() {
+                return Err(Error::OtherLayout { instance: instance.clone(), found });
+            }
+        }
         let is_new = paths.as_ref().is_some_and(|paths| !paths.maps().exists());
         if let Some(paths) = &paths {
             paths.create()?;

@@ -66,6 +66,13 @@ impl PinPaths {
         found
     }
 
+    /// The other layout versions of which programs are attached.
+    pub(crate) fn other_layouts_in_use(&self) -> Vec<u32> {
+        let links = |layout: &u32| self.instance.join(format!("v{layout}")).join("links");
+        let in_use = |layout: &u32| names(&links(layout)).is_ok_and(|names| !names.is_empty());
+        self.layouts().into_iter().filter(|layout| *layout != LAYOUT_VERSION && in_use(layout)).collect()
+    }
+
     /// Removes what is pinned in this build's layout; another build's, which may be forwarding, stays.
     pub(crate) fn remove_layout(&self) -> Result<(), Error> {
         remove_tree(&self.links())?;

@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::time::{Duration, Instant};
+
 use common::{isolate, small};
 use ncm_common::tables::{Flow, FlowKey, Port};
 use ncm_dataplane::{BPFFS, Dataplane, Options, Reader};
@@ -92,4 +94,24 @@ fn the_next_process_finds_the_tables_of_the_ports_there_are() {
     let table = half_open.of(1).expect("readable").expect("there");
     assert!(table.put(&key(1, 6), &flow(6)).is_err(), "a reader's tables cannot be written");
     assert!(!half_open.create(&[4]).is_complete(), "nor made");
+}
+
+#[test]
+fn a_thousand_ports_come_and_go_without_holding_anybody_up() {
+    isolate();
+    let mut options = small(Options::unpinned());
+    options.capacities.set("ports", 1_024);
+    let dataplane = Dataplane::open(&options).expect("the object loads");
+    let half_open = &dataplane.tables().half_open;
+    let ports: Vec<u32> = (1..=1_000).collect();
+    let begun = Instant::now();
+    assert!(half_open.create(&ports).is_complete());
+    let made = begun.elapsed();
+    let begun = Instant::now();
+    assert!(half_open.remove(&ports).is_complete());
+    let removed = begun.elapsed();
+    assert!(half_open.ports().expect("readable").is_empty());
+    // The kernel waits after each change until no program uses what was there: one after the other that takes half a minute.
+    let most = Duration::from_secs(3);
+    assert!(made < most && removed < most, "made in {made:?}, removed in {removed:?}");
 }

@@ -79,6 +79,14 @@ pub struct Side {
     pub flow: Flow,
     /// Time, in ticks.
     pub now: u32,
+    /// What vouches for a decision that is made now: the port's generation, read before anything was looked up.
+    pub port_generation: u32,
+    /// The port's epoch, likewise.
+    pub port_epoch: u32,
+    /// What the flow that was found is of: its slot of the other side's epochs.
+    pub remote_slot: u32,
+    /// That slot's epoch, likewise.
+    pub remote_epoch: u32,
     /// What the tables say: [`NONE`], [`STALE`] or [`VALID`].
     pub found: u32,
     /// Where the entry is: [`NOWHERE`], [`ESTABLISHED`] or [`HALF_OPEN`].

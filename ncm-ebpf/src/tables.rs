@@ -1,7 +1,7 @@
 //! The maps. What each holds, who writes it and who reads it is declared once, in `ncm_common::tables`; kinds, sizes and
 //! capacities come from there, so that the object cannot disagree with the loader.
 
-use core::{arch::asm, cell::UnsafeCell, ffi::c_void, marker::PhantomData};
+use core::{arch::asm, cell::UnsafeCell, ffi::c_void, marker::PhantomData, mem::offset_of};
 
 use aya_ebpf::{
     bindings::{
@@ -257,7 +257,8 @@ pub static HALF_OPEN: ArrayOfMaps<
     { capacity::HALF_OPEN as usize },
 > = ArrayOfMaps::new();
 
-/// An entry of a table of flows. Its state and times are changed in place, by several CPUs.
+/// An entry of a table of flows. Its state and times are changed in place, by several CPUs. The kernel uses the memory of an
+/// entry that goes again at once, also while it is read: see [`Entry::is_of`].
 #[derive(Clone, Copy)]
 pub struct Entry(*mut Flow);
 
@@ -313,14 +314,35 @@ impl Entry {
         }
     }
 
-    /// Changes the state, and the timeout that goes with it.
+    /// Sets and clears bits of the state. Each in one instruction: what another CPU does to other bits stays.
     #[inline(always)]
-    pub fn turn(self, state: u32, timeout: u32) {
-        // SAFETY: as above; aligned words are written, each by itself.
+    pub fn turn(self, set: u32, clear: u32) {
+        // Such instructions are to be had for two words only: the state, which is the upper one here, and the port's index.
+        const { assert!(offset_of!(Flow, state) == 4 && cfg!(target_endian = "little")) };
+        let (words, set, keep) = (self.0, u64::from(set) << 32, !(u64::from(clear) << 32));
+        // SAFETY: as above; the instructions change the first two words, which are aligned, as a whole.
         unsafe {
-            (&raw mut (*self.0).state).write_volatile(state);
-            (&raw mut (*self.0).timeout).write_volatile(timeout);
+            asm!("lock *(u64 *)({words} + 0) |= {set}", "lock *(u64 *)({words} + 0) &= {keep}",
+                words = in(reg) words, set = in(reg) set, keep = in(reg) keep, options(nostack));
         }
+    }
+
+    /// Changes the timeout.
+    #[inline(always)]
+    pub fn last(self, timeout: u32) {
+        // SAFETY: as above; one aligned word is written.
+        unsafe { (&raw mut (*self.0).timeout).write_volatile(timeout) };
+    }
+
+    /// Whether what was read of the entry before this is the port's: memory of a flow that goes may be another port's at once.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_of(self, port: u32) -> bool {
+        // SAFETY: as above.
+        let (first, last) = unsafe {
+            ((&raw const (*self.0).port).read_volatile(), (&raw const (*self.0).port_again).read_volatile())
+        };
+        (first ^ port) | (last ^ port) == 0
     }
 }
 

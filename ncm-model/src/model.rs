@@ -307,6 +307,12 @@ impl Model {
         self.adopted.insert(name.to_owned(), facts);
     }
 
+    /// The interface was adopted, and no port has named it since.
+    #[must_use]
+    pub fn is_adopted(&self, name: &str) -> bool {
+        self.adopted.contains_key(name)
+    }
+
     /// Nothing that an earlier run has left refers to these classes of members any more.
     pub fn release_former_members(&mut self, classes: &[u32], changes: &mut Changes) {
         for class in classes {

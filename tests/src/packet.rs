@@ -11,21 +11,25 @@
 //! a test ends.
 
 mod cast;
+mod compiled;
 mod frame;
 mod live;
 mod seen;
+mod talk;
 mod world;
 
 pub use cast::{
     A1, A2, B1, C1, C2, GATEWAY_A, GATEWAY_B, Guest, HERE, HERE_V6, HOST_1, HOST_1_V6, HOST_2, RA, RB, RC,
     Remote, SUBNET_A, SUBNET_B, SUBNET_C, SubnetOf, UNKNOWN_HOST,
 };
+pub use compiled::{Compiled, GROUPS, GUESTS, PAIR, PAIR_PREFIX, REMOTES};
 pub use frame::{
     Arp, Ip, Ip6, Outer, OuterV6, arp_request, echo_request, ethernet, fragment_header, icmp, icmp6,
     ipv4_checksum_holds, ipv6_payload_checksum_holds, mac, segment, solicitation, swap_bytes, tcp, tcp6,
     tunnel, tunnel_v6, udp, udp_checksum_holds, udp6,
 };
 pub use seen::{Seen, Verdict};
+pub use talk::{Station, Talk};
 pub use world::{LOOPBACK, UP0, World, link_local, mapped, uplinks};
 
 /// A MAC.

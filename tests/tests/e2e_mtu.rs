@@ -74,7 +74,8 @@ fn paths_are_found(lab: &Lab, options: HostOptions, taps: bool) -> Result<()> {
             // Forgets what tracepath has learned: TCP finds out by itself.
             here.ns.run("ip route flush cache")?;
             here.ns.run("ip -6 route flush cache")?;
-            here.expect_tcp_to(to, SocketAddr::new(address, 0), 4_000_000).with_context(|| format!("TCP to {address}"))?;
+            here.expect_tcp_to(to, SocketAddr::new(address, 0), 4_000_000)
+                .with_context(|| format!("TCP to {address}"))?;
             let header = if address.is_ipv6() { 48 } else { 28 };
             let ping = |fragments: &str, size: usize| {
                 let payload = (size - header).to_string();

@@ -362,7 +362,7 @@ drops! {
         world.change_port(A1, |port| port.set = 1);
         (A1, udp6((A1.ip_v6(), 1), (RA.ip_v6(), 2), b"payload").frame(RA.mac, A1.mac))
     });
-    PolicyIngress at 1: what_no_rule_of_a_local_receiver_lets_in = Guest(|world| {
+    PolicyIngress at 2: what_no_rule_of_a_local_receiver_lets_in = Guest(|world| {
         world.change_port(A2, |port| port.set = 1);
         (A1, packet(A1, A2.pair()))
     });

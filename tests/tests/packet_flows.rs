@@ -99,7 +99,7 @@ fn an_answer_establishes_a_flow_and_needs_no_rule() {
     answer.assert_delivered(A1.port, PathCounter::DecapsulatedRelay);
     answer.assert_counted(PathCounter::FlowEstablished);
     let flow = established(&world, &key(17, 1000, 53)).expect("established");
-    assert_eq!(flow.state, flow_state::ANSWERED | flow_state::ESTABLISHED);
+    assert_eq!(flow.state, flow_state::ANSWERED | flow_state::CONFIRMED | flow_state::ESTABLISHED);
     assert_eq!(half_open(&world, &key(17, 1000, 53)), None, "it has moved");
     assert_eq!(world.tables().port_flows.get(&A1.port).unwrap().unwrap().established, 1);
     back(&world, 54, 1000).assert_dropped(DropReason::PolicyIngress, A1.port);
@@ -209,8 +209,8 @@ fn tcp_goes_through_its_states() {
     out_tcp(&world, SYN).assert_encapsulated();
     assert_eq!(half_open(&world, &key(6, 1000, 80)).unwrap().timeout, 101);
     back_tcp(&world, SYN | ACK).assert_delivered(A1.port, PathCounter::DecapsulatedRelay);
-    assert_eq!(flow().timeout, 102);
     out_tcp(&world, ACK).assert_encapsulated();
+    assert_eq!(flow().timeout, 102);
     // Anybody may send a reset: what comes after it takes it back.
     back_tcp(&world, RST).assert_delivered(A1.port, PathCounter::DecapsulatedRelay);
     assert_eq!((flow().state & flow_state::RESET, flow().timeout), (flow_state::RESET, 104));
@@ -293,7 +293,7 @@ fn between_guests_of_one_host_each_port_has_its_own_flow() {
     under_policy(&world, A2);
     let there = udp((A1.ip, 1000), (A2.ip, 53), b"question").frame(A2.mac, A1.mac);
     let answer = udp((A2.ip, 53), (A1.ip, 1000), b"answer").frame(A1.mac, A2.mac);
-    world.from_guest(A1, there.clone()).assert_dropped(DropReason::PolicyIngress, A1.port);
+    world.from_guest(A1, there.clone()).assert_dropped(DropReason::PolicyIngress, A2.port);
     allow(&world, rule(true, 0, 17));
     world.from_guest(A1, there.clone()).assert_delivered(A2.port, PathCounter::LocalDelivered);
     // Without a rule that lets A2 out: it answers.

@@ -127,6 +127,7 @@ impl Inspection {
             heartbeat_age_ms: engine.heartbeat_age_ms().unwrap_or_default(),
             programs: self.programs(&interfaces),
             interfaces,
+            policy: self.tables().policy_by_groups().unwrap_or_default(),
             listeners: engine.config().api.listeners.iter().map(ToString::to_string).collect(),
             underlay: Some(ncm_v1::UnderlayCount {
                 hosts: hosts.len() as u64,

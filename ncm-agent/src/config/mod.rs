@@ -215,6 +215,8 @@ pub enum MissingGroup {
 pub struct Flows {
     /// TCP before the answer.
     pub tcp_new: u32,
+    /// TCP, answered, but the side that began has not gone on.
+    pub tcp_syn_received: u32,
     /// TCP, established.
     pub tcp_established: u32,
     /// TCP, after a FIN of either side.

@@ -306,6 +306,7 @@ fn flows(mut section: Section<'_, '_>) -> Flows {
         |key, default: u32| u32::try_from(section.integer(key, 1, YEAR, default.into())).unwrap_or(default);
     let flows = Flows {
         tcp_new: seconds("tcp_new", 120),
+        tcp_syn_received: seconds("tcp_syn_received", 60),
         tcp_established: seconds("tcp_established", 432_000),
         tcp_closing: seconds("tcp_closing", 120),
         tcp_reset: seconds("tcp_reset", 10),

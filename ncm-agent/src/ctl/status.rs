@@ -78,6 +78,7 @@ fn text(status: &GetStatusReply) -> String {
     for (title, grid) in [
         ("interfaces", interfaces(status)),
         ("resources", resources(&status.resources)),
+        ("policy", policy(status)),
         ("tables", super::maps::fill(&status.tables)),
     ] {
         if !grid.is_empty() {
@@ -101,6 +102,20 @@ fn interfaces(status: &GetStatusReply) -> Grid {
             interface.mtu.to_string(),
             interface.port.clone(),
             interface.reason.clone(),
+        ]);
+    }
+    grid
+}
+
+/// What policy decided, by security groups.
+fn policy(status: &GetStatusReply) -> Grid {
+    let mut grid = Grid::new(["security groups", "direction", "allowed", "denied"]);
+    for count in &status.policy {
+        grid.row([
+            count.groups.clone(),
+            count.direction.clone(),
+            count.allowed.to_string(),
+            count.denied.to_string(),
         ]);
     }
     grid

@@ -7,10 +7,11 @@ use crate::config::Flows;
 
 const NANOSECONDS: u64 = 1_000_000_000;
 
-/// Writes the configured timeouts. Flows that there are keep theirs until their next packet.
+/// Writes the configured timeouts. Flows that there are keep theirs until a packet changes their state, or has them decided anew.
 pub(super) fn set_timeouts(flows: &Flows, tables: &Tables) -> Result<(), ncm_dataplane::Error> {
     let seconds = [
         (timeouts::TCP_NEW, flows.tcp_new),
+        (timeouts::TCP_SYN_RECEIVED, flows.tcp_syn_received),
         (timeouts::TCP_ESTABLISHED, flows.tcp_established),
         (timeouts::TCP_CLOSING, flows.tcp_closing),
         (timeouts::TCP_RESET, flows.tcp_reset),

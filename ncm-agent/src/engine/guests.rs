@@ -228,7 +228,8 @@ impl Shared {
         interfaces.links.remove(&link.name);
         // Also one that could not be taken over: its failure goes with it.
         let known = self.status().get(&link.name).is_some_and(|status| status.role == Role::Guest);
-        if interfaces.guests.remove(&link.name).is_some() || known {
+        let adopted = self.model().is_adopted(&link.name);
+        if interfaces.guests.remove(&link.name).is_some() || known || adopted {
             tracing::info!(interface = %link, "a guest's interface is gone");
             self.status().remove(&link.name);
             self.change(None, None, |model, changes| model.set_interface(&link.name, None, changes));

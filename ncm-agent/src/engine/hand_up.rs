@@ -90,7 +90,11 @@ impl HandUp {
 
 impl Facts for Weak<Shared> {
     fn version(&self) -> Option<u64> {
-        Some(self.upgrade()?.model().version())
+        let shared = self.upgrade()?;
+        // Guests are told of the MTU as well, which no goal state brings.
+        let mtu = u64::from(shared.tunnel_mtu());
+        let version = shared.model().version();
+        Some(version << 16 | mtu)
     }
 
     fn lease(&self, port: u32) -> Option<LeaseFacts> {

@@ -2,13 +2,18 @@
 //! never meets another set under its number; what the former sets had in the tables goes when no port has them any more.
 
 use std::collections::HashSet;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use ncm_common::tables::{MEMBERS, Name, NameKey, name_kinds};
 use ncm_dataplane::{Error, Tables};
 
-/// How often is looked.
-const EVERY: Duration = Duration::from_secs(60);
+use super::Shared;
+
+/// How soon is looked; each time it takes twice as long to the next, as what is left by then may stay.
+const FIRST: Duration = Duration::from_secs(60);
+/// How often is looked at least.
+const LAST: Duration = Duration::from_secs(3600);
 
 /// What there may be of earlier runs.
 pub(super) struct LeftoverSets {
@@ -16,7 +21,10 @@ pub(super) struct LeftoverSets {
     first_set: u32,
     /// Likewise the classes of members.
     first_members: u32,
+    /// Classes of members that the model has taken over, and that endpoints of earlier runs may still have.
+    resumed: HashSet<u32>,
     next: Instant,
+    pause: Duration,
 }
 
 impl LeftoverSets {
@@ -29,16 +37,33 @@ impl LeftoverSets {
         Self {
             first_set: first(name_kinds::SET),
             first_members: first(name_kinds::MEMBERS),
-            next: Instant::now() + EVERY,
+            resumed: names
+                .iter()
+                .filter(|(key, name)| key.kind == name_kinds::MEMBERS && name.is_whole())
+                .map(|(key, _)| key.index)
+                .collect(),
+            next: Instant::now() + FIRST,
+            pause: FIRST,
         }
     }
 
-    /// Frees what nobody has any more, when it is time.
-    pub(super) fn sweep(&mut self, tables: &Tables) -> Result<(), Error> {
-        if (self.first_set == 0 && self.first_members == 0) || Instant::now() < self.next {
+    /// Frees what nobody has any more, when it is time, or when there is no room for what is new.
+    pub(super) fn look(&mut self, shared: &Shared) -> Result<(), Error> {
+        let crowded = shared.crowded.swap(false, Ordering::Relaxed);
+        if (self.first_set == 0 && self.first_members == 0) || (!crowded && Instant::now() < self.next) {
             return Ok(());
         }
-        self.next = Instant::now() + EVERY;
+        self.pause = LAST.min(self.pause * 2);
+        self.next = Instant::now() + self.pause;
+        let gone = self.sweep(shared.dataplane.tables())?;
+        if !gone.is_empty() {
+            shared.change(None, None, |model, changes| model.release_former_members(&gone, changes));
+        }
+        Ok(())
+    }
+
+    /// Frees what nobody has any more; gives the classes of members that no endpoint has, and that the model is to free.
+    fn sweep(&mut self, tables: &Tables) -> Result<Vec<u32>, Error> {
         let mut sets = HashSet::new();
         tables.ports.for_each(|_, port| {
             sets.insert(port.set);
@@ -49,6 +74,8 @@ impl LeftoverSets {
                 members.insert(endpoint.members & !MEMBERS);
             })?;
         }
+        let gone: Vec<u32> = self.resumed.iter().copied().filter(|class| !members.contains(class)).collect();
+        self.resumed.retain(|class| members.contains(class));
         let is_left = |set: u32| set < self.first_set && !sets.contains(&set);
         let (mut rules, mut classes) = (Vec::new(), Vec::new());
         tables.classes.for_each(|key, _| {
@@ -68,12 +95,14 @@ impl LeftoverSets {
             && tables.rules.delete_batch(rules).is_complete();
         // A name is what keeps a number from being given out again: it goes last.
         if !complete {
-            return Ok(());
+            return Ok(gone);
         }
-        let (mut names, mut kept) = (Vec::new(), false);
-        tables.names.for_each(|key, _| {
+        let (mut names, mut kept) = (Vec::new(), !self.resumed.is_empty());
+        tables.names.for_each(|key, name| {
             let (is_old, is_used) = match key.kind {
                 name_kinds::SET => (key.index < self.first_set, sets.contains(&key.index)),
+                // The model's own.
+                name_kinds::MEMBERS if name.is_whole() => return,
                 name_kinds::MEMBERS => (key.index < self.first_members, members.contains(&key.index)),
                 _ => return,
             };
@@ -89,6 +118,10 @@ impl LeftoverSets {
         if complete && !kept {
             (self.first_set, self.first_members) = (0, 0);
         }
-        Ok(())
+        Ok(gone)
     }
 }
+
+#[cfg(test)]
+#[path = "leftover_sets_tests.rs"]
+mod tests;

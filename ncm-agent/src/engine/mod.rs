@@ -23,10 +23,11 @@ mod times;
 mod upkeep;
 mod verify;
 mod wire;
+mod withheld;
 mod writer;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime};
@@ -79,6 +80,8 @@ pub(crate) struct Shared {
     counts: Mutex<status::CountCache>,
     /// Entries that the kernel has refused to delete.
     undeleted: AtomicUsize,
+    /// There was no room for policy: what is left over of earlier runs is to go soon.
+    crowded: AtomicBool,
     slots: Arc<Semaphore>,
     turns: Arc<Semaphore>,
     trim: Arc<Notify>,
@@ -164,6 +167,7 @@ impl Engine {
             fill: Mutex::default(),
             counts: Mutex::default(),
             undeleted: AtomicUsize::new(0),
+            crowded: AtomicBool::new(false),
             slots: Arc::new(Semaphore::new(STEPS_AHEAD)),
             turns: Arc::new(Semaphore::new(MESSAGES_AT_ONCE)),
             trim: Arc::default(),

@@ -25,9 +25,9 @@ const SLICE: usize = 8192;
 const WALK_EVERY: Duration = Duration::from_secs(15);
 /// Ports whose half-open flows are counted in a slice.
 const PORTS: usize = 64;
-/// How long a flow has to be over before it goes, in ticks: until then a late packet finds what it belonged to, and none
-/// begins it anew between our look and its removal.
-const GRACE: u32 = ticks(60_000_000_000);
+/// How long a flow has to be over before it goes, in ticks: a packet that comes between our look and its removal, some
+/// milliseconds, would begin it anew. No longer, as until then it counts for its port.
+const GRACE: u32 = ticks(5_000_000_000);
 
 /// Starts the sweep; it ends when the engine does.
 pub(super) fn start(shared: &Arc<Shared>, leftover: LeftoverSets) -> io::Result<()> {
@@ -45,7 +45,8 @@ fn run(tables: &Tables, shared: &Weak<Shared>, mut leftover: LeftoverSets) {
             tracing::warn!(%error, "cannot free the flows that are over");
             sweep = Sweep { begun: Some(begun), ..Sweep::default() };
         }
-        if let Err(error) = leftover.sweep(tables) {
+        let Some(shared) = shared.upgrade() else { return };
+        if let Err(error) = leftover.look(&shared) {
             tracing::warn!(%error, "cannot free the entries of policy sets of an earlier run");
         }
         own::SWEEP_MICROSECONDS.add(u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX));

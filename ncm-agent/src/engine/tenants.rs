@@ -4,27 +4,38 @@ use ncm_common::tables::{Port, PortDropKey};
 use ncm_dataplane::Tables;
 use ncm_model::Put;
 
-use crate::telemetry::own;
+use super::writer::{Refusal, Refused};
 
 /// What a port needs before anything is sent to it: a table of its own for half-open flows, and a count of flows that
-/// begins at zero. What a former port of the same index left is nobody's.
-pub(super) fn begin_ports(tables: &Tables, ports: &[Put<u32, Port>]) {
-    let is_new = |put: &&Put<u32, Port>| {
+/// begins at zero. What a former port of the same index left is nobody's. Ports that get no table are refused: it is tried
+/// again until they have one.
+pub(super) fn begin_ports(tables: &Tables, ports: &[Put<u32, Port>]) -> Refused {
+    let is_new = |put: &Put<u32, Port>| {
         let there = tables.ports.get(&put.key).ok().flatten();
         there.is_none_or(|port| port.generation != put.value.generation)
     };
-    let begun: Vec<u32> = ports.iter().filter(is_new).map(|put| put.key).collect();
-    if begun.is_empty() {
-        return;
+    let (mut begun, mut bare) = (Vec::new(), Vec::new());
+    for put in ports {
+        if is_new(put) {
+            begun.push(put.key);
+            bare.push(put);
+        } else if !tables.half_open.has(put.key) {
+            bare.push(put);
+        }
     }
-    let _kept = tables.port_flows.delete_batch(begun.iter().copied());
-    let outcome = tables.half_open.create(&begun);
-    if let Some((_, error)) = outcome.failed.first() {
-        // The port's packets are decided one by one: nothing is let through that should not be, and answers are refused
-        // where only their requests are allowed.
-        tracing::error!(ports = outcome.failed.len(), %error, "ports get no table of half-open flows");
-        own::ENTRIES_FAILED.add(outcome.failed.len() as u64);
+    let mut refused = Refused::new();
+    if bare.is_empty() {
+        return refused;
     }
+    let _kept = tables.port_flows.delete_batch(begun.into_iter());
+    let indices: Vec<u32> = bare.iter().map(|put| put.key).collect();
+    // Packets of a port without one are decided one by one: nothing is let through that should not be, and answers are
+    // refused where only their requests are allowed.
+    for (position, error) in tables.half_open.create(&indices).failed {
+        let text = format!("the kernel refused a table for its half-open flows: {error}");
+        refused.push(Refusal { cause: bare[position].cause, table: "HALF_OPEN", text: text.into() });
+    }
+    refused
 }
 
 /// What a port leaves goes: its index will be another's. Its established flows are the sweep's.

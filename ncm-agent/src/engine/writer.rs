@@ -1,18 +1,18 @@
 //! The thread that writes goal states into the kernel's tables, in the order in which the model yielded them.
 //!
 //! Additions go first, what is referred to before what refers, then deletions in reverse. Where a table is full, its
-//! deletions of the same step go before what did not fit. What the kernel refuses is told to the model, which answers for it.
+//! deletions of the same step go before what did not fit, but for policy: there ports keep what they have. What the kernel refuses is told to the model, which answers for it.
 //! Epochs rise when all that they are about is written, so that a flow decided by what was there before is decided anew.
 
 use std::collections::hash_map::Entry;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use ncm_common::Plain;
-use ncm_common::tables::{Endpoint, MacKey};
+use ncm_common::tables::{Endpoint, MacKey, epoch_slot, mac_slot};
 use ncm_dataplane::{Table, Tables};
 use ncm_model::{Changes, Delta, Handle, Put};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
@@ -24,6 +24,7 @@ use super::hosts::RemoteHosts;
 use super::leftovers::{Occupants, Undeleted, take_of};
 use super::tenants::{begin_ports, end_ports};
 use super::times::Times;
+use super::withheld::Withheld;
 use crate::fault;
 use crate::netlink::underlay::Underlay;
 use crate::telemetry::own;
@@ -68,14 +69,7 @@ type Logged = HashMap<Arc<str>, Instant>;
 /// ever be answered again, while the next process goes on from the tables.
 pub(super) fn start(jobs: Receiver<Job>, shared: &Arc<Shared>) -> anyhow::Result<()> {
     let tables = shared.dataplane.tables().clone();
-    let writer = Writer {
-        beside: Beside::start(&tables.endpoints_mac)?,
-        remote: RemoteHosts::default(),
-        undeleted: Undeleted::default(),
-        occupants: Occupants::new(tables.ports.entries()?),
-        epochs: Epochs::read(&tables),
-        tables,
-    };
+    let writer = Writer::of(tables)?;
     let shared = Arc::downgrade(shared);
     fault::supervise_thread("ncm-writer", "the writer of table entries", move || {
         run(&jobs, writer, &shared)
@@ -92,6 +86,7 @@ struct Writer {
     undeleted: Undeleted,
     occupants: Occupants,
     epochs: Epochs,
+    withheld: Withheld,
 }
 
 fn run(jobs: &Receiver<Job>, mut writer: Writer, shared: &Weak<Shared>) {
@@ -110,6 +105,9 @@ fn run(jobs: &Receiver<Job>, mut writer: Writer, shared: &Weak<Shared>) {
                     times.wrote(elapsed);
                     times.used_netlink(waited);
                 }
+                if writer.withheld.take_crowded() {
+                    shared.crowded.store(true, Ordering::Relaxed);
+                }
                 if !refused.is_empty() {
                     report(&shared, refused, &mut logged);
                 }
@@ -118,9 +116,10 @@ fn run(jobs: &Receiver<Job>, mut writer: Writer, shared: &Weak<Shared>) {
             }
             Job::Delete => {
                 let Some(shared) = shared.upgrade() else { return };
-                let changes = writer.undeleted.take();
-                // Nothing is added, and nothing refused but deletions.
-                let _ = writer.write(shared.underlay.as_ref(), changes);
+                if writer.delete_again(shared.underlay.as_ref()) {
+                    // It goes through this thread's own queue.
+                    shared.change(None, None, |model, changes| model.decide_anew(changes));
+                }
                 shared.undeleted.store(writer.undeleted.len(), Ordering::Relaxed);
             }
             // The asker may have gone.
@@ -128,7 +127,7 @@ fn run(jobs: &Receiver<Job>, mut writer: Writer, shared: &Weak<Shared>) {
         }
         let left = writer.undeleted.len();
         if left > undeleted {
-            tracing::error!(entries = left, "table entries cannot be deleted: they will be tried again");
+            tracing::error!(entries = left, "table entries stay that should go: it will be tried again");
         }
     }
 }
@@ -157,6 +156,31 @@ fn report(shared: &Shared, refused: Refused, logged: &mut Logged) {
 }
 
 impl Writer {
+    fn of(tables: Tables) -> anyhow::Result<Self> {
+        Ok(Self {
+            beside: Beside::start(&tables.endpoints_mac)?,
+            remote: RemoteHosts::default(),
+            undeleted: Undeleted::default(),
+            occupants: Occupants::new(tables.ports.entries()?),
+            epochs: Epochs::read(&tables),
+            withheld: Withheld::default(),
+            tables,
+        })
+    }
+
+    /// Deletes what the kernel has refused to; says whether ports' flows may have been decided by it in the meantime.
+    fn delete_again(&mut self, underlay: Option<&Underlay>) -> bool {
+        let changes = self.undeleted.take();
+        let before = decisive(&changes);
+        let by_ip = changes.endpoints_ip.del.iter().map(|key| epoch_slot(key.vni, &key.ip));
+        let by_mac = changes.endpoints_mac.del.iter().map(|key| mac_slot(key.vni, &key.mac));
+        let slots: BTreeSet<u32> = by_ip.chain(by_mac).collect();
+        // Nothing is added, and nothing refused but deletions.
+        let _ = self.write(underlay, changes);
+        self.epochs.rise(&self.tables, &slots.into_iter().collect::<Vec<_>>());
+        decisive(self.undeleted.tables()) < before
+    }
+
     /// Writes the changes of one step. Also returns the time spent on waiting for netlink.
     fn write(&mut self, underlay: Option<&Underlay>, mut changes: Changes) -> (Refused, Duration) {
         let mut refused = Refused::new();
@@ -172,12 +196,13 @@ impl Writer {
         self.remote.check(underlay, "HOSTS", &changes.endpoints_ip.put, &mut refused);
         let waited = begun.elapsed();
 
-        put(&tables.rules, &mut changes.rules, &mut refused, &mut left.rules.del);
-        put(&tables.classes, &mut changes.classes, &mut refused, &mut left.classes.del);
+        self.withheld.begin(&changes);
+        self.withheld.put(tables, &changes, &mut refused);
         put(&tables.subnets, &mut changes.subnets, &mut refused, &mut left.subnets.del);
         // Nothing leads to the new ones yet, and nothing to the old ones any more.
         end_ports(tables, &reused);
-        begin_ports(tables, &changes.ports.put);
+        refused.append(&mut begin_ports(tables, &changes.ports.put));
+        self.withheld.hold_back(tables, &mut changes.ports, &mut refused);
         put(&tables.ports, &mut changes.ports, &mut refused, &mut left.ports.del);
         put(&tables.vnis, &mut changes.vnis, &mut refused, &mut left.vnis.del);
         let (delta, undeleted) = (&mut changes.subnet_prefixes, &mut left.subnet_prefixes.del);
@@ -207,13 +232,16 @@ impl Writer {
         delete(&tables.vnis, &changes.vnis.del, &mut left.vnis.del);
         delete(&tables.ports, &changes.ports.del, &mut left.ports.del);
         delete(&tables.subnets, &changes.subnets.del, &mut left.subnets.del);
-        delete(&tables.classes, &changes.classes.del, &mut left.classes.del);
-        delete(&tables.rules, &changes.rules.del, &mut left.rules.del);
+        let classes = self.withheld.take(&mut changes.classes.del, &mut left.classes.del);
+        delete(&tables.classes, &classes, &mut left.classes.del);
+        let rules = self.withheld.take(&mut changes.rules.del, &mut left.rules.del);
+        delete(&tables.rules, &rules, &mut left.rules.del);
         self.remote.change(underlay, &gone);
         delete(&tables.names, &changes.names.del, &mut left.names.del);
         end_ports(tables, &changes.ports.del);
         self.occupants.written(&changes.ports);
 
+        self.withheld.hold_back(tables, &mut changes.port_epochs, &mut refused);
         put(&tables.ports, &mut changes.port_epochs, &mut refused, &mut left.ports.del);
         self.epochs.rise(tables, &changes.epochs);
         (refused, waited)
@@ -265,9 +293,20 @@ pub(super) fn put<K: Plain, V: Plain>(
         outcome = table.put_batch(failed.iter().map(|position| pair(&delta.put[*position])));
         failed = outcome.failed.iter().map(|(position, _)| failed[*position]).collect();
     }
+    let failed = failed.into_iter().zip(outcome.failed).map(|(position, (_, error))| (position, error));
+    note_refused(table, delta, failed, refused);
+}
+
+/// Notes what the kernel has refused of a table's additions, by position.
+pub(super) fn note_refused<K: Plain, V: Plain>(
+    table: &Table<K, V>,
+    delta: &Delta<K, V>,
+    failed: impl IntoIterator<Item = (usize, std::io::Error)>,
+    refused: &mut Refused,
+) {
     // Refusals come in large numbers with the same few errors: one text for each run of them.
     let mut last: Option<(Option<i32>, Arc<str>)> = None;
-    for (position, (_, error)) in failed.into_iter().zip(outcome.failed) {
+    for (position, error) in failed {
         let number = error.raw_os_error();
         let text = match &last {
             Some((same, text)) if *same == number => Arc::clone(text),
@@ -303,6 +342,18 @@ fn delete<K: Plain, V: Plain>(table: &Table<K, V>, keys: &[K], undeleted: &mut V
     undeleted.extend(outcome.failed.iter().map(|(position, _)| keys[*position]));
 }
 
+/// How many deletions there are of what ports' flows are decided by.
+fn decisive(changes: &Changes) -> usize {
+    changes.rules.del.len()
+        + changes.classes.del.len()
+        + changes.subnets.del.len()
+        + changes.subnet_prefixes.del.len()
+        + changes.vteps.del.len()
+        + changes.routes.del.len()
+        + changes.sources.del.len()
+        + changes.source_prefixes.del.len()
+}
+
 fn unnamed(outcome: ncm_dataplane::Outcome) {
     if let Some((_, error)) = outcome.failed.first() {
         tracing::warn!(
@@ -311,3 +362,7 @@ fn unnamed(outcome: ncm_dataplane::Outcome) {
         );
     }
 }
+
+#[cfg(test)]
+#[path = "writer_tests.rs"]
+mod tests;

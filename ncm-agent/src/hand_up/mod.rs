@@ -115,7 +115,9 @@ impl<F: Facts> Server<F> {
         loop {
             self.wait()?;
             self.read()?;
-            while let Some((port, (question, received, since))) = self.queue.pop() {
+            // What is due waits for no more than some of those that ask.
+            for _ in 0..READ_AHEAD {
+                let Some((port, (question, received, since))) = self.queue.pop() else { break };
                 self.serve(port, question, &received);
                 own::GUEST_ANSWER_MICROSECONDS.add(since.elapsed().as_micros() as u64);
                 self.read()?;
@@ -135,7 +137,11 @@ impl<F: Facts> Server<F> {
     fn wait(&self) -> io::Result<()> {
         let now = Instant::now();
         let due = self.pace.values().map(|pace| pace.schedule.next()).min();
-        let timeout = due.map_or(LOOK, |due| due.saturating_duration_since(now).min(LOOK));
+        let timeout = match due {
+            _ if !self.queue.is_empty() => return Ok(()),
+            None => LOOK,
+            Some(due) => due.saturating_duration_since(now).min(LOOK),
+        };
         // Rounded up, so that it is due by then.
         let milliseconds = u16::try_from(timeout.as_millis() + 1).unwrap_or(u16::MAX);
         let mut polled = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];

@@ -40,6 +40,11 @@ impl<T> Queue<T> {
         true
     }
 
+    /// Nothing waits.
+    pub(super) fn is_empty(&self) -> bool {
+        self.waiting == 0
+    }
+
     /// The next question, of the port whose turn it is.
     pub(super) fn pop(&mut self) -> Option<(u32, T)> {
         let port = self.turns.pop_front()?;

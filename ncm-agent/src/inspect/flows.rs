@@ -84,8 +84,9 @@ pub fn state_text(state: u32) -> &'static str {
         _ if state & flow_state::RESET != 0 => "reset",
         _ if fins == flow_state::FIN_OUT | flow_state::FIN_IN => "closed",
         _ if fins != 0 => "closing",
-        _ if state & flow_state::ANSWERED != 0 => "established",
-        _ => "new",
+        _ if state & flow_state::ANSWERED == 0 => "new",
+        _ if state & flow_state::CONFIRMED == 0 => "syn_received",
+        _ => "established",
     }
 }
 
@@ -163,6 +164,7 @@ fn seconds(ticks: u32) -> u64 {
 /// The timeouts by name.
 const TIMEOUTS: &[(u32, &str)] = &[
     (timeouts::TCP_NEW, "tcp_new"),
+    (timeouts::TCP_SYN_RECEIVED, "tcp_syn_received"),
     (timeouts::TCP_ESTABLISHED, "tcp_established"),
     (timeouts::TCP_CLOSING, "tcp_closing"),
     (timeouts::TCP_RESET, "tcp_reset"),
@@ -220,10 +222,12 @@ mod tests {
 
     #[test]
     fn a_state_is_called_what_the_last_packets_made_it() {
-        use flow_state::{ANSWERED, FIN_IN, FIN_OUT, RESET};
+        use flow_state::{ANSWERED, CONFIRMED, FIN_IN, FIN_OUT, RESET};
         for (state, text) in [
             (0, "new"),
-            (ANSWERED, "established"),
+            (CONFIRMED, "new"),
+            (ANSWERED, "syn_received"),
+            (ANSWERED | CONFIRMED, "established"),
             (ANSWERED | FIN_OUT, "closing"),
             (ANSWERED | FIN_IN, "closing"),
             (ANSWERED | FIN_IN | FIN_OUT, "closed"),

@@ -1,6 +1,6 @@
 //! Reads an instance's tables into the messages of `ncm.v1`, whether the agent does it or the tool does.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use ncm_common::Plain;
@@ -245,6 +245,21 @@ impl TableReader {
             ))
         });
         Ok(policy)
+    }
+
+    /// Decisions by policy of all ports together, by security groups and direction.
+    ///
+    /// # Errors
+    /// A table cannot be read.
+    pub fn policy_by_groups(&self) -> Result<Vec<ncm_v1::PolicyCount>, ReadError> {
+        let mut sums: BTreeMap<(String, String), ncm_v1::PolicyCount> = BTreeMap::new();
+        for count in self.policy(None, &self.names()?)? {
+            let sum = sums.entry((count.groups.clone(), count.direction.clone())).or_default();
+            sum.allowed += count.allowed;
+            sum.denied += count.denied;
+            (sum.groups, sum.direction) = (count.groups, count.direction);
+        }
+        Ok(sums.into_values().collect())
     }
 
     fn find(&self, name: &str) -> Result<(Description, &dyn AnyTable), ReadError> {

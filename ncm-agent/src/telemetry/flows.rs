@@ -8,7 +8,7 @@ use super::families::{Family, Sample};
 use crate::inspect::{flow_state_text, idle_ticks};
 
 const PROTOCOLS: [&str; 4] = ["tcp", "udp", "icmp", "other"];
-const STATES: [&str; 6] = ["new", "established", "closing", "closed", "reset", "denied"];
+const STATES: [&str; 7] = ["new", "syn_received", "established", "closing", "closed", "reset", "denied"];
 
 /// Flows by protocol and state.
 #[derive(Default)]
@@ -73,7 +73,7 @@ pub fn families() -> Vec<Family> {
         gauge("ncm_flows_over", "Entries of that table that are over and not freed yet.", single(&OVER)),
         gauge(
             "ncm_flows_half_open",
-            "Unanswered flows and first fragments in the ports' own tables, as of the last walk.",
+            "Flows that are not established and first fragments, in the ports' own tables, as of the last walk.",
             single(&HALF_OPEN),
         ),
     ]

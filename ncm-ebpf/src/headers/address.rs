@@ -247,6 +247,14 @@ impl Address {
         self.0[0] | self.0[1] | self.0[3] | rest == 0
     }
 
+    /// Whether the address is a host's own, which never is on a wire: `::1` or 127.0.0.0/8.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_loopback(self) -> bool {
+        self.0[0] | self.0[1] | self.0[2] == 0 && self.0[3] == 1u32.to_be()
+            || self.is_v4() && self.0[3].to_ne_bytes()[0] == 127
+    }
+
     /// Whether the address is an IPv4 one.
     #[inline(always)]
     #[must_use]

@@ -7,12 +7,22 @@ use ncm_common::{
     tables::{Port, epoch_slot, flow_flags, port_flags},
 };
 
-use super::{Ended, Step, admit::Sender, by_ip, encapsulate::encapsulate, flow, open, port, settle, subnet};
+use super::{
+    Ended, Step,
+    admit::Sender,
+    by_ip,
+    encapsulate::encapsulate,
+    flow,
+    guest::PAYLOAD,
+    open, port,
+    related::{self, Way},
+    settle, subnet,
+};
 use crate::{
     context::{Context, Refused},
     count::{count, received},
     headers::{Mac, Packet, ethernet},
-    scratch::{Scratch, Side, VALID, forget},
+    scratch::{Scratch, VALID, forget},
     tables::Entry,
 };
 
@@ -31,6 +41,9 @@ pub fn deliver<C: Context>(
     // All that is needed of the flow, before anything else is done: in which table it is does not matter from here on.
     let (flags, target, generation) = (flow.flags, flow.target, flow.target_generation);
     scratch.tunnel.set_inner(Mac::new(&flow.to_mac), Mac::new(&flow.from_mac), flow.vni);
+    if known.is_some_and(|entry| !entry.is_of(sender.index)) {
+        return Err(DropReason::StaleIndex.into());
+    }
     let scratch = forget(scratch);
     let routed = flags & flow_flags::ROUTED != 0;
     if routed && scratch.packet.ttl <= 1 {
@@ -47,11 +60,11 @@ pub fn deliver<C: Context>(
     if C::PASSES_UP && to.flags & port_flags::XDP_TARGET == 0 {
         return Err(Ended::PASS_UP);
     }
+    receive(packet, sender, target, to, scratch)?;
     let bytes = packet.length();
     if !fits(packet.segment_size(), bytes, to.mtu) {
         return Err(Ended::too_big(u32::from(to.mtu)));
     }
-    receive(sender, target, to, &scratch.packet, &mut scratch.there)?;
     if routed {
         packet.store(0, &scratch.tunnel.inner_macs())?;
         lower_ttl(packet, &scratch.packet)?;
@@ -65,23 +78,39 @@ pub fn deliver<C: Context>(
 
 /// Lets the packet in at the port that it is for, by that port's own flow and policy.
 #[inline(always)]
-fn receive(sender: Sender, index: u32, to: &'static Port, packet: &Packet, side: &mut Side) -> Step<()> {
+fn receive<C: Context>(
+    packet: C,
+    sender: Sender,
+    index: u32,
+    to: &'static Port,
+    scratch: &mut Scratch,
+) -> Step<()> {
     let now = flow::now();
-    flow::key(packet, index, true, &mut side.key);
-    if let Some(entry) = flow::find(packet, &side.key)
+    let side = &mut scratch.there;
+    flow::key(&scratch.packet, index, true, &mut side.key);
+    if let Some(entry) = flow::find(&scratch.packet, &side.key)
         && flow::is_steady(entry, to, now, true)
+        && entry.is_of(index)
     {
         flow::see(entry, true, now);
         return Ok(());
     }
     side.now = now;
-    Ended::step(begin(sender, to, packet, side))
+    Ended::step(begin(packet, sender.port, to, scratch))
 }
 
 /// Decides about a packet from another guest of this host that no flow of its receiver decides about.
 #[inline(never)]
-fn begin(sender: Sender, to: &Port, packet: &Packet, side: &mut Side) -> u32 {
-    settle::look(to, packet, side);
+fn begin<C: Context>(packet: C, from: &'static Port, to: &Port, scratch: &mut Scratch) -> u32 {
+    let sender = Sender { index: scratch.here.key.port, port: from };
+    flow::stamp(to, &mut scratch.there);
+    if scratch.packet.is_icmp_error()
+        && related::lets_through::<C, PAYLOAD>(packet, to, scratch, Way::ToNeighbour) != 0
+    {
+        return 0;
+    }
+    let (packet, side) = (&scratch.packet, &mut scratch.there);
+    settle::look(packet, side);
     let Ok(source) = sender.source(&packet.from, &packet.source) else {
         return DropReason::SpoofedIp as u32;
     };

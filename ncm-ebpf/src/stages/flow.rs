@@ -60,6 +60,18 @@ const _: () = {
     assert!(offset_of!(FlowKey, protocol) == 40 && offset_of!(FlowKey, kind) == 41);
 };
 
+/// Notes what vouches for the decision that is about to be made. It comes before all that is looked up: what changes after it has
+/// the flow decided anew.
+#[inline(always)]
+pub fn stamp(port: &Port, side: &mut Side) {
+    let port = core::ptr::from_ref(port);
+    // SAFETY: a reference may be read; volatile, as the agent changes it meanwhile, and it is to be read once and now.
+    unsafe {
+        side.port_generation = (&raw const (*port).generation).read_volatile();
+        side.port_epoch = (&raw const (*port).epoch).read_volatile();
+    }
+}
+
 /// The entry of a flow: established, or among its port's half-open ones.
 #[inline(always)]
 pub fn entry(key: &FlowKey) -> Option<Entry> {
@@ -82,12 +94,25 @@ pub fn find(packet: &Packet, key: &FlowKey) -> Option<Entry> {
 /// Whether a flow's decision stands, for a packet to its guest or from it that changes nothing about its state.
 #[inline(always)]
 pub fn is_steady(entry: Entry, port: &Port, now: u32, to_guest: bool) -> bool {
+    const OPEN: u32 = flow_state::ANSWERED | flow_state::CONFIRMED | flow_state::ESTABLISHED;
     let state = entry.state();
-    let by_originator = to_guest == (state & flow_state::REMOTE_BEGAN != 0);
-    state & (flow_state::RESET | flow_state::DENIED) == 0
-        && (state & flow_state::ANSWERED != 0 || by_originator)
+    (state & (OPEN | flow_state::RESET | flow_state::DENIED) == OPEN
+        || is_steady_half_open(entry, state, now, to_guest))
         && is_alive(entry, now)
-        && is_current(entry.flow(), port)
+        && is_current(entry.flow(), port.generation, port.epoch)
+}
+
+/// The same for the state of a flow that is not in the table of flows, or was begun anew there.
+#[inline(always)]
+fn is_steady_half_open(entry: Entry, state: u32, now: u32, to_guest: bool) -> bool {
+    if state & (flow_state::RESET | flow_state::DENIED) != 0 {
+        return false;
+    }
+    if state & flow_state::ANSWERED == 0 {
+        return to_guest == (state & flow_state::REMOTE_BEGAN != 0);
+    }
+    // One that found no room in the table of flows tries again, now and then.
+    state & flow_state::CONFIRMED != 0 && !lags(entry, to_guest, now)
 }
 
 /// Whether the flow is not over.
@@ -101,9 +126,9 @@ pub fn is_alive(entry: Entry, now: u32) -> bool {
 
 /// Whether nothing has changed since the decision: neither the port nor the other side.
 #[inline(always)]
-pub fn is_current(flow: &Flow, port: &Port) -> bool {
-    flow.port_generation == port.generation
-        && flow.port_epoch == port.epoch
+pub fn is_current(flow: &Flow, port_generation: u32, port_epoch: u32) -> bool {
+    flow.port_generation == port_generation
+        && flow.port_epoch == port_epoch
         && epoch(flow.remote_slot) == flow.remote_epoch
 }
 
@@ -117,10 +142,16 @@ pub fn epoch(slot: u32) -> u32 {
 /// Notes that a packet was seen, unless that was noted a moment ago.
 #[inline(always)]
 pub fn see(entry: Entry, to_guest: bool, now: u32) {
-    let [out, back] = entry.seen();
-    if now.wrapping_sub(if to_guest { back } else { out }) as i32 > LAG {
+    if lags(entry, to_guest, now) {
         entry.see(to_guest, now);
     }
+}
+
+/// Whether it is time to note that a packet was seen.
+#[inline(always)]
+fn lags(entry: Entry, to_guest: bool, now: u32) -> bool {
+    let [out, back] = entry.seen();
+    now.wrapping_sub(if to_guest { back } else { out }) as i32 > LAG
 }
 
 /// Whether what is known says where packets from the guest go, and this is such a packet.

@@ -2,7 +2,7 @@
 
 use ncm_common::{
     drops::DropReason,
-    tables::{FlowKey, Port, flow_kinds, timeouts},
+    tables::{FlowKey, flow_kinds, timeouts},
 };
 
 use super::{flow, settle};
@@ -31,7 +31,7 @@ fn key(packet: &Packet, port: u32, to_guest: bool, key: &mut FlowKey) {
 
 /// Remembers a first fragment that was let through: its ports, what it is, and where its transport header ends.
 #[inline(never)]
-pub fn remember(port: &Port, packet: &Packet, side: &Side, spare: &mut Side, to_guest: bool) {
+pub fn remember(packet: &Packet, side: &Side, spare: &mut Side, to_guest: bool) {
     let Some(flows) = HalfOpen::of(side.key.port) else { return };
     key(packet, side.key.port, to_guest, &mut spare.key);
     let header = if packet.header_len == 0 { 8 } else { u32::from(packet.header_len) };
@@ -39,7 +39,9 @@ pub fn remember(port: &Port, packet: &Packet, side: &Side, spare: &mut Side, to_
     settle::clear(&mut spare.flow);
     spare.flow.timeout = TIMEOUTS.get(&timeouts::FRAGMENT).copied().unwrap_or(0);
     spare.flow.created = side.now;
-    spare.flow.port_generation = port.generation;
+    spare.flow.port_generation = side.port_generation;
+    spare.flow.port = side.key.port;
+    spare.flow.port_again = side.key.port;
     spare.flow.to_mac = [a, b, c, d, packet.icmp[0], packet.icmp[1]];
     spare.flow.target = u32::from(packet.protocol) << 8 | u32::from(packet.class & class::MESSAGE);
     spare.flow.vni = (packet.transport + header).wrapping_sub(packet.fragmented);
@@ -49,11 +51,12 @@ pub fn remember(port: &Port, packet: &Packet, side: &Side, spare: &mut Side, to_
 
 /// Gives a later fragment what its first one had, and the flow's key with it. Gives the reason of a drop, or 0.
 #[inline(never)]
-pub fn recall(port: &Port, packet: &mut Packet, of: &mut FlowKey, spare: &mut Side, to_guest: bool) -> u32 {
-    key(packet, of.port, to_guest, &mut spare.key);
-    let first = HalfOpen::of(of.port).and_then(|flows| flows.get(&spare.key));
+pub fn recall(packet: &mut Packet, side: &mut Side, spare: &mut Side, to_guest: bool) -> u32 {
+    let index = side.key.port;
+    key(packet, index, to_guest, &mut spare.key);
+    let first = HalfOpen::of(index).and_then(|flows| flows.get(&spare.key));
     let Some(first) = first.filter(|first| {
-        flow::is_alive(*first, flow::now()) && first.flow().port_generation == port.generation
+        flow::is_alive(*first, flow::now()) && first.flow().port_generation == side.port_generation
     }) else {
         return DropReason::FragmentUnknown as u32;
     };
@@ -66,6 +69,6 @@ pub fn recall(port: &Port, packet: &mut Packet, of: &mut FlowKey, spare: &mut Si
     packet.icmp = [kind, code];
     packet.protocol = (first.target >> 8) as u8;
     packet.class |= first.target as u8 & class::MESSAGE;
-    flow::key(packet, of.port, to_guest, of);
+    flow::key(packet, index, to_guest, &mut side.key);
     0
 }

@@ -3,8 +3,11 @@
 use ncm_common::{counters::PathCounter, drops::DropReason, tables::flow_flags};
 
 use super::{
-    Ended, Step, admit::Sender, answer, control, deliver, errors, flow, fragment, open, port, refuse,
-    related, route, settle, subnet,
+    Ended, Step,
+    admit::Sender,
+    answer, control, deliver, errors, flow, fragment, open, port, refuse,
+    related::{self, Way},
+    route, settle, subnet,
 };
 use crate::{
     context::Context,
@@ -148,6 +151,7 @@ fn undecided<C: Context>(packet: C, sender: Sender, scratch: &mut Scratch) -> u3
 
 #[inline(always)]
 fn decide<C: Context>(packet: C, sender: Sender, scratch: &mut Scratch) -> Step<()> {
+    flow::stamp(sender.port, &mut scratch.here);
     Ended::step(control::control(packet, sender, scratch))?;
     // Any link-local address may ping the gateway.
     let any = scratch.packet.source.is_link_local() && scratch.packet.is_echo_request();
@@ -163,12 +167,9 @@ fn decide<C: Context>(packet: C, sender: Sender, scratch: &mut Scratch) -> Step<
         return refuse(DropReason::Multicast);
     }
     let (whole, here, spare) = (&mut scratch.packet, &mut scratch.here, &mut scratch.spare);
-    let unknown = if whole.class & class::LATER != 0 {
-        fragment::recall(sender.port, whole, &mut here.key, spare, false)
-    } else {
-        0
-    };
-    settle::look(sender.port, whole, here);
+    let unknown =
+        if whole.class & class::LATER != 0 { fragment::recall(whole, here, spare, false) } else { 0 };
+    settle::look(whole, here);
     // A later fragment for a gateway is of no flow, and answered like the first.
     if unknown != 0 || !flow::leads_out(here, whole) {
         Ended::step(route::resolve(packet, sender, scratch))?;
@@ -177,14 +178,13 @@ fn decide<C: Context>(packet: C, sender: Sender, scratch: &mut Scratch) -> Step<
     if any && scratch.packet.source != Address::link_local(scratch.packet.from) {
         return refuse(DropReason::LinkLocal);
     }
-    if scratch.packet.is_icmp_error()
-        && related::lets_through::<C, PAYLOAD>(packet, sender.port, scratch, false) != 0
-    {
-        return Ok(());
+    let is_related = scratch.packet.is_icmp_error()
+        && related::lets_through::<C, PAYLOAD>(packet, sender.port, scratch, Way::FromGuest) != 0;
+    if !is_related {
+        Ended::step(settle::settle(sender.port, &scratch.packet, &mut scratch.here, false))?;
     }
-    Ended::step(settle::settle(sender.port, &scratch.packet, &mut scratch.here, false))?;
     if scratch.packet.class & class::FIRST != 0 {
-        fragment::remember(sender.port, &scratch.packet, &scratch.here, &mut scratch.spare, false);
+        fragment::remember(&scratch.packet, &scratch.here, &mut scratch.spare, false);
     }
     Ok(())
 }

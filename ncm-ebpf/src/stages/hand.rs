@@ -11,6 +11,9 @@ use crate::{
     tables::{NODE, PORTS},
 };
 
+/// The largest packet that is handed up, in bytes from the Ethernet header on: beyond any that the agent answers.
+const LARGEST: u32 = 1_600;
+
 /// Hands a guest's packet up to the agent, if that is within its port's share. XDP leaves it to tc.
 #[inline(always)]
 pub fn up<C: Context>(packet: C, sender: Sender, why: u32) -> Step<()> {
@@ -22,7 +25,9 @@ pub fn up<C: Context>(packet: C, sender: Sender, why: u32) -> Step<()> {
     if ifindex == 0 || !is_fresh() {
         return refuse(DropReason::HandUpUnavailable);
     }
-    if !limit::grants_hand_up(sender.index) {
+    // What waits for the agent is bounded in packets.
+    let is_large = packet.length() > LARGEST || packet.segment_size() != 0;
+    if is_large || !limit::grants_hand_up(sender.index) {
         return refuse(DropReason::HandUpLimited);
     }
     let action = packet.hand_up(ifindex, marks::mark(why, sender.index))?;

@@ -10,22 +10,38 @@ use crate::{
     context::Context,
     count::count,
     headers::{
-        Address, Ipv4Address, Packet,
+        Address, Ipv4Address, Packet, ipv6,
         packet::{icmp, protocol},
     },
     scratch::Scratch,
 };
 
+/// How many extension headers of a quoted packet are looked behind.
+const EXTENSIONS: usize = 4;
+
+/// Where an error comes from and goes to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// From the port's guest.
+    FromGuest,
+    /// To it, from the tunnel.
+    ToGuest,
+    /// To it, from another guest of this host.
+    ToNeighbour,
+}
+
 /// Whether the packet, whose IP header is at `AT`, is an error about a flow of the port: 1 or 0. The port's index and the time are
-/// in `scratch.here`.
+/// in the side of `scratch` that is the port's.
 #[inline(never)]
 pub fn lets_through<C: Context, const AT: usize>(
     packet: C,
     port: &Port,
     scratch: &mut Scratch,
-    to_guest: bool,
+    way: Way,
 ) -> u32 {
-    let (index, now) = (scratch.here.key.port, scratch.here.now);
+    let side = if way == Way::ToNeighbour { &scratch.there } else { &scratch.here };
+    let (index, now) = (side.key.port, side.now);
+    let to_guest = way != Way::FromGuest;
     if !quoted(&packet, &scratch.packet, &mut scratch.spare.key, AT, to_guest, index)
         || !is_known(port, &scratch.spare.key, now)
     {
@@ -41,8 +57,35 @@ pub fn is_known(port: &Port, key: &FlowKey, now: u32) -> bool {
     flow::entry(key).is_some_and(|entry| {
         entry.state() & flow_state::DENIED == 0
             && flow::is_alive(entry, now)
-            && flow::is_current(entry.flow(), port)
+            && flow::is_current(entry.flow(), port.generation, port.epoch)
+            && entry.is_of(key.port)
     })
+}
+
+/// The protocol of a quoted IPv6 packet, and where its transport header is, counted from its start; 0 if it has none: it is a later
+/// fragment, or cut short before.
+#[inline(always)]
+fn behind_extensions<C: Context>(packet: &C, start: usize, first: u8) -> (u8, u32) {
+    let (mut next, mut length) = (first, ipv6::LEN as u32);
+    for _ in 0..EXTENSIONS {
+        if !matches!(
+            next,
+            protocol::HOP_BY_HOP | protocol::ROUTING | protocol::FRAGMENT | protocol::DESTINATION
+        ) {
+            break;
+        }
+        let Some(header) = packet.window::<8>(start + (length & 0x1ff) as usize) else { return (0, 0) };
+        let is_fragment = next == protocol::FRAGMENT;
+        if is_fragment && header.be16::<2>() & 0xfff8 != 0 {
+            return (0, 0);
+        }
+        length += if is_fragment { 8 } else { (u32::from(header.u8::<1>()) + 1) * 8 };
+        if length > ipv6::TRANSPORT_MAX {
+            return (0, 0);
+        }
+        next = header.u8::<0>();
+    }
+    (next, length)
 }
 
 /// Reads the key of the quoted packet's flow. An error to the guest quotes what the guest sent, and the other way round.
@@ -56,6 +99,8 @@ fn quoted<C: Context>(
     index: u32,
 ) -> bool {
     let start = at + (error.transport & 0x1ff) as usize + 8;
+    // More than the headers that most frames have.
+    packet.reach(start as u32 + ipv6::TRANSPORT_MAX + 8);
     let (source, destination, kind, next) = if error.family == 4 {
         let Some(header) = packet.window::<20>(start) else { return false };
         let first = header.u8::<0>();
@@ -70,9 +115,13 @@ fn quoted<C: Context>(
         let Some(header) = packet.window::<40>(start) else { return false };
         let source = Address::at::<8, 12, 16, 20, 40>(&header);
         let destination = Address::at::<24, 28, 32, 36, 40>(&header);
-        (source, destination, header.u8::<6>(), 40)
+        let (kind, length) = behind_extensions(packet, start, header.u8::<6>());
+        if length == 0 {
+            return false;
+        }
+        (source, destination, kind, length as usize)
     };
-    let next = start + next;
+    let next = start + (next & 0x1ff);
     let ports = match kind {
         protocol::TCP | protocol::UDP => match packet.window::<4>(next) {
             Some(header) => header.raw32::<0>(),

@@ -47,8 +47,6 @@ fn decide<C: Context>(packet: C, sender: Sender, scratch: &mut Scratch) -> Step<
     let side = &mut scratch.here;
     side.flow.local_mac = scratch.packet.from.bytes();
     side.flow.via_mac = scratch.packet.to.bytes();
-    side.flow.port_generation = sender.port.generation;
-    side.flow.port_epoch = sender.port.epoch;
     side.changed = 1;
     let endpoint = if is_for_gateway(from, scratch.packet.to) {
         match routed(from, scratch)? {
@@ -93,12 +91,11 @@ fn switched(from: &Subnet, packet: &Packet, side: &mut Side) -> Step<&'static En
     let (ip_slot, mac_slot) =
         (epoch_slot(vni, &packet.destination.bytes()), mac_slot(vni, &packet.to.bytes()));
     let (ip_epoch, mac_epoch) = (flow::epoch(ip_slot), flow::epoch(mac_slot));
-    let remote = by_ip(vni, packet.destination);
-    side.members = remote.map_or(0, |remote| remote.members);
-    // Whose change has the flow decided anew: the address's, if it has that MAC; else the MAC's.
-    (side.flow.remote_slot, side.flow.remote_epoch) = match remote {
-        Some(remote) if Mac::new(&remote.mac) == packet.to => (ip_slot, ip_epoch),
-        _ => (mac_slot, mac_epoch),
+    // Whose change has the flow decided anew: the address's, if it has that MAC; else the MAC's. And who is no guest that has the
+    // address is none of its groups' members.
+    (side.members, side.flow.remote_slot, side.flow.remote_epoch) = match by_ip(vni, packet.destination) {
+        Some(remote) if Mac::new(&remote.mac) == packet.to => (remote.members, ip_slot, ip_epoch),
+        _ => (0, mac_slot, mac_epoch),
     };
     side.flow.vni = vni;
     side.flow.to_mac = side.flow.via_mac;

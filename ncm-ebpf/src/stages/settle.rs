@@ -19,7 +19,7 @@ use crate::{
 
 /// Looks up what is known of the flow of `side.key`, and takes it into `side.flow`.
 #[inline(never)]
-pub fn look(port: &Port, packet: &Packet, side: &mut Side) {
+pub fn look(packet: &Packet, side: &mut Side) {
     side.found = NONE;
     side.place = NOWHERE;
     side.members = 0;
@@ -41,11 +41,18 @@ pub fn look(port: &Port, packet: &Packet, side: &mut Side) {
             None => return,
         },
     };
-    if !flow::is_alive(entry, side.now) || entry.flow().port_generation != port.generation {
+    if !flow::is_alive(entry, side.now)
+        || entry.flow().port_generation != side.port_generation
+        || begins_anew(packet, entry.state())
+    {
         return;
     }
     copy(entry.flow(), &mut side.flow);
-    if flow::is_current(&side.flow, port) {
+    if !entry.is_of(side.key.port) {
+        return clear(&mut side.flow);
+    }
+    (side.remote_slot, side.remote_epoch) = (side.flow.remote_slot, side.flow.remote_epoch);
+    if flow::is_current(&side.flow, side.port_generation, side.port_epoch) {
         side.found = VALID;
     } else {
         side.found = STALE;
@@ -53,11 +60,24 @@ pub fn look(port: &Port, packet: &Packet, side: &mut Side) {
     }
 }
 
+/// Whether a packet ends what is left of a flow in that state by beginning a new one.
+#[inline(always)]
+const fn begins_anew(packet: &Packet, state: u32) -> bool {
+    const LEFT: u32 = flow_state::RESET | flow_state::DENIED | flow_state::FIN_OUT | flow_state::FIN_IN;
+    is_syn(packet) && state & LEFT != 0
+}
+
+/// Whether a packet begins a connection of TCP.
+#[inline(always)]
+const fn is_syn(packet: &Packet) -> bool {
+    packet.tcp_flags & (tcp_flags::SYN | tcp_flags::ACK | tcp_flags::RST | tcp_flags::FIN) == tcp_flags::SYN
+}
+
 /// Words of a flow.
 const WORDS: usize = size_of::<Flow>() / 4;
 
 /// Makes a flow all zero. Word by word: the compiler's own way would be a loop over bytes.
-#[inline(always)]
+#[inline(never)]
 pub fn clear(flow: &mut Flow) {
     let words: *mut u32 = core::ptr::from_mut(flow).cast();
     let mut at = 0;
@@ -84,21 +104,16 @@ fn copy(from: &Flow, to: &mut Flow) {
 /// Decides about a packet whose flow was looked up, and notes in the tables what it changes. Gives the reason of a drop, or 0.
 #[inline(never)]
 pub fn settle(port: &Port, packet: &Packet, side: &mut Side, to_guest: bool) -> u32 {
-    let flags = packet.tcp_flags;
-    let begins =
-        flags & (tcp_flags::SYN | tcp_flags::ACK | tcp_flags::RST | tcp_flags::FIN) == tcp_flags::SYN;
-    const OVER: u32 = flow_state::FIN_OUT | flow_state::FIN_IN;
-    let before = side.flow.state;
-    if side.found != NONE
-        && begins
-        && (before & (flow_state::RESET | flow_state::DENIED) != 0 || before & OVER == OVER)
+    // The way here may have found another side, or a later epoch of it, than the decision is of.
+    if side.found == VALID
+        && (side.flow.remote_slot != side.remote_slot || side.flow.remote_epoch != side.remote_epoch)
     {
-        side.found = NONE;
+        side.found = STALE;
     }
     let began_by_remote = side.flow.state & flow_state::REMOTE_BEGAN != 0;
     if side.found == STALE {
         count(PathCounter::FlowRedecided, packet.length);
-        side.flow.port_epoch = port.epoch;
+        side.flow.port_epoch = side.port_epoch;
         side.changed = 1;
         side.flow.state &= !flow_state::DENIED;
         if policy::allows(port, packet, side, began_by_remote) == 0 {
@@ -107,41 +122,22 @@ pub fn settle(port: &Port, packet: &Packet, side: &mut Side, to_guest: bool) -> 
     }
     if side.found != NONE && side.flow.state & flow_state::DENIED != 0 {
         // It stays as long as its packets come, or the side that answers would begin it anew.
-        write(packet, side, to_guest);
+        note(packet, side, 0, 0, to_guest);
         return denied(began_by_remote);
     }
     if side.found == NONE {
         if policy::allows(port, packet, side, to_guest) == 0 {
             return denied(to_guest);
         }
-        if packet.class & (class::LATER | class::MESSAGE) != 0
-            || packet.is_echo_reply()
-            || flags & tcp_flags::RST != 0
-            || flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN | tcp_flags::ACK
-        {
+        if !begins(packet) {
             return 0;
         }
         count(PathCounter::FlowCreated, packet.length);
-        side.changed = 1;
-        side.flow.state = if to_guest { flow_state::REMOTE_BEGAN } else { 0 };
-        side.flow.seen = [0; 2];
-        side.flow.created = side.now;
-        side.flow.port_generation = port.generation;
-        side.flow.port_epoch = port.epoch;
-        if side.place == ESTABLISHED {
-            side.flow.state |= flow_state::ESTABLISHED;
-        }
+        begin(packet, side, to_guest);
     }
-    track(flags, side, to_guest);
-    if side.flow.state & flow_state::ANSWERED != 0
-        && side.place != ESTABLISHED
-        && before & flow_state::ANSWERED == 0
-    {
-        side.flow.timeout = timeout(packet.protocol, side.flow.state);
-        side.flow.seen[usize::from(to_guest)] = side.now;
-        promote(port, packet, side);
-    } else {
-        write(packet, side, to_guest);
+    let (set, clear) = turns(packet, side.flow.state, to_guest);
+    if !promote(port, packet, side, (set, clear), to_guest) {
+        note(packet, side, set, clear, to_guest);
     }
     0
 }
@@ -152,23 +148,61 @@ const fn denied(by_ingress: bool) -> u32 {
     if by_ingress { DropReason::PolicyIngress as u32 } else { DropReason::PolicyEgress as u32 }
 }
 
-/// The state after a packet.
+/// Whether a packet that is allowed begins a flow where there is none: it is whole, and no answer.
 #[inline(always)]
-fn track(flags: u8, side: &mut Side, to_guest: bool) {
-    let mut state = side.flow.state;
-    if flags & tcp_flags::RST != 0 {
-        // Anybody may have sent it: the next packet that is none takes it back.
-        state |= flow_state::RESET;
-    } else {
-        state &= !flow_state::RESET;
-        if flags & tcp_flags::FIN != 0 {
-            state |= if to_guest { flow_state::FIN_IN } else { flow_state::FIN_OUT };
-        }
-        if to_guest != (state & flow_state::REMOTE_BEGAN != 0) {
-            state |= flow_state::ANSWERED;
-        }
+fn begins(packet: &Packet) -> bool {
+    const ANSWER: u8 = tcp_flags::SYN | tcp_flags::ACK;
+    packet.class & (class::LATER | class::MESSAGE) == 0
+        && !packet.is_echo_reply()
+        && packet.tcp_flags & tcp_flags::RST == 0
+        && packet.tcp_flags & ANSWER != ANSWER
+}
+
+/// Makes the flow a new one, of what vouched for its decision.
+#[inline(always)]
+fn begin(packet: &Packet, side: &mut Side, to_guest: bool) {
+    side.changed = 1;
+    let mut state = if to_guest { flow_state::REMOTE_BEGAN } else { 0 };
+    if side.place == ESTABLISHED {
+        state |= flow_state::ESTABLISHED;
+    }
+    if packet.protocol == protocol::TCP && !is_syn(packet) {
+        // The middle of a connection that is older than we are.
+        state |= flow_state::CONFIRMED;
     }
     side.flow.state = state;
+    side.flow.port = side.key.port;
+    side.flow.port_again = side.key.port;
+    side.flow.seen = [0; 2];
+    side.flow.created = side.now;
+    side.flow.port_generation = side.port_generation;
+    side.flow.port_epoch = side.port_epoch;
+}
+
+/// What a packet sets and clears of its flow's state.
+#[inline(always)]
+fn turns(packet: &Packet, state: u32, to_guest: bool) -> (u32, u32) {
+    let flags = packet.tcp_flags;
+    if flags & tcp_flags::RST != 0 {
+        // Anybody may have sent it: the next packet that is none takes it back.
+        return (flow_state::RESET, 0);
+    }
+    let mut set = 0;
+    if flags & tcp_flags::FIN != 0 {
+        set |= if to_guest { flow_state::FIN_IN } else { flow_state::FIN_OUT };
+    }
+    if to_guest != (state & flow_state::REMOTE_BEGAN != 0) {
+        set |= flow_state::ANSWERED;
+        if packet.protocol != protocol::TCP {
+            set |= flow_state::CONFIRMED;
+        }
+    } else if state & flow_state::ANSWERED != 0
+        && flags & tcp_flags::SYN == 0
+        && packet.class & class::LATER == 0
+    {
+        set |= flow_state::CONFIRMED;
+    }
+    (set, state & flow_state::RESET)
 }
 
 /// How long a flow of that protocol lives without a packet, in ticks.
@@ -178,8 +212,9 @@ fn timeout(protocol: u8, state: u32) -> u32 {
     let kind = match protocol {
         protocol::TCP if state & flow_state::RESET != 0 => timeouts::TCP_RESET,
         protocol::TCP if state & (flow_state::FIN_OUT | flow_state::FIN_IN) != 0 => timeouts::TCP_CLOSING,
-        protocol::TCP if answered => timeouts::TCP_ESTABLISHED,
-        protocol::TCP => timeouts::TCP_NEW,
+        protocol::TCP if !answered => timeouts::TCP_NEW,
+        protocol::TCP if state & flow_state::CONFIRMED == 0 => timeouts::TCP_SYN_RECEIVED,
+        protocol::TCP => timeouts::TCP_ESTABLISHED,
         protocol::UDP if answered => timeouts::UDP_STREAM,
         protocol::UDP => timeouts::UDP_NEW,
         protocol::ICMP | protocol::ICMPV6 => timeouts::ICMP,
@@ -188,46 +223,74 @@ fn timeout(protocol: u8, state: u32) -> u32 {
     TIMEOUTS.get(&kind).copied().unwrap_or(0)
 }
 
-/// Writes the flow where it is: its words in place if nothing else has changed, a whole value otherwise.
+/// Takes a packet's turns and its time into the flow's new value.
 #[inline(always)]
-fn write(packet: &Packet, side: &mut Side, to_guest: bool) {
+fn take(packet: &Packet, side: &mut Side, set: u32, clear: u32, to_guest: bool) {
+    side.flow.state = side.flow.state & !clear | set;
     side.flow.timeout = timeout(packet.protocol, side.flow.state);
     side.flow.seen[usize::from(to_guest)] = side.now;
+}
+
+/// Notes a packet where its flow is: in place if nothing but state and time has changed, by a whole value otherwise.
+#[inline(always)]
+fn note(packet: &Packet, side: &mut Side, set: u32, clear: u32, to_guest: bool) {
     if side.changed == 0 {
-        if let Some(entry) = flow::entry(&side.key) {
-            entry.turn(side.flow.state, side.flow.timeout);
-            entry.see(to_guest, side.now);
-        }
-    } else if side.place == ESTABLISHED && FLOWS.replace(&side.key, &side.flow) {
+        return turn(packet, side, set, clear, to_guest);
+    }
+    take(packet, side, set, clear, to_guest);
+    if side.place == ESTABLISHED && FLOWS.replace(&side.key, &side.flow) {
     } else if let Some(flows) = HalfOpen::of(side.key.port) {
         side.flow.state &= !flow_state::ESTABLISHED;
         flows.put(&side.key, &side.flow);
     }
 }
 
-/// Moves an answered flow to the table of flows. Without room, or beyond the port's share, it stays where it is.
+/// Changes state and time in place. Only of the value that was looked at: in one that another CPU has put there since, by a decision
+/// of its own, nothing is changed.
 #[inline(always)]
-fn promote(port: &Port, packet: &Packet, side: &mut Side) {
-    let index = side.key.port;
-    let Some(flows) = HalfOpen::of(index) else { return };
-    let has_room = PORT_FLOWS.get(&index).is_some_and(|flows| flows.established < port.max_flows);
-    if !has_room {
-        count(PathCounter::FlowShareFull, packet.length);
-        return flows.put(&side.key, &side.flow);
+fn turn(packet: &Packet, side: &Side, set: u32, clear: u32, to_guest: bool) {
+    let Some(entry) = flow::entry(&side.key) else { return };
+    let (now, then) = (entry.flow(), &side.flow);
+    if now.port_epoch != then.port_epoch
+        || now.remote_slot != then.remote_slot
+        || now.remote_epoch != then.remote_epoch
+        || !entry.is_of(side.key.port)
+    {
+        return;
     }
-    side.flow.state |= flow_state::ESTABLISHED;
+    entry.turn(set, clear);
+    entry.last(timeout(packet.protocol, entry.state()));
+    entry.see(to_guest, side.now);
+}
+
+/// Moves a flow that both sides have confirmed to the table of flows, if it is not there yet; tells whether it has. Without room, or
+/// beyond the port's share, it stays where it is, and a later packet tries again.
+#[inline(always)]
+fn promote(port: &Port, packet: &Packet, side: &mut Side, (set, clear): (u32, u32), to_guest: bool) -> bool {
+    const OPEN: u32 = flow_state::ANSWERED | flow_state::CONFIRMED;
+    if side.place == ESTABLISHED || (side.flow.state | set) & OPEN != OPEN || set & flow_state::RESET != 0 {
+        return false;
+    }
+    let index = side.key.port;
+    let Some(flows) = HalfOpen::of(index) else { return false };
+    if PORT_FLOWS.get(&index).is_none_or(|flows| flows.established >= port.max_flows) {
+        count(PathCounter::FlowShareFull, packet.length);
+        return false;
+    }
+    take(packet, side, set | flow_state::ESTABLISHED, clear, to_guest);
     match FLOWS.add(&side.key, &side.flow) {
         0 => {
             PORT_FLOWS.add_established(index);
             count(PathCounter::FlowEstablished, packet.length);
             flows.remove(&side.key);
+            true
         }
         // Another CPU was faster.
-        EXISTS => {}
+        EXISTS => true,
         _ => {
             count(PathCounter::FlowTableFull, packet.length);
             side.flow.state &= !flow_state::ESTABLISHED;
-            flows.put(&side.key, &side.flow);
+            false
         }
     }
 }

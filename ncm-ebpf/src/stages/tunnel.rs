@@ -19,7 +19,8 @@ use super::{
     Ended, Step, by_ip, by_mac,
     deliver::fits,
     encapsulate::is_fresh,
-    flow, fragment, open, port, refuse, related,
+    flow, fragment, open, port, refuse,
+    related::{self, Way},
     route::{is_for_gateway, is_gateway},
     set, settle, subnet,
 };
@@ -327,8 +328,11 @@ fn receive<C: Context, const AT: usize>(
             && Mac::new(&known.arriving_mac) == scratch.packet.from
             && Address::new(&known.peer) == scratch.peer
         {
-            flow::see(entry, true, now);
-            return Ok(Mac::new(&known.shown_mac));
+            let shown = Mac::new(&known.shown_mac);
+            if entry.is_of(index) {
+                flow::see(entry, true, now);
+                return Ok(shown);
+            }
         }
     }
     scratch.here.now = now;
@@ -344,21 +348,23 @@ fn undecided<C: Context, const AT: usize>(packet: C, guest: &'static Port, scrat
 
 #[inline(always)]
 fn decide<C: Context, const AT: usize>(packet: C, guest: &'static Port, scratch: &mut Scratch) -> Step<()> {
+    flow::stamp(guest, &mut scratch.here);
     let is_later = scratch.packet.class & class::LATER != 0;
     if is_later {
         scratch.here.found = NONE;
         Ended::step(admit(guest, scratch))?;
         let (whole, here, spare) = (&mut scratch.packet, &mut scratch.here, &mut scratch.spare);
-        Ended::step(fragment::recall(guest, whole, &mut here.key, spare, true))?;
+        Ended::step(fragment::recall(whole, here, spare, true))?;
     }
-    settle::look(guest, &scratch.packet, &mut scratch.here);
+    settle::look(&scratch.packet, &mut scratch.here);
     Ended::step(admit(guest, scratch))?;
-    if scratch.packet.is_icmp_error() && related::lets_through::<C, AT>(packet, guest, scratch, true) != 0 {
-        return Ok(());
+    let is_related = scratch.packet.is_icmp_error()
+        && related::lets_through::<C, AT>(packet, guest, scratch, Way::ToGuest) != 0;
+    if !is_related {
+        Ended::step(settle::settle(guest, &scratch.packet, &mut scratch.here, true))?;
     }
-    Ended::step(settle::settle(guest, &scratch.packet, &mut scratch.here, true))?;
     if scratch.packet.class & class::FIRST != 0 {
-        fragment::remember(guest, &scratch.packet, &scratch.here, &mut scratch.spare, true);
+        fragment::remember(&scratch.packet, &scratch.here, &mut scratch.spare, true);
     }
     Ok(())
 }
@@ -374,7 +380,7 @@ fn admit(port: &Port, scratch: &mut Scratch) -> u32 {
 fn admitted(port: &Port, scratch: &mut Scratch) -> Step<()> {
     let (packet, side, vni) = (&scratch.packet, &mut scratch.here, scratch.vni);
     let (from, source) = (packet.source, packet.from);
-    if from.is_group() || from.is_unspecified() && packet.family == 6 {
+    if from.is_group() || from.is_unspecified() || from.is_loopback() {
         return refuse(DropReason::TunnelSource);
     }
     if from.is_link_local() && from != Address::link_local(source) {
@@ -437,8 +443,6 @@ fn admitted(port: &Port, scratch: &mut Scratch) -> Step<()> {
     side.flow.arriving_mac = source.bytes();
     side.flow.shown_mac = shown.bytes();
     side.flow.peer = peer;
-    side.flow.port_generation = port.generation;
-    side.flow.port_epoch = port.epoch;
     Ok(())
 }
 

@@ -270,7 +270,7 @@ impl Model {
         let exact = common.full && fixed.iter().any(|fixed| fixed.l3 == l3);
         let same = common.mac.is_none_or(|mac| mac == before.mac)
             && common.host.is_none_or(|host| host == self.hosts.slots[before.host].address)
-            && (old.extra, old.vpc) == (new.extra, new.vpc)
+            && (old.extra, old.vpc, old.members) == (new.extra, new.vpc, new.members)
             && self.has_addresses(before.first, view, l3, fixed, exact);
         if same && (old.revision == new.revision || self.is_sole(before.first)) {
             self.neighbours[slot].provenance = provenance;

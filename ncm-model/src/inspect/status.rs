@@ -118,14 +118,15 @@ impl Model {
         if let Some(failure) = self.failure_of(Handle::new(HandleKind::Group, slot)) {
             return failure;
         }
-        let held = self.policy.group(slot).and_then(|group| group.held.as_deref());
-        if let Some(cause) = held.and_then(|held| held.refused.as_deref()) {
-            return failure(format!(
-                "what was sent last is refused, and what was before is in force: {cause}"
-            ));
+        // That ports are closed matters more.
+        if let Some(cause) = self.policy.group_refusal(slot) {
+            return failure(format!("ports that it is in are closed: {cause}"));
         }
-        match self.policy.group_refusal(slot) {
-            Some(cause) => failure(format!("ports that it is in are closed: {cause}")),
+        let held = self.policy.group(slot).and_then(|group| group.held.as_deref());
+        match held.and_then(|held| held.refused.as_deref()) {
+            Some(cause) => {
+                failure(format!("what was sent last is refused, and what was before is in force: {cause}"))
+            }
             None => SUCCESS,
         }
     }

@@ -66,27 +66,39 @@ fn has_own_operation(rule: &SecurityGroupRule) -> bool {
         .any(|operation| rule.operation_type == *operation as i32)
 }
 
-/// The rules that a state lists: what each is to be, or that it is to go.
-fn read(config: &SecurityGroupConfiguration) -> Result<BTreeMap<RuleId, Change>, Fault> {
-    let mut listed = BTreeMap::new();
+/// What a state says of rules.
+#[derive(Default)]
+struct Listed {
+    /// What each is to be, or that it is to go.
+    changes: BTreeMap<RuleId, Change>,
+    /// Those that are only asked about: they stay as they are.
+    asked: BTreeSet<RuleId>,
+}
+
+fn read(config: &SecurityGroupConfiguration) -> Result<Listed, Fault> {
+    let mut listed = Listed::default();
     for (position, sent) in config.security_group_rules.iter().enumerate() {
         let read = || {
             let operation = operation(sent)?;
-            if operation == OperationType::Get {
-                return Ok(None);
-            }
             let id = rule::identity(sent)?;
+            if operation == OperationType::Get {
+                return Ok((id, None));
+            }
             if operation == OperationType::Delete {
-                return Ok(Some(Change { id, rule: None }));
+                return Ok((id.clone(), Some(Change { id, rule: None })));
             }
             let parsed = rule::parse(sent)?;
-            Ok(Some(Change { id, rule: Some((parsed.rule, parsed.group.map(Into::into))) }))
+            let rule = Some((parsed.rule, parsed.group.map(Into::into)));
+            Ok((id.clone(), Some(Change { id, rule })))
         };
         let change = read().map_err(|fault: Fault| {
             let which = if sent.id.is_empty() { format!("number {}", position + 1) } else { sent.id.clone() };
             format!("security_group_rules: rule {which}: {fault}")
         })?;
-        listed.extend(change.map(|change| (change.id.clone(), change)));
+        match change {
+            (id, Some(change)) => drop(listed.changes.insert(id, change)),
+            (id, None) => drop(listed.asked.insert(id)),
+        }
     }
     Ok(listed)
 }
@@ -133,13 +145,17 @@ impl Policy {
         let rules = held.map_or(&empty, |held| &held.rules);
         let full = config.update_type == UpdateType::Full as i32 || held.is_none();
         let complete =
-            full || !(listed.is_empty() || config.security_group_rules.iter().any(has_own_operation));
+            full || !(listed.changes.is_empty() || config.security_group_rules.iter().any(has_own_operation));
         let mut changes = Vec::new();
         if complete {
-            let gone = rules.keys().filter(|id| listed.get(id).is_none_or(|change| change.rule.is_none()));
+            let goes = |id: &&RuleId| match listed.changes.get(*id) {
+                Some(change) => change.rule.is_none(),
+                None => !listed.asked.contains(*id),
+            };
+            let gone = rules.keys().filter(goes);
             changes.extend(gone.map(|id| Change { id: id.clone(), rule: None }));
         }
-        for (id, change) in listed {
+        for (id, change) in listed.changes {
             let held = rules.get(&id);
             let differs = match &change.rule {
                 Some(rule) => held.is_none_or(|held| self.resolved(rule) != Some(*held)),

@@ -224,7 +224,8 @@ impl Policy {
                 && self.taken.classes + size.classes <= self.room.classes
                 && self.taken.ranges + size.ranges <= self.room.ranges
         };
-        let lacks = |set: &Set| set.refusal.as_ref().is_some_and(|refusal| refusal.lacks.as_ref().is_some_and(fits));
+        let lacks =
+            |set: &Set| set.refusal.as_ref().is_some_and(|refusal| refusal.lacks.as_ref().is_some_and(fits));
         self.again.extend(self.sets.iter().filter(|(_, set)| lacks(set)).map(|(number, _)| *number));
     }
 

@@ -121,7 +121,11 @@ mod tests {
         assert_eq!(second.assign("e"), Some((3, 90)));
         assert_eq!(second.assign("b"), Some((2, 70)));
         second.release(2, 70);
-        assert_eq!(second.assign("f"), Some((2, 90)), "as any that a former run may have given out meanwhile");
+        assert_eq!(
+            second.assign("f"),
+            Some((2, 90)),
+            "as any that a former run may have given out meanwhile"
+        );
     }
 
     #[test]

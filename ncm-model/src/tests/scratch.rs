@@ -6,9 +6,9 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use ncm_common::tables::{
-    Endpoint, IpKey, MEMBERS, MacKey, NO_RULES, Name, NameKey, Port, Reference, Route, RouteKey, Source, SourceKey,
-    SourcePrefixKey, Subnet, SubnetPrefixKey, Vni, VtepKey, endpoint_flags, name_kinds, port_flags,
-    route_flags, subnet_flags,
+    Endpoint, IpKey, MEMBERS, MacKey, NO_RULES, Name, NameKey, Port, Reference, Route, RouteKey, Source,
+    SourceKey, SourcePrefixKey, Subnet, SubnetPrefixKey, Vni, VtepKey, endpoint_flags, name_kinds,
+    port_flags, route_flags, subnet_flags,
 };
 
 use super::kernel::Kernel;

@@ -76,6 +76,8 @@ pub(super) fn measure(plan: &Plan, done: &mut dyn FnMut(Row)) -> Result<()> {
             seen: [now; 2],
             timeout: u32::MAX >> 1,
             created: now,
+            port,
+            port_again: port,
             port_generation: known.generation,
             ..Flow::default()
         };

@@ -37,7 +37,21 @@ impl World {
     /// Without root, or if the kernel refuses the programs.
     #[must_use]
     pub fn new() -> Self {
-        Self::build(&[], Dataplane::open)
+        let world = Self::build(&[], Dataplane::open);
+        world.fill();
+        world
+    }
+
+    /// The interfaces and the node alone, with tables of these sizes beside the usual small ones: who is there, and what is allowed,
+    /// is for others to write.
+    ///
+    /// # Panics
+    /// As [`Self::new`].
+    #[must_use]
+    pub fn bare(capacities: &[(&str, u32)]) -> Self {
+        let world = Self::build(capacities, Dataplane::open);
+        world.fill_node();
+        world
     }
 
     /// The same with another object than the embedded one, the benchmark's, and with larger tables: keys of `[capacity]` in the
@@ -47,7 +61,9 @@ impl World {
     /// As [`Self::new`].
     #[must_use]
     pub fn with_object(object: &[u8], capacities: &[(&str, u32)]) -> Self {
-        Self::build(capacities, |options| Dataplane::open_object(options, object))
+        let world = Self::build(capacities, |options| Dataplane::open_object(options, object));
+        world.fill();
+        world
     }
 
     fn build(
@@ -101,9 +117,7 @@ impl World {
         }
         let dataplane = open(&Options { capacities, ..Options::unpinned() })
             .unwrap_or_else(|error| panic!("the programs load: {error}"));
-        let world = Self { dataplane };
-        world.fill();
-        world
+        Self { dataplane }
     }
 
     /// The tables.
@@ -127,7 +141,7 @@ impl World {
         nix::net::if_::if_nametoindex(name).unwrap_or_else(|error| panic!("interface {name}: {error}"))
     }
 
-    fn fill(&self) {
+    fn fill_node(&self) {
         let relay_ifindex = self.ifindex("relay0");
         put(
             &self.tables().node,
@@ -144,23 +158,40 @@ impl World {
                 ..Node::default()
             },
         );
-        for (index, halves) in
+        for kind in 0..timeouts::COUNT {
+            put(&self.tables().timeouts, kind, TIMEOUT);
+        }
+        put(&self.tables().devices, self.ifindex("up0"), self.ifindex("up0"));
+    }
+
+    /// Adds a remote host under an index of that generation, with a next hop of its own.
+    pub fn add_host(&self, index: u32, generation: u32, ip: Ipv4) {
+        self.add_template(index, generation, template(index, ip));
+    }
+
+    fn add_template(&self, index: u32, generation: u32, half: TemplateHalf) {
+        let hop = NextHop {
+            ifindex: self.ifindex("up0"),
+            destination: mac(0xee_0000 + index),
+            source: mac(0xee_00ff),
+            vlan: 0,
+            flags: next_hop_flags::XDP_TARGET,
+        };
+        let mut group = NextHopGroup { generation: index, ..NextHopGroup::default() };
+        group.halves[0].count = 1;
+        group.halves[0].hops[0] = hop;
+        put(&self.tables().next_hop_groups, index, group);
+        let mut host = Host { generation, ..Host::default() };
+        host.halves[0] = half;
+        put(&self.tables().hosts, index, host);
+    }
+
+    fn fill(&self) {
+        self.fill_node();
+        for (index, half) in
             [(1, template(1, HOST_1)), (2, template(2, HOST_2)), (3, template_v6(1, HOST_1_V6))]
         {
-            let hop = NextHop {
-                ifindex: self.ifindex("up0"),
-                destination: mac(0xee_0000 + index),
-                source: mac(0xee_00ff),
-                vlan: 0,
-                flags: next_hop_flags::XDP_TARGET,
-            };
-            let mut group = NextHopGroup { generation: index, ..NextHopGroup::default() };
-            group.halves[0].count = 1;
-            group.halves[0].hops[0] = hop;
-            put(&self.tables().next_hop_groups, index, group);
-            let mut host = Host { generation: index, ..Host::default() };
-            host.halves[0] = halves;
-            put(&self.tables().hosts, index, host);
+            self.add_template(index, index, half);
         }
         for (subnet, flags) in [
             (SUBNET_A, subnet_flags::GATEWAY | subnet_flags::ROUTED),
@@ -187,9 +218,6 @@ impl World {
         for remote in [RA, RB, RC] {
             self.add_remote(remote, endpoint_flags::L2 | endpoint_flags::L3);
         }
-        for kind in 0..timeouts::COUNT {
-            put(&self.tables().timeouts, kind, TIMEOUT);
-        }
         for (vni, host, ip) in [
             (100, 1, mapped(HOST_1)),
             (200, 1, mapped(HOST_1)),
@@ -200,7 +228,6 @@ impl World {
             let key = VtepKey { vni, ip };
             put(&self.tables().vteps, key, Reference { index: host, generation: host });
         }
-        put(&self.tables().devices, self.ifindex("up0"), self.ifindex("up0"));
     }
 
     fn add_subnet(&self, subnet: SubnetOf, flags: u32) {
@@ -242,11 +269,17 @@ impl World {
         self.raise();
     }
 
-    fn add_guest(&self, guest: Guest) {
-        let Guest { port, interface, mac, ip, subnet } = guest;
-        let ifindex = self.ifindex(interface);
-        // The kernel gives a test frame only to interfaces that have receive queues of XDP's.
+    /// Attaches the XDP program of a guest's interface; gives its index. The kernel gives a test frame only to interfaces that have
+    /// receive queues of XDP's.
+    pub(super) fn ready_for_xdp(&self, guest: Guest) -> u32 {
+        let ifindex = self.ifindex(guest.interface);
         self.dataplane.attach(Hook::GuestXdp, ifindex).expect("native XDP on a veth");
+        ifindex
+    }
+
+    fn add_guest(&self, guest: Guest) {
+        let Guest { port, mac, ip, subnet, .. } = guest;
+        let ifindex = self.ready_for_xdp(guest);
         let value = Port {
             generation: port,
             epoch: 1,

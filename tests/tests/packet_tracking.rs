@@ -1,0 +1,271 @@
+//! How far a flow is taken to be, whose memory its entry is, and what its decision is bound to.
+
+use ncm_common::counters::PathCounter;
+use ncm_common::drops::DropReason;
+use ncm_common::tables::{
+    Flow, FlowKey, MEMBERS, PortFlows, Rule, RuleKey, flow_kinds, flow_state, set_direction, timeouts,
+};
+use ncm_dataplane::{Hook, TestRun};
+use ncm_tests::packet::{A1, A2, HOST_1, Ip, Ipv4, RA, SUBNET_A, Seen, World, icmp, mapped, segment, udp};
+
+const SYN: u8 = 2;
+const RST: u8 = 4;
+const ACK: u8 = 16;
+const FIN: u8 = 1;
+
+/// Allows what `class` is, by a rule of set 1.
+fn allow(world: &World, to_guest: bool, class: u32, protocol: u8) {
+    let set = set_direction(1, to_guest);
+    let key = RuleKey { prefix_len: 80, set, class, family: 4, protocol, port: [0; 2] };
+    world.tables().rules.put(&key, &Rule { rules: 1 }).expect("room");
+    world.raise();
+}
+
+/// The key of a flow between A1 and an address.
+fn key(protocol: u8, local_port: u16, remote: (Ipv4, u16)) -> FlowKey {
+    FlowKey {
+        port: A1.port,
+        local: mapped(A1.ip),
+        remote: mapped(remote.0),
+        local_port: local_port.to_be_bytes(),
+        remote_port: remote.1.to_be_bytes(),
+        protocol,
+        kind: flow_kinds::FLOW,
+        reserved: [0; 2],
+    }
+}
+
+fn established(world: &World, key: &FlowKey) -> Option<Flow> {
+    world.tables().flows.get(key).expect("readable")
+}
+
+fn half_open(world: &World, key: &FlowKey) -> Option<Flow> {
+    let table = world.tables().half_open.of(key.port).expect("readable").expect("the port's table");
+    table.get(key).expect("readable")
+}
+
+/// How many established flows count for A1.
+fn share(world: &World) -> u32 {
+    world.tables().port_flows.get(&A1.port).expect("readable").expect("counted").established
+}
+
+/// A segment from A1 to RA.
+fn out(world: &World, local: u16, remote: u16, flags: u8) -> Seen {
+    world.from_guest(A1, segment((A1.ip, local), (RA.ip, remote), flags).frame(RA.mac, A1.mac))
+}
+
+/// A segment from RA to A1.
+fn back(world: &World, remote: u16, local: u16, flags: u8) -> Seen {
+    let frame = segment((RA.ip, remote), (A1.ip, local), flags).frame(A1.mac, RA.mac);
+    world.from_relay(SUBNET_A.vni, HOST_1, frame)
+}
+
+fn has(seen: &Seen, counter: PathCounter) -> bool {
+    seen.counters.iter().any(|(counted, _)| *counted == counter)
+}
+
+/// Gives each timeout a value of its own: 100 and its number.
+fn number_timeouts(world: &World) {
+    for kind in 0..timeouts::COUNT {
+        world.tables().timeouts.put(&kind, &(100 + kind)).expect("writable");
+    }
+}
+
+#[test]
+fn a_connection_is_established_when_who_began_goes_on_and_not_by_the_answer_alone() {
+    let world = World::new();
+    number_timeouts(&world);
+    let key = key(6, 80, (RA.ip, 1000));
+    back(&world, 1000, 80, SYN).assert_delivered(A1.port, PathCounter::DecapsulatedRelay);
+    out(&world, 80, 1000, SYN | ACK).assert_encapsulated();
+    let flow = half_open(&world, &key).expect("half open");
+    assert_eq!(flow.state, flow_state::REMOTE_BEGAN | flow_state::ANSWERED);
+    assert_eq!(flow.timeout, 100 + timeouts::TCP_SYN_RECEIVED);
+    // Neither side's repetitions change that.
+    back(&world, 1000, 80, SYN).assert_delivered(A1.port, PathCounter::DecapsulatedRelay);
+    out(&world, 80, 1000, SYN | ACK).assert_encapsulated();
+    assert_eq!(half_open(&world, &key).expect("half open").timeout, 100 + timeouts::TCP_SYN_RECEIVED);
+    assert_eq!(share(&world), 0);
+    let third = back(&world, 1000, 80, ACK);
+    third.assert_delivered(A1.port, PathCounter::DecapsulatedRelay);
+    third.assert_counted(PathCounter::FlowEstablished);
+    let flow = established(&world, &key).expect("established");
+    assert_eq!(flow.timeout, 100 + timeouts::TCP_ESTABLISHED);
+    assert_eq!(share(&world), 1);
+}
+
+#[test]
+fn a_scan_that_ends_with_a_reset_establishes_nothing() {
+    let world = World::new();
+    number_timeouts(&world);
+    out(&world, 1000, 80, SYN).assert_encapsulated();
+    back(&world, 80, 1000, SYN | ACK).assert_delivered(A1.port, PathCounter::DecapsulatedRelay);
+    out(&world, 1000, 80, RST).assert_encapsulated();
+    let flow = half_open(&world, &key(6, 1000, (RA.ip, 80))).expect("half open");
+    assert_eq!(flow.timeout, 100 + timeouts::TCP_RESET);
+    assert_eq!(share(&world), 0);
+}
+
+#[test]
+fn a_connection_taken_up_in_its_middle_is_established_by_the_first_answer() {
+    let world = World::new();
+    out(&world, 1000, 80, ACK).assert_counted(PathCounter::FlowCreated);
+    back(&world, 80, 1000, ACK).assert_counted(PathCounter::FlowEstablished);
+    assert_eq!(share(&world), 1);
+}
+
+#[test]
+fn a_flood_of_answered_connection_requests_takes_no_share() {
+    let world = World::new();
+    out(&world, 1000, 80, SYN).assert_encapsulated();
+    back(&world, 80, 1000, SYN | ACK).assert_delivered(A1.port, PathCounter::DecapsulatedRelay);
+    out(&world, 1000, 80, ACK).assert_counted(PathCounter::FlowEstablished);
+    let relay = world.ifindex("relay0");
+    let tunnel = Some(ncm_dataplane::Tunnel { vni: SUBNET_A.vni, source: HOST_1.into() });
+    for port in 2000..5000 {
+        let asked = segment((RA.ip, port), (A1.ip, 80), SYN).frame(A1.mac, RA.mac);
+        let run = TestRun { tunnel, ..TestRun::new(asked, relay) };
+        world.dataplane().test_run(Hook::RelayTc, &run).expect("it runs");
+        let answer = segment((A1.ip, 80), (RA.ip, port), SYN | ACK).frame(RA.mac, A1.mac);
+        let run = TestRun::new(answer, world.ifindex(A1.interface));
+        world.dataplane().test_run(Hook::GuestTc, &run).expect("it runs");
+    }
+    assert_eq!(share(&world), 1, "what was there before");
+    let seen = back(&world, 80, 1000, ACK);
+    assert!(!has(&seen, PathCounter::FlowCreated), "its flow is still known\n{seen}");
+}
+
+#[test]
+fn a_new_connection_on_the_ports_of_one_that_was_closed_by_half_begins_anew() {
+    let world = World::new();
+    number_timeouts(&world);
+    let key = key(6, 1000, (RA.ip, 80));
+    out(&world, 1000, 80, SYN).assert_encapsulated();
+    back(&world, 80, 1000, SYN | ACK).assert_delivered(A1.port, PathCounter::DecapsulatedRelay);
+    out(&world, 1000, 80, FIN | ACK).assert_encapsulated();
+    assert_eq!(established(&world, &key).expect("established").timeout, 100 + timeouts::TCP_CLOSING);
+    // The other side has lost its half without a word.
+    out(&world, 1000, 80, SYN).assert_counted(PathCounter::FlowCreated);
+    let flow = established(&world, &key).expect("in its place");
+    assert_eq!((flow.state, flow.timeout), (flow_state::ESTABLISHED, 100 + timeouts::TCP_NEW));
+    back(&world, 80, 1000, SYN | ACK).assert_delivered(A1.port, PathCounter::DecapsulatedRelay);
+    out(&world, 1000, 80, ACK).assert_encapsulated();
+    assert_eq!(established(&world, &key).expect("open").timeout, 100 + timeouts::TCP_ESTABLISHED);
+    assert_eq!(share(&world), 1);
+}
+
+#[test]
+fn a_flow_beyond_its_ports_share_is_established_once_there_is_room() {
+    let world = World::new();
+    world.change_port(A1, |port| port.max_flows = 1);
+    for port in [1000, 1001] {
+        out(&world, port, 80, SYN).assert_encapsulated();
+        back(&world, 80, port, SYN | ACK).assert_delivered(A1.port, PathCounter::DecapsulatedRelay);
+        out(&world, port, 80, ACK).assert_encapsulated();
+    }
+    let (first, second) = (key(6, 1000, (RA.ip, 80)), key(6, 1001, (RA.ip, 80)));
+    let mut waiting = half_open(&world, &second).expect("beyond the share");
+    assert!(established(&world, &first).is_some());
+    // The first one is over and freed, and a second has passed.
+    world.tables().flows.delete(&first).expect("deleted");
+    world.tables().port_flows.put(&A1.port, &PortFlows::default()).expect("writable");
+    waiting.seen = waiting.seen.map(|seen| seen - 20);
+    let table = world.tables().half_open.of(A1.port).expect("readable").expect("the port's table");
+    table.put(&second, &waiting).expect("room");
+    out(&world, 1001, 80, ACK).assert_counted(PathCounter::FlowEstablished);
+    assert!(established(&world, &second).is_some() && half_open(&world, &second).is_none());
+    assert_eq!(share(&world), 1);
+}
+
+#[test]
+fn an_entry_whose_memory_has_become_another_ports_is_not_followed() {
+    let world = World::new();
+    let key = key(6, 1000, (RA.ip, 80));
+    for spoil in [|flow: &mut Flow| flow.port = A2.port, |flow: &mut Flow| flow.port_again = A2.port] {
+        out(&world, 1000, 80, SYN).assert_encapsulated();
+        back(&world, 80, 1000, SYN | ACK).assert_delivered(A1.port, PathCounter::DecapsulatedRelay);
+        out(&world, 1000, 80, ACK).assert_encapsulated();
+        let mut flow = established(&world, &key).expect("established");
+        spoil(&mut flow);
+        world.tables().flows.put(&key, &flow).expect("room");
+        out(&world, 1000, 80, ACK).assert_dropped(DropReason::StaleIndex, A1.port);
+        // From the tunnel the long way is open, and puts it right.
+        back(&world, 80, 1000, ACK).assert_counted(PathCounter::FlowCreated);
+        let flow = established(&world, &key).expect("in its place");
+        assert_eq!((flow.port, flow.port_again), (A1.port, A1.port));
+        world.tables().flows.delete(&key).expect("deleted");
+    }
+}
+
+#[test]
+fn errors_between_guests_of_one_host_are_let_through_with_their_flow() {
+    let world = World::new();
+    world.change_port(A1, |port| port.set = 1);
+    allow(&world, false, 0, 17);
+    let question = udp((A1.ip, 1000), (A2.ip, 53), b"question");
+    let unreachable = |quoted: &Ip| {
+        let quoted = &quoted.bytes()[..28];
+        world.from_guest(A2, icmp(A2.ip, A1.ip, 3, 3, [0; 4], quoted).frame(A1.mac, A2.mac))
+    };
+    unreachable(&question).assert_dropped(DropReason::PolicyIngress, A1.port);
+    world
+        .from_guest(A1, question.frame(A2.mac, A1.mac))
+        .assert_delivered(A2.port, PathCounter::LocalDelivered);
+    let seen = unreachable(&question);
+    seen.assert_delivered(A1.port, PathCounter::LocalDelivered);
+    assert!(has(&seen, PathCounter::ErrorRelated), "{seen}");
+    unreachable(&udp((A1.ip, 1001), (A2.ip, 53), b"question"))
+        .assert_dropped(DropReason::PolicyIngress, A1.port);
+    world.raise();
+    unreachable(&question).assert_dropped(DropReason::PolicyIngress, A1.port);
+}
+
+#[test]
+fn who_gets_packets_for_a_member_is_none_by_that() {
+    let world = World::new();
+    world.change_port(A1, |port| port.set = 1);
+    allow(&world, false, 3 | MEMBERS, 17);
+    world.change_endpoint(SUBNET_A.vni, RA.ip, |endpoint| endpoint.members = 3 | MEMBERS);
+    let question = udp((A1.ip, 1000), (RA.ip, 53), b"question");
+    world.from_guest(A1, question.frame(RA.mac, A1.mac)).assert_encapsulated();
+    // To another MAC: when the member leaves its group, that MAC's epoch does not rise.
+    let question = udp((A1.ip, 1001), (RA.ip, 53), b"question");
+    world.from_guest(A1, question.frame(A2.mac, A1.mac)).assert_dropped(DropReason::PolicyEgress, A1.port);
+}
+
+#[test]
+fn a_flow_whose_other_side_is_reached_elsewhere_is_decided_anew() {
+    let world = World::new();
+    world.change_port(A1, |port| port.set = 1);
+    allow(&world, true, 3 | MEMBERS, 17);
+    world.change_endpoint(SUBNET_A.vni, RA.ip, |endpoint| endpoint.members = 3 | MEMBERS);
+    let question = udp((RA.ip, 53), (A1.ip, 1000), b"question").frame(A1.mac, RA.mac);
+    world
+        .from_relay(SUBNET_A.vni, HOST_1, question)
+        .assert_delivered(A1.port, PathCounter::DecapsulatedRelay);
+    // By its address it is a member. What leads to another MAC is bound to that one's epoch, and it is none.
+    let answer = udp((A1.ip, 1000), (RA.ip, 53), b"answer");
+    let seen = world.from_guest(A1, answer.frame(A2.mac, A1.mac));
+    seen.assert_dropped(DropReason::PolicyIngress, A1.port);
+    seen.assert_counted(PathCounter::FlowRedecided);
+}
+
+#[test]
+fn what_is_handed_up_is_no_larger_than_the_agent_needs() {
+    let world = World::new();
+    let asked = |bytes: usize| {
+        let frame = udp(([0; 4], 68), ([255; 4], 67), &vec![0; bytes]).frame([0xff; 6], A1.mac);
+        world.from_guest(A1, frame)
+    };
+    asked(1400).assert_counted(PathCounter::HandedUp);
+    asked(1700).assert_dropped(DropReason::HandUpLimited, A1.port);
+}
+
+#[test]
+fn nothing_comes_from_the_tunnel_as_a_host_itself() {
+    let world = World::new();
+    for source in [[0, 0, 0, 0], [127, 0, 0, 1]] {
+        let frame = udp((source, 53), (A1.ip, 1000), b"answer").frame(A1.mac, RA.mac);
+        world.from_relay(SUBNET_A.vni, HOST_1, frame).assert_dropped(DropReason::TunnelSource, A1.port);
+    }
+}
