@@ -1,11 +1,17 @@
 //! What was accepted is known again: after a kill, with a torn or a damaged journal, on a disk without room.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use ncm_model::wire::{GoalState, NeighborState, OperationType};
+use ncm_tests::many;
 use ncm_tests::testbed::{Cloud, Guest, Host, HostOptions, Lab, TwoHosts};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 /// Two ports on the first host and one on the second, in two subnets of a router.
 fn cloud() -> Cloud {
@@ -261,5 +267,79 @@ fn what_is_done_behind_the_agents_back_is_found_named_and_repaired() {
         host.expect_ncmctl(&["verify", "--repair"])?;
         host.expect_ncmctl(&["verify"])?;
         a.expect_ping(b.ip())
+    });
+}
+
+/// Neighbours of one batch, created or deleted.
+fn batch(all: &[NeighborState], number: usize, operation: OperationType) -> Vec<NeighborState> {
+    let begin = number % BATCHES * BATCH;
+    let mut states = all[begin..begin + BATCH].to_vec();
+    states.iter_mut().for_each(|state| state.operation_type = operation as i32);
+    states
+}
+
+/// Neighbours in a batch, and how many batches there are before they come again.
+const BATCH: usize = 150;
+const BATCHES: usize = 100;
+
+/// What was answered holds, whenever the agent is killed; of what was not answered, all or nothing; and the tables are what follows.
+#[test]
+fn killed_at_any_moment_it_knows_what_it_has_answered() {
+    Lab::story(|lab| {
+        let cloud = cloud();
+        let net = TwoHosts::new(lab, HostOptions::default().with("store", "snapshot_bytes", "200000"))?;
+        let [a, b, _c] = guests(lab, &net, &cloud)?;
+        net.push(&cloud)?;
+        let host = &net.host1;
+        let mut pings = a.begin_ping(b.ip())?;
+        pings.goes_on(1)?;
+        let all = many::neighbors("web", "red", (BATCH * BATCHES) as u32, net.host2.address);
+        let ids: Vec<String> = (all.iter().step_by(BATCH))
+            .map(|state| state.configuration.as_ref().map(|config| config.id.clone()).unwrap_or_default())
+            .collect();
+        // Each message makes a batch, and deletes the one five before.
+        let (mut next, mut answered) = (0, 0);
+        for round in 0..10 {
+            let process = host.agent_mut().process().id();
+            let killer = thread::spawn(move || {
+                thread::sleep(Duration::from_millis(20 + 37 * round));
+                kill(Pid::from_raw(process as i32), Signal::SIGKILL)
+            });
+            loop {
+                let mut neighbor_states = batch(&all, next, OperationType::Create);
+                if let Some(old) = next.checked_sub(5) {
+                    neighbor_states.extend(batch(&all, old, OperationType::Delete));
+                }
+                let message = GoalState { format_version: 101, neighbor_states, ..Default::default() };
+                next += 1;
+                match host.agent().push(&message) {
+                    Ok(statuses) => statuses.expect_success()?,
+                    Err(_) => break,
+                }
+                answered = next;
+            }
+            killer.join().map_err(|_| anyhow::anyhow!("the killer panicked"))??;
+            host.kill();
+            host.start()?;
+            let text = host.expect_ncmctl(&["get", "neighbor", "-o", "json"])?;
+            let held: Vec<serde_json::Value> = serde_json::from_str(&text)?;
+            let held: BTreeSet<&str> = held.iter().filter_map(|state| state["id"].as_str()).collect();
+            let batches: BTreeSet<usize> = (next.saturating_sub(10)..next)
+                .filter(|number| held.contains(ids[number % BATCHES].as_str()))
+                .collect();
+            let expected = |last: usize| (last.saturating_sub(5)..last).collect::<BTreeSet<usize>>();
+            ensure!(
+                batches == expected(answered) || batches == expected(next),
+                "round {round}: {answered} of {next} answered, and held are {batches:?}"
+            );
+            // The two ports' neighbours of the cloud beside them.
+            let whole = batches.len() * BATCH;
+            ensure!(held.len() >= whole && held.len() < whole + 10, "{} held, of {whole}", held.len());
+            host.expect_ncmctl(&["verify"])?;
+            next = batches.last().map_or(0, |last| last + 1);
+            answered = next;
+        }
+        pings.goes_on(1)?;
+        pings.expect_no_loss()
     });
 }
