@@ -184,3 +184,12 @@ fn a_first_start_that_fails_leaves_nothing_behind() {
     assert!(said.contains("relay_port"), "{said}");
     assert_eq!(left, "", "after {said}");
 }
+
+#[test]
+fn a_journal_that_cannot_be_used_ends_the_start_before_anything_is_made() {
+    for path in ["/proc/nowhere", "/dev/null"] {
+        let (said, left) = failed_start("true", ("state = \"", &format!("state = \"{path}\"\n# \"")));
+        assert!(said.contains("paths.state") && said.contains(path), "{said}");
+        assert_eq!(left, "", "after {said}");
+    }
+}

@@ -19,13 +19,18 @@ pub(super) fn open(config: &Config) -> anyhow::Result<Option<Journal>> {
         tracing::warn!("store.journal is false: what is accepted is lost with the agent");
         return Ok(None);
     }
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    check_clock(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default())?;
+    Ok(Some(Journal::open(&config.paths.state.join(&config.instance), &config.instance)?))
+}
+
+/// By times before that, what was deleted would be remembered for ever, or not at all.
+fn check_clock(now: Duration) -> anyhow::Result<()> {
+    let seconds = now.as_secs();
     ensure!(
         now >= EARLIEST,
-        "the clock says it is {} seconds after 1970, which is before 2020: set it, then start the agent again",
-        now.as_secs()
+        "the clock says {seconds} seconds after 1970, which is before 2020: set it, then start the agent again"
     );
-    Ok(Some(Journal::open(&config.paths.state.join(&config.instance), &config.instance)?))
+    Ok(())
 }
 
 /// What came of the journal at start.
@@ -172,5 +177,34 @@ impl Replay {
         for (_, mut run) in std::mem::take(&mut self.runs) {
             while self.model.replay_step(&mut run, 8192) == Progress::More {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_nobody_has_set_is_refused() {
+        let refused = check_clock(Duration::from_secs(60)).expect_err("1970").to_string();
+        assert!(refused.contains("before 2020") && refused.contains("set it"), "{refused}");
+        check_clock(EARLIEST).expect("2020");
+    }
+
+    #[test]
+    fn records_that_are_none_are_refused() {
+        let begin = || Model::new(ncm_model::Settings::default(), &ncm_model::Seed::default());
+        let mut replay = Replay { model: begin(), runs: BTreeMap::new(), messages: 0 };
+        let mut payload = 7_u64.to_le_bytes().to_vec();
+        payload.extend_from_slice(&head(Kind::V2, Origin::Controller, 1));
+        let mut take = |kind, payload: &[u8]| replay.take(Record { kind, payload: payload.to_vec() });
+        take(FrameKind::Message, &payload).expect("an empty message");
+        for cut in 0..payload.len() {
+            take(FrameKind::Message, &payload[..cut]).expect_err("it is cut off");
+        }
+        payload.extend_from_slice(b"\xff\xff");
+        take(FrameKind::Message, &payload).expect_err("no message");
+        take(FrameKind::Step, &[1, 2, 3]).expect_err("it is cut off");
+        take(FrameKind::Facts, &[1]).expect_err("no facts");
     }
 }

@@ -272,6 +272,12 @@ impl Log {
             Job::Close(answer) => {
                 self.settle(waiting);
                 self.sync();
+                if !self.has_failed() {
+                    // It knows all before it to be durable: what is damaged from now on is no torn tail.
+                    let outcome = self.append(Kind::Durable, &[]);
+                    self.failed_if("write", outcome);
+                    self.sync();
+                }
                 // Who asked may have gone.
                 let _asked = answer.send(());
             }

@@ -73,6 +73,8 @@ fn begin(first: &Node) -> Model {
 /// All that is held, in an order of its own: slots are not part of it, nor is the order of a neighbour's addresses.
 fn held(node: &Node) -> Vec<StateView> {
     let mut views = node.list();
+    // Of several causes one is named.
+    views.iter_mut().for_each(|view| view.cause.clear());
     for view in views.iter_mut().filter(|view| view.resource_type == ResourceType::Neighbor) {
         let mut state = NeighborState::decode(&view.state[..]).unwrap();
         let fixed = &mut state.configuration.as_mut().unwrap().fixed_ips;
