@@ -23,7 +23,11 @@ fn cloud() -> Cloud {
         .router("r", &["web", "db"])
         .port("a", "web", "10.1.0.11", "host1")
         .port("b", "web", "10.1.0.12", "host2")
-        .port("c", "db", "10.2.0.13", "host1");
+        .port("c", "db", "10.2.0.13", "host1")
+        .group("friends", &["in icmp from group friends", "in tcp 22 from 10.0.0.0/8", "out any"]);
+    for port in ["a", "b", "c"] {
+        cloud.member(port, &["friends"]);
+    }
     cloud
 }
 
@@ -48,7 +52,17 @@ fn held(host: &Host) -> Result<String> {
 /// Tables that flows are decided by, with their epochs.
 fn tables(host: &Host) -> Result<String> {
     let mut all = String::new();
-    for table in ["ports", "subnets", "endpoints_ip", "endpoints_mac", "routes", "vteps", "port_by_interface"] {
+    for table in [
+        "ports",
+        "subnets",
+        "rules",
+        "classes",
+        "endpoints_ip",
+        "endpoints_mac",
+        "routes",
+        "vteps",
+        "port_by_interface",
+    ] {
         let text = host.expect_ncmctl(&["map", "dump", table, "-o", "json"])?;
         let mut rows: Vec<String> = serde_json::from_str::<Vec<serde_json::Value>>(&text)?
             .into_iter()
@@ -76,7 +90,7 @@ fn after_a_kill_everything_is_known_again_and_nothing_is_touched() {
         let [a, b, c] = guests(lab, &net, &cloud)?;
         net.push(&cloud)?;
         let host = &net.host1;
-        let (mut local, mut remote) = (a.begin_ping(c.ip())?, a.begin_ping(b.ip())?);
+        let (local, remote) = (a.begin_ping(c.ip())?, a.begin_ping(b.ip())?);
         local.goes_on(3)?;
         remote.goes_on(3)?;
         let (before, programmed) = (held(host)?, tables(host)?);
@@ -138,7 +152,7 @@ fn a_damaged_journal_is_set_aside_and_what_it_told_of_forwards_unclaimed_until_i
         net.push(&cloud)?;
         net.push(&cloud)?;
         let host = &net.host1;
-        let mut pings = a.begin_ping(b.ip())?;
+        let pings = a.begin_ping(b.ip())?;
         pings.goes_on(3)?;
         host.kill();
         let log = journal(lab, host).join("log-0000000001");
@@ -291,7 +305,7 @@ fn killed_at_any_moment_it_knows_what_it_has_answered() {
         let [a, b, _c] = guests(lab, &net, &cloud)?;
         net.push(&cloud)?;
         let host = &net.host1;
-        let mut pings = a.begin_ping(b.ip())?;
+        let pings = a.begin_ping(b.ip())?;
         pings.goes_on(1)?;
         let all = many::neighbors("web", "red", (BATCH * BATCHES) as u32, net.host2.address);
         let ids: Vec<String> = (all.iter().step_by(BATCH))
@@ -313,7 +327,9 @@ fn killed_at_any_moment_it_knows_what_it_has_answered() {
                 let message = GoalState { format_version: 101, neighbor_states, ..Default::default() };
                 next += 1;
                 match host.agent().push(&message) {
-                    Ok(statuses) => statuses.expect_success()?,
+                    Ok(statuses) => {
+                        statuses.expect_success()?;
+                    }
                     Err(_) => break,
                 }
                 answered = next;
