@@ -6,13 +6,13 @@ use std::sync::Arc;
 
 use ncm_common::tables::{NameKey, name_kinds};
 use ncm_dataplane::Tables;
-use ncm_model::{Changes, Found, Seen};
+use ncm_model::{Changes, Found, Model, Seen};
 
 use super::Shared;
 use super::writer::Job;
 
 /// Endpoints compared while the model is locked, and places looked at for missing ones.
-const PART: usize = 65_536;
+const PART: usize = 8192;
 const PLACES: u32 = 65_536;
 
 /// So many changed endpoints are written at once.
@@ -101,26 +101,8 @@ impl Shared {
         hold_back(&mut first, &mut last);
         self.send(first, &mut repaired);
 
-        let mut seen = Seen::default();
-        let mut part = Vec::new();
         let mut changes = Changes::default();
-        tables.endpoints_ip.for_each(|key, value| {
-            part.push((key, value));
-            if part.len() == PART {
-                self.model().reconcile_by_ip(&part, &mut seen, remove, &mut changes);
-                part.clear();
-            }
-        })?;
-        self.model().reconcile_by_ip(&part, &mut seen, remove, &mut changes);
-        let mut part = Vec::new();
-        tables.endpoints_mac.for_each(|key, value| {
-            part.push((key, value));
-            if part.len() == PART {
-                self.model().reconcile_by_mac(&part, &mut seen, remove, &mut changes);
-                part.clear();
-            }
-        })?;
-        self.model().reconcile_by_mac(&part, &mut seen, remove, &mut changes);
+        let seen = self.compare_endpoints(remove, &mut changes)?;
         self.send_endpoints(&mut changes, &mut last, &mut repaired);
         let mut at = 0;
         loop {
@@ -139,6 +121,43 @@ impl Shared {
             drop(wait.blocking_recv());
         }
         Ok(repaired)
+    }
+
+    /// Compares both tables of endpoints, side by side: there may be millions. Nobody else asks for the model meanwhile but the writer,
+    /// if the kernel refuses something, and nobody waits for that.
+    fn compare_endpoints(&self, remove: bool, changes: &mut Changes) -> anyhow::Result<Seen> {
+        let tables = self.dataplane.tables();
+        let model = self.model();
+        let model: &Model = &model;
+        let mut by_mac = Changes::default();
+        let (ip, mac) = std::thread::scope(|threads| {
+            let other = threads.spawn(|| {
+                let (mut seen, mut part) = (Seen::default(), Vec::with_capacity(PART));
+                tables.endpoints_mac.for_each(|key, value| {
+                    part.push((key, value));
+                    if part.len() == PART {
+                        model.reconcile_by_mac(&part, &mut seen, remove, &mut by_mac);
+                        part.clear();
+                    }
+                })?;
+                model.reconcile_by_mac(&part, &mut seen, remove, &mut by_mac);
+                anyhow::Ok(seen)
+            });
+            let (mut seen, mut part) = (Seen::default(), Vec::with_capacity(PART));
+            let read = tables.endpoints_ip.for_each(|key, value| {
+                part.push((key, value));
+                if part.len() == PART {
+                    model.reconcile_by_ip(&part, &mut seen, remove, changes);
+                    part.clear();
+                }
+            });
+            model.reconcile_by_ip(&part, &mut seen, remove, changes);
+            (read.map(|()| seen), other.join())
+        });
+        let mac = mac.map_err(|_| anyhow::anyhow!("the comparison of endpoints by MAC has failed"))??;
+        changes.endpoints_mac = by_mac.endpoints_mac;
+        changes.epochs.append(&mut by_mac.epochs);
+        Ok(Seen::of(ip?, mac))
     }
 
     /// Sends on what is to be written of endpoints; what is to go, and epochs, wait for the end.

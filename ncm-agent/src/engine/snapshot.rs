@@ -11,14 +11,15 @@ use tokio::time::sleep;
 
 use super::{MESSAGES_AT_ONCE, Shared};
 use crate::fault;
-use crate::telemetry::own;
 use crate::store::{Cause, FrameKind, SnapshotFile, Store};
+use crate::telemetry::own;
 
 /// How often is looked whether it is time.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// After a failure the next attempt comes so much later.
-const AGAIN: Duration = Duration::from_secs(5);
+/// After a failure the next attempt comes so much later, and after each further one twice as much, up to this.
+const AGAIN: Duration = Duration::from_secs(3);
+const AT_MOST: Duration = Duration::from_secs(60);
 
 /// The log may be so many times as long as the last snapshot.
 const TIMES: u64 = 2;
@@ -43,7 +44,7 @@ pub(super) fn start(shared: &Arc<Shared>) {
 }
 
 async fn look(shared: Weak<Shared>) {
-    let mut pause = LOOK;
+    let (mut pause, mut failed) = (LOOK, AGAIN);
     loop {
         sleep(pause).await;
         pause = LOOK;
@@ -59,11 +60,13 @@ async fn look(shared: Weak<Shared>) {
         let begun = Instant::now();
         match tokio::task::spawn_blocking(move || shared.snapshot(&store, &runtime)).await {
             Ok(Ok(bytes)) => {
+                failed = AGAIN;
                 tracing::info!(bytes, ms = begun.elapsed().as_millis(), "the journal has a new snapshot");
             }
             Ok(Err(cause)) => {
                 tracing::warn!("the journal gets no snapshot: {cause}");
-                pause = AGAIN;
+                pause = failed;
+                failed = AT_MOST.min(failed * 2);
             }
             Err(error) if error.is_panic() => fault::end("the journal's snapshots"),
             // The runtime is going.

@@ -178,7 +178,12 @@ impl Journal {
             numbers.sort_unstable();
             numbers
         };
-        let (segments, snapshots) = (numbers("log-"), numbers("snapshot-"));
+        let (mut segments, snapshots) = (numbers("log-"), numbers("snapshot-"));
+        if let Some(last) = segments.last().copied()
+            && self.is_unborn(last)?
+        {
+            segments.pop();
+        }
         if segments.is_empty() && snapshots.is_empty() {
             self.at = Some(At { segment: 1, ..At::default() });
             return Ok((Origin::New, begin()));
@@ -242,11 +247,6 @@ impl Journal {
             let damage = |at: u64, what: &str| Fault::Damage(format!("{name} {what} (byte {at})"));
             let head = match frames.next() {
                 Ok(frame) => self.head_of(&name, &frame, false, *number)?,
-                // Nothing can have been answered by a segment whose head was not durable.
-                Err(End::Broken { known: false, empty: true }) | Err(End::Clean) if is_last => {
-                    (at.segment, at.length, at.frames) = (*number, 0, 0);
-                    break;
-                }
                 Err(End::Failed(error)) => return Err(Fault::Io(format!("read {name}"), error)),
                 Err(End::Clean | End::Broken { .. }) => return Err(damage(0, "is no journal of this agent")),
             };
@@ -284,6 +284,17 @@ impl Journal {
             (at.segment, at.length, at.frames, at.salt) = (*number, frames.at(), frames.number(), head.salt);
         }
         Ok(at)
+    }
+
+    /// A segment whose head never was durable: nothing can have been answered by it.
+    fn is_unborn(&self, number: u64) -> Result<bool, StoreError> {
+        let name = segment_name(number);
+        let (from, length) = self.step(&format!("read {name}"), |disk| disk.read(&name))?;
+        match Frames::new(from, length).next() {
+            Err(End::Broken { known: false, empty: true } | End::Clean) => Ok(true),
+            Err(End::Failed(source)) => Err(self.failed(&format!("read {name}"), source)),
+            Ok(_) | Err(End::Broken { .. }) => Ok(false),
+        }
     }
 
     /// Reads a snapshot: neighbours come last, though they were written first. Gives its size, and whether it is of everything.
@@ -381,6 +392,11 @@ impl Journal {
             self.step("begin a segment", |disk| log::begin_segment(disk, &head, &self.instance))?
         } else {
             let name = segment_name(at.segment);
+            let unborn = segment_name(at.segment + 1);
+            self.step("remove a segment that was never begun", |disk| match disk.remove(&unborn) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                _ => disk.sync(),
+            })?;
             let file = self.step("go on with the last segment", |disk| {
                 let mut file = disk.reopen(&name, at.length)?;
                 // What was written and not yet durable when the agent went counts: it is replayed.

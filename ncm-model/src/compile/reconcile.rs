@@ -55,6 +55,14 @@ pub struct Seen {
     by_mac: Vec<u64>,
 }
 
+impl Seen {
+    /// What has been found by address, and what by MAC.
+    #[must_use]
+    pub fn of(by_ip: Self, by_mac: Self) -> Self {
+        Self { by_ip: by_ip.by_ip, by_mac: by_mac.by_mac }
+    }
+}
+
 fn note(bits: &mut Vec<u64>, slot: u32) {
     let word = (slot / 64) as usize;
     if bits.len() <= word {
