@@ -213,7 +213,7 @@ fn flows_are_listed_by_port_address_protocol_and_state_with_and_without_an_agent
         remote_port: 443_u16.to_be_bytes(),
         ..FlowKey::default()
     };
-    let answered = flow_state::ANSWERED;
+    let answered = flow_state::ANSWERED | flow_state::CONFIRMED;
     for (key, state) in [
         (key(red, 6, "10.0.0.12", 1), answered),
         (key(red, 17, "10.0.0.13", 2), answered),

@@ -80,7 +80,6 @@ fn the_object_defines_every_table() {
         assert!(programs.iter().any(|name| name == hook.program()), "no {hook} among {programs:?}");
     }
     for program in dataplane.programs().expect("readable") {
-        println!("{program:?}");
         assert!(program.verified_instructions <= 100_000, "the verifier walked too far: {program:?}");
     }
 }

@@ -5,6 +5,21 @@ use std::net::Ipv4Addr;
 use ncm_model::wire::neighbor_configuration::FixedIp;
 use ncm_model::wire::{NeighborConfiguration, NeighborState, NeighborType, OperationType};
 
+use crate::testbed::Cloud;
+
+/// A subnet `web` that has room for them, with a port `a` on the first host and `b` on the second.
+#[must_use]
+pub fn cloud() -> Cloud {
+    let mut cloud = Cloud::new();
+    cloud.vpc("red", 100).subnet("web", "red", "10.0.0.0/8").port("a", "web", "10.1.0.11", "host1").port(
+        "b",
+        "web",
+        "10.1.0.12",
+        "host2",
+    );
+    cloud
+}
+
 /// Address of a neighbour by its number: from 10.64.0.0 up.
 #[must_use]
 pub fn address(number: u32) -> Ipv4Addr {

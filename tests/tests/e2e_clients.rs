@@ -18,24 +18,13 @@ const PAGE: usize = 2_000_000;
 
 /// Two subnets of both families, routed; servers with a group on the first host, clients on both.
 fn cloud() -> Cloud {
-    let mut cloud = Cloud::new();
-    cloud
-        .vpc("red", 100)
-        .subnet("front", "red", "10.1.0.0/24")
-        .subnet("front6", "red", "fd00:1::/64")
-        .subnet("back", "red", "10.2.0.0/24")
-        .subnet("back6", "red", "fd00:2::/64")
-        .router("r", &["front", "front6", "back", "back6"]);
-    for (name, subnet, net, last, host) in [
-        ("server", "front", 1, 11, "host1"),
-        ("near", "front", 1, 12, "host1"),
-        ("far", "front", 1, 13, "host2"),
-        ("routed", "back", 2, 14, "host2"),
-        ("beside", "back", 2, 15, "host1"),
-    ] {
-        cloud.port(name, subnet, &format!("10.{net}.0.{last}"), host);
-        cloud.address(name, &format!("{subnet}6"), &format!("fd00:{net}::{last}"));
-    }
+    let mut cloud = Cloud::dual_stack(&[
+        ("server", "front", "host1"),
+        ("near", "front", "host1"),
+        ("far", "front", "host2"),
+        ("routed", "back", "host2"),
+        ("beside", "back", "host1"),
+    ]);
     let mut rules = vec!["in icmp 8/0".to_owned(), "in6 icmp 128/0".to_owned()];
     for family in ["in", "in6"] {
         for open in ["http", "tcp 443", "tcp 5201", "udp 5201", "udp 53", "tcp 9000", "udp 44444-44500"] {
@@ -223,13 +212,14 @@ fn ncats(cast: &Cast) -> Result<()> {
     const EACH: usize = 1_000;
     let mut server =
         cast.server.ns.start(&["ncat", "-v", "-n", "-l", "-k", "-m", "900", "--recv-only", "9000"])?;
-    server.wait_for("Listening on", Duration::from_secs(5))?;
+    server.wait_for("Listening on 0.0.0.0", Duration::from_secs(5))?;
+    server.wait_for("Listening on ::", Duration::from_secs(5))?;
     cast.each(|client, address| {
         let to = SocketAddr::new(address, 9000);
         client.ns.inside(|| {
             for number in 0..EACH / 2 {
-                // Less than the second after which a lost SYN is repeated.
-                let mut stream = TcpStream::connect_timeout(&to, Duration::from_millis(900))
+                // ncat lets ten wait, so that a SYN has to be repeated now and then.
+                let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(10))
                     .with_context(|| format!("connection {number}"))?;
                 stream.write_all(b"it is me\n")?;
             }
@@ -314,8 +304,11 @@ fn neighbours(cast: &Cast) -> Result<()> {
     Ok(())
 }
 
+/// What is tried, and how.
+type Check = (&'static str, fn(&Cast) -> Result<()>);
+
 /// All of them, one after the other: they share what takes longest, the hosts and their guests.
-fn all_work(options: HostOptions, taps: bool, checks: &[(&str, fn(&Cast) -> Result<()>)]) {
+fn all_work(options: HostOptions, taps: bool, checks: &[Check]) {
     Lab::story(|lab| {
         let cloud = Cloud { taps, ..cloud() };
         let cast = Cast::new(lab, &cloud, options)?;
@@ -330,15 +323,14 @@ fn all_work(options: HostOptions, taps: bool, checks: &[(&str, fn(&Cast) -> Resu
 
 #[test]
 fn ping_tracepath_curl_and_neighbour_discovery() {
-    let checks: [(&str, fn(&Cast) -> Result<()>); 4] =
+    let checks: [Check; 4] =
         [("ping", pings), ("tracepath", tracepaths), ("curl", curls), ("ndisc6 and rdisc6", neighbours)];
     all_work(HostOptions::default(), false, &checks);
 }
 
 #[test]
 fn ping_tracepath_and_curl_of_taps_over_a_virtual_wire() {
-    let checks: [(&str, fn(&Cast) -> Result<()>); 3] =
-        [("ping", pings), ("tracepath", tracepaths), ("curl", curls)];
+    let checks: [Check; 3] = [("ping", pings), ("tracepath", tracepaths), ("curl", curls)];
     all_work(HostOptions::virtual_wire(), true, &checks);
 }
 

@@ -23,30 +23,47 @@ fn count(client: &Process, text: &str) -> usize {
 }
 
 #[test]
-fn clients_rebind_when_nobody_answers_their_renewals_and_keep_their_addresses_meanwhile() {
+fn a_client_whose_renewals_nobody_answers_keeps_its_address_and_rebinds() {
     Lab::story(|lab| {
         let mut story = Story::new(lab)?;
         story.options = vec![("lease-time", "120"), ("T1", "3"), ("T2", "6")];
-        story.options6 = vec![("lease-time", "120"), ("T1", "3"), ("T2", "6")];
-        let (one, two) = (story.guest(lab, "one")?, story.guest(lab, "two")?);
+        let one = story.guest(lab, "one")?;
         story.push()?;
-        let (mut v4, mut v6) = (dhclient(&one, "")?, dhclient(&two, "-6")?);
-        v4.wait_for("event=BOUND address=10.1.0.11", SOON)?;
-        v6.wait_for("event=BOUND6", SOON)?;
+        let mut client = dhclient(&one, "")?;
+        client.wait_for("event=BOUND address=10.1.0.11", SOON)?;
         story.net.host1.stop()?;
         // Broadcast again, after renewals that went to the server alone.
-        let (everybody, rebind) = ("DHCPREQUEST for 10.1.0.11 on eth0 to 255.255.255.255", "XMT: Rebind");
-        let before = count(&v4, everybody);
-        once_more(&v4, everybody, before)?;
-        once_more(&v6, rebind, 0)?;
-        ensure!(count(&v4, "DHCPREQUEST for 10.1.0.11 on eth0 to 10.1.0.1") > 0, "it renewed first");
+        let everybody = "DHCPREQUEST for 10.1.0.11 on eth0 to 255.255.255.255";
+        let before = count(&client, everybody);
+        once_more(&client, everybody, before)?;
+        ensure!(count(&client, "DHCPREQUEST for 10.1.0.11 on eth0 to 10.1.0.1") > 0, "it renewed first");
         let kept = one.ns.run("ip address show dev eth0")?;
         ensure!(kept.contains("10.1.0.11/24"), "the address is kept while nobody answers:\n{kept}");
+        let answer = "DHCPACK of 10.1.0.11 from 10.1.0.1";
+        let before = count(&client, answer);
         story.net.host1.start()?;
         story.push()?;
-        v4.wait_for("event=REBIND address=10.1.0.11", LATER)?;
-        v6.wait_for("event=REBIND6", LATER)?;
-        Ok(())
+        once_more(&client, answer, before)
+    });
+}
+
+#[test]
+fn a_client_whose_renewal_over_ipv6_nobody_answers_rebinds() {
+    Lab::story(|lab| {
+        let mut story = Story::new(lab)?;
+        // Renewal after half of it, rebinding after four fifths. A message that is lost is repeated only ten seconds later,
+        // when the lease has expired: the agent is back between the two.
+        story.options6 = vec![("lease-time", "20")];
+        let two = story.guest(lab, "two")?;
+        story.push()?;
+        let mut client = dhclient(&two, "-6")?;
+        client.wait_for("event=BOUND6", SOON)?;
+        story.net.host1.stop()?;
+        client.wait_for("XMT: Renew", LATER)?;
+        story.net.host1.start()?;
+        story.push()?;
+        client.wait_for("XMT: Rebind", LATER)?;
+        client.wait_for("event=REBIND6", LATER).map(drop)
     });
 }
 
@@ -74,13 +91,12 @@ fn a_client_that_finds_its_address_taken_declines_it_and_that_is_counted() {
             let outcome = (|| {
                 let mut client = start(&one, "udhcpc -f -a -i eth0 -s /run/script -t 20 -T 1 -A 1")?;
                 client.wait_for("declining", SOON)?;
-                Ok::<_, anyhow::Error>(())
+                eventually("it is counted", SOON, || Ok(host.metric(&["ncm_guest_declines_total"])? >= 1.0))
             })();
             end.store(true, Ordering::Relaxed);
             claims.join().map_err(|_| anyhow::anyhow!("the claims panicked"))?.and(outcome)
         });
         declined?;
-        eventually("it is counted", SOON, || Ok(host.metric(&["ncm_guest_declines_total"])? >= 1.0))?;
         // With the address free again the same one is leased.
         let mut client = udhcpc(&one)?;
         client.wait_for("event=bound address=10.1.0.11", SOON).map(drop)
@@ -117,15 +133,14 @@ fn a_client_that_comes_back_to_its_link_has_its_address_confirmed() {
         let mut client = dhclient(&one, "-6")?;
         client.wait_for("XMT: Confirm", SOON)?;
         client.wait_for("RCV: Reply", SOON)?;
-        let event =
-            client.wait_for("event=REBOOT6", SOON).or_else(|_| client.wait_for("event=REBIND6", SOON))?;
+        let event = client.wait_for("event=BOUND6", SOON)?;
         ensure!(event.contains("v6=fd00:1::11"), "{event}");
         drop(client);
         let files = "-lf /run/leases/one6 -pf /run/leases/one6.pid -cf /run/leases/conf";
         let words = format!("dhclient -6 -v -r -sf /run/script {files} eth0");
         let released = one.ns.outcome(&words.split_whitespace().collect::<Vec<_>>())?;
-        ensure!(released.stderr.contains("XMT: Release"), "{released:?}");
-        ensure!(released.stderr.contains("RCV: Reply"), "{released:?}");
+        // This client goes without waiting for the reply.
+        ensure!(released.stderr.contains("XMT: Release on eth0"), "{released:?}");
         Ok(())
     });
 }

@@ -9,23 +9,12 @@ use nix::sys::socket::{setsockopt, sockopt};
 
 /// Two subnets of both families, routed, over two hosts.
 fn cloud() -> Cloud {
-    let mut cloud = Cloud::new();
-    cloud
-        .vpc("red", 100)
-        .subnet("front", "red", "10.1.0.0/24")
-        .subnet("front6", "red", "fd00:1::/64")
-        .subnet("back", "red", "10.2.0.0/24")
-        .subnet("back6", "red", "fd00:2::/64")
-        .router("r", &["front", "front6", "back", "back6"]);
-    for (name, subnet, net, last, host) in [
-        ("here", "front", 1, 11, "host1"),
-        ("near", "front", 1, 12, "host1"),
-        ("far", "front", 1, 13, "host2"),
-        ("routed", "back", 2, 14, "host2"),
-    ] {
-        cloud.port(name, subnet, &format!("10.{net}.0.{last}"), host);
-        cloud.address(name, &format!("{subnet}6"), &format!("fd00:{net}::{last}"));
-    }
+    let mut cloud = Cloud::dual_stack(&[
+        ("here", "front", "host1"),
+        ("near", "front", "host1"),
+        ("far", "front", "host2"),
+        ("routed", "back", "host2"),
+    ]);
     // Only what begins here is allowed: errors and answers pass as what belongs to it.
     cloud.group("client", &["out any", "out6 any"]).member("here", &["client"]);
     cloud

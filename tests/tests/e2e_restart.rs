@@ -67,3 +67,31 @@ fn an_index_whose_name_was_not_kept_is_not_given_to_another_after_a_restart() {
         Ok(())
     });
 }
+
+/// Who is let in as a member of a group is so by its endpoint's entry, which the next run writes anew only when the
+/// controller pushes the neighbour again; interfaces are looked after one by one. Neither is felt.
+#[test]
+fn members_go_on_being_let_in_while_the_state_is_pushed_again_in_parts() {
+    Lab::story(|lab| {
+        let mut cloud = cloud(&[("a", 11)]);
+        cloud.port("b", "web", "10.1.0.12", "host2");
+        cloud.group("servers", &["in any from group clients"]).group("clients", &["out any"]);
+        cloud.member("a", &["servers"]).member("b", &["clients"]);
+        let net = TwoHosts::new(lab, HostOptions::default())?;
+        let (a, b) = (cloud.guest(lab, &net.host1, "a")?, cloud.guest(lab, &net.host2, "b")?);
+        net.push(&cloud)?;
+        b.expect_ping(a.ip())?;
+        let on = b.begin_ping(a.ip())?;
+        net.host1.stop()?;
+        net.host1.start()?;
+        let whole = cloud.goal_state("host1");
+        let mut part = whole.clone();
+        part.neighbor_states.clear();
+        net.host1.agent().push(&part)?.expect_success()?;
+        on.goes_on(25)?;
+        b.expect_ping(a.ip()).context("a new flow of a member that is not pushed again yet")?;
+        net.host1.agent().push(&whole)?.expect_success()?;
+        on.goes_on(25)?;
+        on.expect_no_loss().context("over a restart and a push in two parts")
+    });
+}

@@ -444,6 +444,10 @@ drops! {
         let packet = udp6((A1.ip_v6(), 1), (RA.ip_v6(), 2), b"");
         (A1, packet.behind(43, vec![0, 0, 0, 0, 0, 0, 0, 0]).frame(RA.mac, A1.mac))
     });
+    ExtensionHeader at 1: a_routing_header_that_leads_on = Guest(|_| {
+        let packet = udp6((A1.ip_v6(), 1), (RA.ip_v6(), 2), b"");
+        (A1, packet.behind(43, vec![0, 0, 4, 1, 0, 0, 0, 0]).frame(RA.mac, A1.mac))
+    });
     ExtensionHeader at 1: too_many_extension_headers = Guest(|_| {
         let mut packet = udp6((A1.ip_v6(), 1), (RA.ip_v6(), 2), b"");
         for _ in 0..7 {

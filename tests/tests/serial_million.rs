@@ -6,18 +6,12 @@ use anyhow::{Result, ensure};
 use prost::Message as _;
 use ncm_model::wire::{GoalState, OperationStatus};
 use ncm_tests::many;
-use ncm_tests::testbed::{Cloud, HostOptions, Lab, TwoHosts};
+use ncm_tests::testbed::{HostOptions, Lab, TwoHosts};
 
 #[test]
 fn a_million_neighbours_in_one_message() {
     Lab::story(|lab| {
-        let mut cloud = Cloud::new();
-        cloud.vpc("red", 100).subnet("web", "red", "10.0.0.0/8").port("a", "web", "10.1.0.11", "host1").port(
-            "b",
-            "web",
-            "10.1.0.12",
-            "host2",
-        );
+        let cloud = many::cloud();
         let net = TwoHosts::new(lab, HostOptions::default().with("capacity", "endpoints", "1100000"))?;
         let (a, b) = (cloud.guest(lab, &net.host1, "a")?, cloud.guest(lab, &net.host2, "b")?);
         net.push(&cloud)?;
@@ -44,10 +38,8 @@ fn a_million_neighbours_in_one_message() {
 fn with_a_million(lab: &Lab, options: HostOptions) -> Result<(TwoHosts, Duration)> {
     let net = TwoHosts::unstarted(lab, options.with("capacity", "endpoints", "1100000"))?;
     net.host1.start()?;
-    let mut cloud = Cloud::new();
-    cloud.vpc("red", 100).subnet("web", "red", "10.0.0.0/8").port("a", "web", "10.1.0.11", "host1");
     // Its port has no guest, and stays pending.
-    net.host1.agent().push_v2(&cloud.goal_state_v2("host1"))?;
+    net.host1.agent().push_v2(&many::cloud().goal_state_v2("host1"))?;
     let message = GoalState {
         format_version: 101,
         neighbor_states: many::neighbors("web", "red", 1_000_000, net.host2.address),

@@ -101,10 +101,13 @@ fn compile(compiler: &Compiler, linker: &Path, directory: &Path, features: &[&st
     if !features.is_empty() {
         cargo.arg("--features").arg(features.join(","));
     }
-    let status = cargo.status().with_context(|| format!("cannot run {}", compiler.cargo.display()))?;
-    if !status.success() {
-        bail!("the eBPF object does not build, see above");
+    // Read here, as cargo hides what a build script prints.
+    let output = cargo.output().with_context(|| format!("cannot run {}", compiler.cargo.display()))?;
+    let shown = String::from_utf8_lossy(&output.stderr);
+    if !output.status.success() {
+        bail!("the eBPF object does not build:\n{shown}");
     }
+    eprint!("{shown}");
     Ok(nested.join(target()).join("release/ncm-ebpf"))
 }
 

@@ -292,7 +292,7 @@ pub struct Flows {
     #[arg(long, value_name = "NAME")]
     pub protocol: Option<String>,
 
-    /// Only those in this state: new, established, closing, closed or reset
+    /// Only those in this state: new, syn_received, established, closing, closed or reset
     #[arg(long, value_name = "STATE")]
     pub state: Option<String>,
 

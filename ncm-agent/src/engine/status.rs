@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use ncm_common::tables::TableSpec;
+use ncm_common::tables::{NameKey, TableSpec, name_kinds};
 use ncm_dataplane::{Dataplane, Hook};
 use ncm_model::{Model, StateCount};
 use nix::time::{ClockId, clock_gettime};
@@ -257,6 +257,7 @@ impl Engine {
                 ));
             }
         }
+        alarms.extend(self.crowded_ports());
         for endpoint in self.missing_endpoints() {
             alarms.push(format!(
                 "tunnel endpoint {endpoint}: no interface of this host has the address: `ip address` shows them"
@@ -272,6 +273,35 @@ impl Engine {
             );
         }
         alarms
+    }
+}
+
+impl Engine {
+    /// Ports that have as many established flows as they may.
+    fn crowded_ports(&self) -> Option<String> {
+        let tables = self.dataplane().tables();
+        let mut counts = std::collections::HashMap::new();
+        let read = tables.port_flows.for_each(|port, flows| {
+            if flows.established > 0 {
+                counts.insert(port, flows.established);
+            }
+        });
+        read.ok()?;
+        let mut crowded = Vec::new();
+        for (index, established) in counts {
+            let port = tables.ports.get(&index).ok().flatten().filter(|port| port.generation != 0);
+            if port.is_some_and(|port| established >= port.max_flows) {
+                crowded.push((index, established));
+            }
+        }
+        let (index, established) = crowded.iter().min()?;
+        let name = tables.names.get(&NameKey { kind: name_kinds::PORT, index: *index }).ok().flatten();
+        let name = name.map_or_else(|| format!("#{index}"), |name| name.as_str().to_owned());
+        Some(format!(
+            "{} ports have as many established flows as they may, such as {name} with {established}: further ones are kept among \
+             the unanswered, where they are forgotten sooner (flows.max_flows_per_port, capacity.flows)",
+            crowded.len()
+        ))
     }
 }
 

@@ -27,7 +27,7 @@ pub(super) fn begin_ports(tables: &Tables, ports: &[Put<u32, Port>]) -> Refused 
     if bare.is_empty() {
         return refused;
     }
-    let _kept = tables.port_flows.delete_batch(begun.into_iter());
+    let _kept = tables.port_flows.delete_batch(begun);
     let indices: Vec<u32> = bare.iter().map(|put| put.key).collect();
     // Packets of a port without one are decided one by one: nothing is let through that should not be, and answers are
     // refused where only their requests are allowed.

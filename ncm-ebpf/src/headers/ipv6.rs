@@ -89,8 +89,11 @@ fn walk(frame: &(impl Frame + ?Sized), offset: usize, packet: &mut Packet) -> u3
         let size = match next {
             protocol::HOP_BY_HOP if position == 0 => (u32::from(window.u8::<1>()) + 1) * 8,
             protocol::DESTINATION => (u32::from(window.u8::<1>()) + 1) * 8,
-            // A type 0 one sends a packet round (RFC 5095).
-            protocol::ROUTING if window.u8::<2>() != 0 => (u32::from(window.u8::<1>()) + 1) * 8,
+            // A type 0 one sends a packet round (RFC 5095). One of another type with segments left leads on from the destination
+            // that policy is asked about to another.
+            protocol::ROUTING if window.u8::<2>() != 0 && window.u8::<3>() == 0 => {
+                (u32::from(window.u8::<1>()) + 1) * 8
+            }
             protocol::FRAGMENT if packet.class & class::FIRST == 0 => 8,
             _ => return 3,
         };
@@ -164,6 +167,10 @@ mod tests {
         source_route[8..].copy_from_slice(&UDP);
         source_route[0] = 17;
         assert_eq!(parse(43, &source_route), Err(Fault::Extension), "type 0");
+        for kind in [2, 3, 4] {
+            let leads_on = [17, 0, kind, 1, 0, 0, 0, 0, 0, 1, 0, 2, 0, 8, 0, 0];
+            assert_eq!(parse(43, &leads_on), Err(Fault::Extension), "type {kind} with a segment left");
+        }
         let mut again = [0; 24];
         again[0] = 0;
         again[8] = 17;

@@ -4,7 +4,7 @@ use aya_log_ebpf::trace;
 use ncm_common::{
     counters::PathCounter,
     drops::DropReason,
-    tables::{Port, epoch_slot, flow_flags, port_flags},
+    tables::{Port, epoch_slot, flow_flags, port_flags, ticks},
 };
 
 use super::{
@@ -33,6 +33,7 @@ pub fn deliver<C: Context>(
     sender: Sender,
     scratch: &mut Scratch,
     known: Option<Entry>,
+    clock: u64,
 ) -> Step<i32> {
     let flow = match known {
         Some(entry) => entry.flow(),
@@ -50,7 +51,14 @@ pub fn deliver<C: Context>(
         return Err(Ended::EXPIRED);
     }
     if flags & flow_flags::LOCAL == 0 {
-        return encapsulate(packet, &scratch.packet, &mut scratch.tunnel, (target, generation), routed);
+        return encapsulate(
+            packet,
+            &scratch.packet,
+            &mut scratch.tunnel,
+            (target, generation),
+            routed,
+            clock,
+        );
     }
     let to = port(target, generation)?;
     open(to)?;
@@ -60,7 +68,7 @@ pub fn deliver<C: Context>(
     if C::PASSES_UP && to.flags & port_flags::XDP_TARGET == 0 {
         return Err(Ended::PASS_UP);
     }
-    receive(packet, sender, target, to, scratch)?;
+    receive(packet, sender, target, to, scratch, ticks(clock))?;
     let bytes = packet.length();
     if !fits(packet.segment_size(), bytes, to.mtu) {
         return Err(Ended::too_big(u32::from(to.mtu)));
@@ -84,8 +92,8 @@ fn receive<C: Context>(
     index: u32,
     to: &'static Port,
     scratch: &mut Scratch,
+    now: u32,
 ) -> Step<()> {
-    let now = flow::now();
     let side = &mut scratch.there;
     flow::key(&scratch.packet, index, true, &mut side.key);
     if let Some(entry) = flow::find(&scratch.packet, &side.key)

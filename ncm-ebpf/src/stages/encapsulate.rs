@@ -1,6 +1,5 @@
 //! Into the tunnel: the remote host's template, a next hop by the flow's hash, and what is different for each packet.
 
-use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use aya_log_ebpf::trace;
 use ncm_common::{
     counters::PathCounter,
@@ -26,7 +25,7 @@ const HEARTBEAT_AGE: u64 = 3_000_000_000;
 /// The least MTU that is reported.
 const LEAST: u32 = 68;
 
-/// Sends a packet to the host that its flow names; the flow's MACs and VNI are in `tunnel` already. What does not fit ends with the largest packet that would.
+/// Sends a packet to the host that its flow names; the flow's MACs and VNI are in `tunnel` already, and `clock` is the time. What does not fit ends with the largest packet that would.
 #[inline(always)]
 pub fn encapsulate<C: Context>(
     packet: C,
@@ -34,12 +33,13 @@ pub fn encapsulate<C: Context>(
     tunnel: &mut Tunnel,
     (target, generation): (u32, u32),
     routed: bool,
+    clock: u64,
 ) -> Step<i32> {
     let template = template(target, generation)?;
     let bytes = packet.length();
     fits(&packet, whole, template)?;
     let hash = whole.flow_hash();
-    let fresh = is_fresh();
+    let fresh = is_fresh(clock);
     let (next, ifindex) = next_hop(template.group, hash, fresh);
     if C::PASSES_UP && next.is_none_or(|next| next.flags & next_hop_flags::XDP_TARGET == 0) {
         return Err(Ended::PASS_UP);
@@ -155,12 +155,10 @@ fn active(word: &u32) -> u32 {
     unsafe { core::ptr::from_ref(word).read_volatile() & 1 }
 }
 
-/// Whether the agent follows the underlay's changes.
+/// Whether the agent follows the underlay's changes, by that clock.
 #[inline(always)]
-pub fn is_fresh() -> bool {
-    // SAFETY: the helper only reads the clock.
-    let now = unsafe { bpf_ktime_get_coarse_ns() };
-    HEARTBEAT.get(&0).is_some_and(|beat| now.saturating_sub(*beat) < HEARTBEAT_AGE)
+pub fn is_fresh(clock: u64) -> bool {
+    HEARTBEAT.get(&0).is_some_and(|beat| clock.saturating_sub(*beat) < HEARTBEAT_AGE)
 }
 
 /// Whether tunnel frames may leave by an interface.

@@ -1,6 +1,10 @@
 //! A frame from a guest: which port it is, what kind of frame, and which stages it goes through.
 
-use ncm_common::{counters::PathCounter, drops::DropReason, tables::flow_flags};
+use ncm_common::{
+    counters::PathCounter,
+    drops::DropReason,
+    tables::{flow_flags, ticks},
+};
 
 use super::{
     Ended, Step,
@@ -96,7 +100,8 @@ fn follow<C: Context>(packet: C, sender: Sender, scratch: &mut Scratch) -> Step<
     if C::PASSES_UP && scratch.packet.is_partial() {
         return Err(Ended::PASS_UP);
     }
-    let now = flow::now();
+    let clock = flow::clock();
+    let now = ticks(clock);
     flow::key(&scratch.packet, sender.index, false, &mut scratch.here.key);
     let known = flow::find(&scratch.packet, &scratch.here.key).filter(|entry| {
         let flow = entry.flow();
@@ -115,7 +120,7 @@ fn follow<C: Context>(packet: C, sender: Sender, scratch: &mut Scratch) -> Step<
             Ended::step(undecided(packet, sender, scratch))?;
         }
     }
-    deliver::deliver(packet, sender, scratch, known)
+    deliver::deliver(packet, sender, scratch, known, clock)
 }
 
 /// Whether a packet is a neighbour solicitation or advertisement.

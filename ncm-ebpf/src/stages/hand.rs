@@ -2,7 +2,7 @@
 
 use ncm_common::{counters::PathCounter, drops::DropReason, marks};
 
-use super::{Ended, Step, admit::Sender, encapsulate::is_fresh, limit, refuse};
+use super::{Ended, Step, admit::Sender, encapsulate::is_fresh, flow, limit, refuse};
 use crate::{
     context::{Context, Tc},
     count::{count, received},
@@ -22,7 +22,7 @@ pub fn up<C: Context>(packet: C, sender: Sender, why: u32) -> Step<()> {
     }
     let ifindex = NODE.get(&0).map_or(0, |node| node.hand_up_ifindex);
     // Without the agent nobody would read it there.
-    if ifindex == 0 || !is_fresh() {
+    if ifindex == 0 || !is_fresh(flow::clock()) {
         return refuse(DropReason::HandUpUnavailable);
     }
     // What waits for the agent is bounded in packets.

@@ -147,7 +147,7 @@ fn is_for_stack(node: &'static Node, ifindex: u32, low: u32, high: u16) -> u32 {
     let known = node.uplinks.iter().fold(false, |known, uplink| {
         known | (u32::from(uplink.stack) == stack && Mac::new(&uplink.mac).parts() == (low, high))
     });
-    u32::from(stack == 0 || known || !is_fresh())
+    u32::from(stack == 0 || known || !is_fresh(flow::clock()))
 }
 
 /// Leaves the frame to the kernel to decapsulate, by sending it to the relay device's port.

@@ -103,6 +103,11 @@ pub(super) fn stateful(options: HostOptions, taps: bool) -> Result<Pair> {
     Ok(pair)
 }
 
+/// Ours as `docs/operations.md` advises for a wire that is a veth and no network card: native XDP copies each of its frames.
+pub(super) fn advised(options: HostOptions) -> HostOptions {
+    options.with("underlay", "mode", "\"tc\"").with("underlay", "relay_port", "4789")
+}
+
 /// What the references are.
 pub(super) const BRIDGE: &str = "Linux bridge + vxlan";
 /// With connection tracking.

@@ -12,7 +12,7 @@ use prost::Message;
 use super::row::{Bound, Row};
 use super::{Plan, median};
 use crate::many;
-use crate::testbed::{Cloud, Host, HostOptions, Lab, TwoHosts};
+use crate::testbed::{Host, HostOptions, Lab, TwoHosts};
 
 /// How many flows.
 const FLOWS: u32 = 1_000_000;
@@ -30,13 +30,7 @@ pub(super) fn measure(plan: &Plan, done: &mut dyn FnMut(Row)) -> Result<()> {
         return Ok(());
     }
     let lab = Lab::new()?;
-    let mut cloud = Cloud::new();
-    cloud.vpc("red", 100).subnet("web", "red", "10.0.0.0/8").port("a", "web", "10.1.0.11", "host1").port(
-        "b",
-        "web",
-        "10.1.0.12",
-        "host2",
-    );
+    let cloud = many::cloud();
     let net = TwoHosts::unstarted(&lab, HostOptions::default())?;
     let (host, other) = (&net.host1, net.host2.address);
     host.start()?;

@@ -9,7 +9,7 @@ use super::kernel::{BRIDGE, CONNTRACK, Pair, kernel, ours, stateful};
 use super::row::{Bound, Row};
 use super::turns::in_turn;
 use crate::testbed::packets::{ethernet, ipv4, udp};
-use crate::testbed::{Generator, HostOptions, Namespace};
+use crate::testbed::{Generator, Guest, HostOptions, Namespace};
 
 pub(super) fn measure(plan: &Plan, done: &mut dyn FnMut(Row)) -> Result<()> {
     for (guests, mode, least) in [("xdp", "\"xdp\"", 5.0), ("tcx", "\"tc\"", 2.5)] {
@@ -23,6 +23,7 @@ pub(super) fn measure(plan: &Plan, done: &mut dyn FnMut(Row)) -> Result<()> {
             stateful(options(), false)?,
             kernel(options(), false)?,
         ];
+        pairs.iter().try_for_each(prepare)?;
         let time = Duration::from_secs(u64::from(plan.seconds())) / 4;
         let values = in_turn(plan, &pairs, |pair| Ok([rate(pair, time)?]))?;
         let ([own], [other], [bare]) = (values[0], values[1], values[2]);
@@ -34,13 +35,35 @@ pub(super) fn measure(plan: &Plan, done: &mut dyn FnMut(Row)) -> Result<()> {
     Ok(())
 }
 
+/// Has the guests' frames taken as a polling device does, and an answered flow; then the guests drop what comes as soon as they
+/// have it: what their own stacks would do with it is not what is measured.
+fn prepare(pair: &Pair) -> Result<()> {
+    let ends = [(&pair.net.host1, &pair.a), (&pair.net.host2, &pair.b)];
+    for (host, guest) in ends {
+        host.ns.features(&guest.spec().interface, "gro on")?;
+    }
+    let generator = Generator::new()?;
+    for (from, to) in [(&pair.a, &pair.b), (&pair.b, &pair.a)] {
+        generator.send(&from.ns, "eth0", &frame(from, to), 64)?;
+        // A flow is answered only once it has begun.
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    for (_, guest) in ends {
+        let chain = "add chain netdev guest arriving { type filter hook ingress device eth0 priority 0; policy drop; }";
+        guest.ns.run_words(&["nft", &format!("add table netdev guest; {chain}")])?;
+    }
+    Ok(())
+}
+
+/// A datagram between guests, in a frame of 64 bytes.
+fn frame(from: &Guest, to: &Guest) -> Vec<u8> {
+    let datagram = ipv4(from.ip(), to.ip(), 64, 17, &udp(4000, 4000, &[0; 22]));
+    ethernet(to.mac(), from.mac(), 0x0800, &datagram)
+}
+
 /// Packets a second that arrive at the second guest while the first sends more than the path carries.
 fn rate(pair: &Pair, time: Duration) -> Result<f64> {
-    // The guest's frames reach the host without its own stack: the host's end takes them as a polling device does.
-    pair.net.host1.ns.features(&pair.a.spec().interface, "gro on")?;
-    let datagram = ipv4(pair.a.ip(), pair.b.ip(), 64, 17, &udp(4000, 4000, &[0; 22]));
-    let frame = ethernet(pair.b.mac(), pair.a.mac(), 0x0800, &datagram);
-    let generator = Generator::new()?;
+    let (generator, frame) = (Generator::new()?, frame(&pair.a, &pair.b));
     let (before, begin) = (received(&pair.b.ns)?, Instant::now());
     while begin.elapsed() < time {
         generator.send(&pair.a.ns, "eth0", &frame, 100_000)?;

@@ -129,7 +129,8 @@ fn connect(address: SocketAddr, begin: Instant, time: Duration) -> Result<u32> {
 fn serve(listener: &TcpListener) {
     let mut byte = [0];
     while let Ok((mut stream, _)) = listener.accept() {
-        // What fails here, the client misses and tells.
+        // What fails here, the client misses and tells. (Connection tracking may take a client's last words for invalid.)
+        let _without = stream.set_read_timeout(Some(PATIENCE));
         if stream.read_exact(&mut byte).is_ok() && stream.write_all(&byte).is_ok() {
             let _closed_by_the_client = stream.read(&mut byte);
         }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use super::Plan;
-use super::kernel::{BRIDGE, CONNTRACK, Pair, kernel, ours, stateful};
+use super::kernel::{BRIDGE, CONNTRACK, Pair, advised, kernel, ours, stateful};
 use super::requests;
 use super::row::{Bound, Row};
 use super::turns::in_turn;
@@ -30,10 +30,7 @@ const WIRES: [Wire; 3] = [
 impl Wire {
     fn options(&self) -> HostOptions {
         let defaults = HostOptions { nic: self.nic, ..HostOptions::default() };
-        if !self.advised {
-            return defaults;
-        }
-        defaults.with("underlay", "mode", "\"tc\"").with("underlay", "relay_port", "4789")
+        if self.advised { advised(defaults) } else { defaults }
     }
 
     /// Whether the rows have budgets.

@@ -4,8 +4,9 @@
 use std::io::Read;
 use std::os::fd::AsRawFd;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use ncm_common::drops::DropReason;
 use ncm_dataplane::Hook;
 use nix::sys::socket::{AddressFamily, LinkAddr, MsgFlags, SockFlag, SockType, sendto, socket};
 
@@ -21,13 +22,42 @@ impl World {
     /// If nothing comes out, or a tool is missing.
     #[must_use]
     pub fn live(&self, guest: Guest, frame: &[u8], interface: &str) -> Vec<u8> {
-        let ifindex = self.ifindex(guest.interface);
-        self.dataplane().detach(Hook::GuestXdp, ifindex).expect("detached");
-        self.dataplane().attach(Hook::GuestTc, ifindex).expect("attached");
+        self.only_tc(guest);
         let mut capture = Capture::start(&format!("{interface}p"));
         self.beat(0);
         send(&format!("{}p", guest.interface), frame);
         capture.first()
+    }
+
+    /// Lets a guest send a frame through tc that is dropped there, and gives the reason.
+    ///
+    /// # Panics
+    /// If nothing is dropped.
+    #[must_use]
+    pub fn live_drop(&self, guest: Guest, frame: &[u8]) -> DropReason {
+        let count = |reason: DropReason| {
+            let counted = self.tables().drops.get(&(reason as u32)).expect("readable");
+            counted.map_or(0, |count| count.packets)
+        };
+        self.only_tc(guest);
+        let before: Vec<u64> = DropReason::ALL.iter().map(|reason| count(*reason)).collect();
+        self.beat(0);
+        send(&format!("{}p", guest.interface), frame);
+        let start = Instant::now();
+        while start.elapsed() < LIMIT {
+            let mut reasons = DropReason::ALL.iter().zip(&before);
+            if let Some((reason, _)) = reasons.find(|(reason, before)| count(**reason) != **before) {
+                return *reason;
+            }
+        }
+        panic!("nothing was dropped within {LIMIT:?}");
+    }
+
+    /// Leaves a guest's frames to tc.
+    fn only_tc(&self, guest: Guest) {
+        let ifindex = self.ifindex(guest.interface);
+        self.dataplane().detach(Hook::GuestXdp, ifindex).expect("detached");
+        self.dataplane().attach(Hook::GuestTc, ifindex).expect("attached");
     }
 }
 

@@ -115,6 +115,26 @@ impl Cloud {
         cloud
     }
 
+    /// A VPC of two routed subnets of both families, `front` (10.1.0.0/24, fd00:1::/64) and `back` (10.2.0.0/24,
+    /// fd00:2::/64), and ports in them by name, subnet and host: the first has the last byte 11, the next 12, and so on.
+    #[must_use]
+    pub fn dual_stack(ports: &[(&str, &str, &str)]) -> Self {
+        let mut cloud = Self::new();
+        cloud
+            .vpc("red", 100)
+            .subnet("front", "red", "10.1.0.0/24")
+            .subnet("front6", "red", "fd00:1::/64")
+            .subnet("back", "red", "10.2.0.0/24")
+            .subnet("back6", "red", "fd00:2::/64")
+            .router("r", &["front", "front6", "back", "back6"]);
+        for ((name, subnet, host), last) in ports.iter().zip(11..) {
+            let net = if *subnet == "front" { 1 } else { 2 };
+            cloud.port(name, subnet, &format!("10.{net}.0.{last}"), host);
+            cloud.address(name, &format!("{subnet}6"), &format!("fd00:{net}::{last}"));
+        }
+        cloud
+    }
+
     /// Gives the hosts the endpoints that they have on the wire of [`super::TwoHosts`], over IPv4 or IPv6.
     pub fn place_hosts(&mut self, over_v6: bool) -> &mut Self {
         self.hosts = (1..=3).map(|number| (format!("host{number}"), on_wire(number, over_v6))).collect();

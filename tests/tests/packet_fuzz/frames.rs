@@ -34,7 +34,11 @@ fn any_talk(random: &mut Random) -> Talk {
     match random.below(8) {
         0..=2 => Talk::Tcp(random.pick(&FLAGS), random.pick(&PORTS), random.pick(&PORTS)),
         3..=5 => Talk::Udp(random.pick(&PORTS), random.pick(&PORTS)),
-        6 => Talk::Icmp(random.pick(&[0, 3, 8, 8, 11, 128, 128, 129, 1, 2]), random.pick(&[0, 0, 0, 1]), random.word() & 3),
+        6 => Talk::Icmp(
+            random.pick(&[0, 3, 8, 8, 11, 128, 128, 129, 1, 2]),
+            random.pick(&[0, 0, 0, 1]),
+            random.word() & 3,
+        ),
         _ => Talk::Other(random.pick(&[47, 50, 59, 132, 0, 44])),
     }
 }
@@ -130,12 +134,20 @@ impl Sources {
             }
             let mut bytes = quoted.bytes();
             bytes.truncate(random.pick(&[40, 48, 56, 100]));
-            let error = icmp6(teller.ip_v6, source.ip_v6, random.pick(&[1, 2, 3, 4]), 0, [0, 0, 5, 0], &bytes);
+            let error =
+                icmp6(teller.ip_v6, source.ip_v6, random.pick(&[1, 2, 3, 4]), 0, [0, 0, 5, 0], &bytes);
             (macs, packet) = (arriving_macs(&teller, &source, v6), error.bytes());
         } else {
             let mut bytes = talk.v4(source.ip, destination.ip).bytes();
             bytes.truncate(random.pick(&[20, 24, 28, 40]));
-            let error = icmp(teller.ip, source.ip, random.pick(&[3, 11, 12]), random.pick(&[0, 3, 4]), [0, 0, 5, 0], &bytes);
+            let error = icmp(
+                teller.ip,
+                source.ip,
+                random.pick(&[3, 11, 12]),
+                random.pick(&[0, 3, 4]),
+                [0, 0, 5, 0],
+                &bytes,
+            );
             (macs, packet) = (arriving_macs(&teller, &source, v6), error.bytes());
         }
         let frame = ethernet(macs.0, macs.1, if v6 { 0x86dd } else { 0x0800 }, &packet);
@@ -150,7 +162,8 @@ fn arriving_macs(from: &Station, to: &Station, v6: bool) -> ([u8; 6], [u8; 6]) {
     } else {
         Talk::Udp(1, 2).arriving(from, to, v6)
     };
-    let mac = |at: usize| [frame[at], frame[at + 1], frame[at + 2], frame[at + 3], frame[at + 4], frame[at + 5]];
+    let mac =
+        |at: usize| [frame[at], frame[at + 1], frame[at + 2], frame[at + 3], frame[at + 4], frame[at + 5]];
     (mac(0), mac(6))
 }
 
@@ -162,7 +175,15 @@ fn fragment(random: &mut Random) -> Input {
         1 => Talk::Tcp(random.pick(&FLAGS), random.pick(&PORTS), random.pick(&PORTS)),
         _ => Talk::Icmp(random.pick(&[8, 128, 3]), 0, 1),
     };
-    let (offset, more) = random.pick(&[(0_u16, true), (0, true), (8, true), (16, true), (24, false), (64, false), (1_400, false)]);
+    let (offset, more) = random.pick(&[
+        (0_u16, true),
+        (0, true),
+        (8, true),
+        (16, true),
+        (24, false),
+        (64, false),
+        (1_400, false),
+    ]);
     if random.one_in(2) {
         let macs = arriving_macs(&one, &other, true);
         let mut packet = talk.v6(one.ip_v6, other.ip_v6);
@@ -176,7 +197,7 @@ fn fragment(random: &mut Random) -> Input {
     let macs = arriving_macs(&one, &other, false);
     let mut packet = talk.v4(one.ip, other.ip);
     packet.payload.resize(packet.payload.len().max(32), 0);
-    packet.fragment = offset / 8 | if more { 0x2000 } else { 0 };
+    packet.fragment = (offset / 8) | if more { 0x2000 } else { 0 };
     from(&one, &other, packet.frame(macs.0, macs.1))
 }
 
@@ -223,15 +244,30 @@ fn asked(random: &mut Random) -> Input {
         0 => arp_request(guest.pair(), other.ip),
         1 => arp_request(guest.pair(), guest.subnet.gateway.1),
         2 => arp_request((guest.mac, [0; 4]), other.ip),
-        3 => Arp { operation: 2, sender: guest.pair(), target: (other.mac, other.ip) }.frame(other.mac, guest.mac),
+        3 => Arp { operation: 2, sender: guest.pair(), target: (other.mac, other.ip) }
+            .frame(other.mac, guest.mac),
         4 => solicitation(guest.pair_v6(), other.ip_v6),
         5 => solicitation((guest.mac, own), guest.subnet.gateway_v6().1),
-        6 => hop(icmp6(own, routers, random.pick(&[133, 134, 135, 136, 137]), 0, [0; 4], &[0; 24])).frame(all, guest.mac),
-        7 => icmp6(own, routers, random.pick(&[130, 131, 132, 143]), 0, [0; 4], &[0; 20]).frame(all, guest.mac),
-        _ => hop(icmp6(guest.ip_v6(), other.ip_v6, 136, 0, [0x60, 0, 0, 0], &[&guest.ip_v6()[..], &[2, 1], &guest.mac].concat()))
-            .frame(other.mac, guest.mac),
+        6 => hop(icmp6(own, routers, random.pick(&[133, 134, 135, 136, 137]), 0, [0; 4], &[0; 24]))
+            .frame(all, guest.mac),
+        7 => {
+            icmp6(own, routers, random.pick(&[130, 131, 132, 143]), 0, [0; 4], &[0; 20]).frame(all, guest.mac)
+        }
+        _ => hop(icmp6(
+            guest.ip_v6(),
+            other.ip_v6,
+            136,
+            0,
+            [0x60, 0, 0, 0],
+            &[&guest.ip_v6()[..], &[2, 1], &guest.mac].concat(),
+        ))
+        .frame(other.mac, guest.mac),
     };
-    if random.one_in(8) { Input::Inner(guest.subnet.vni, other.host, frame) } else { Input::Guest(guest, frame, 0) }
+    if random.one_in(8) {
+        Input::Inner(guest.subnet.vni, other.host, frame)
+    } else {
+        Input::Guest(guest, frame, 0)
+    }
 }
 
 fn dhcp(random: &mut Random) -> Input {
@@ -241,8 +277,10 @@ fn dhcp(random: &mut Random) -> Input {
     let servers = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 2];
     let frame = match random.below(3) {
         0 => udp(([0; 4], ports.0), ([255; 4], ports.1), &[1; 240]).frame([0xff; 6], guest.mac),
-        1 => udp((guest.ip, ports.0), (guest.subnet.gateway.1, ports.1), &[1; 240]).frame(guest.subnet.gateway.0, guest.mac),
-        _ => udp6((link_local(guest.mac), ports_v6.0), (servers, ports_v6.1), &[1; 60]).frame([0x33, 0x33, 0, 1, 0, 2], guest.mac),
+        1 => udp((guest.ip, ports.0), (guest.subnet.gateway.1, ports.1), &[1; 240])
+            .frame(guest.subnet.gateway.0, guest.mac),
+        _ => udp6((link_local(guest.mac), ports_v6.0), (servers, ports_v6.1), &[1; 60])
+            .frame([0x33, 0x33, 0, 1, 0, 2], guest.mac),
     };
     Input::Guest(guest, frame, 0)
 }
@@ -260,7 +298,8 @@ fn gateway(random: &mut Random) -> Input {
         }
         _ => {
             let to = any_pair(random).1;
-            Ip6 { hop_limit: random.pick(&[0, 1, 2]), ..any_talk(random).v6(guest.ip_v6(), to.ip_v6) }.frame(v6.0, guest.mac)
+            Ip6 { hop_limit: random.pick(&[0, 1, 2]), ..any_talk(random).v6(guest.ip_v6(), to.ip_v6) }
+                .frame(v6.0, guest.mac)
         }
     };
     Input::Guest(guest, frame, 0)
@@ -287,7 +326,8 @@ fn large(random: &mut Random) -> Input {
 fn wire(random: &mut Random) -> Input {
     let (one, other) = any_pair(random);
     let inner = any_talk(random).arriving(&one, &other, random.one_in(2));
-    let mut outer = Outer::new(one.host, [192, 0, 2, random.pick(&[1, 1, 1, 9])], random.pick(&[100, 200, 300, 77]));
+    let mut outer =
+        Outer::new(one.host, [192, 0, 2, random.pick(&[1, 1, 1, 9])], random.pick(&[100, 200, 300, 77]));
     outer.flags = random.pick(&[8, 8, 8, 0, 0xff]);
     outer.checksum = random.one_in(2);
     outer.ports.1 = random.pick(&[4789, 4789, 4789, 4790]);
@@ -307,7 +347,11 @@ fn odd(random: &mut Random) -> Input {
             let tagged = [&[0, 5, 8, 0][..], &any_talk(random).v4(one.ip, other.ip).bytes()].concat();
             from(&one, &other, ethernet(macs.0, macs.1, random.pick(&[0x8100, 0x88a8]), &tagged))
         }
-        1 => from(&one, &other, ethernet(macs.0, macs.1, random.pick(&[0x88cc, 0x8847, 0x0000, 0x8035]), &[1; 60])),
+        1 => from(
+            &one,
+            &other,
+            ethernet(macs.0, macs.1, random.pick(&[0x88cc, 0x8847, 0x0000, 0x8035]), &[1; 60]),
+        ),
         2 => {
             let source = random.pick(&[PAIR, [10, 77, 0, 9], [10, 78, 0, 9]]);
             let frame = any_talk(random).v4(source, other.ip).frame(other.mac, A2.mac);
@@ -315,7 +359,14 @@ fn odd(random: &mut Random) -> Input {
         }
         _ => {
             let guest: Guest = random.pick(&GUESTS);
-            let to = random.pick(&[[224, 0, 0, 1], [255; 4], [10, 0, 1, 255], [127, 0, 0, 1], [0; 4], [10, 9, 9, 9]]);
+            let to = random.pick(&[
+                [224, 0, 0, 1],
+                [255; 4],
+                [10, 0, 1, 255],
+                [127, 0, 0, 1],
+                [0; 4],
+                [10, 9, 9, 9],
+            ]);
             Input::Guest(guest, any_talk(random).v4(guest.ip, to).frame(other.mac, guest.mac), 0)
         }
     }

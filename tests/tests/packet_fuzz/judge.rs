@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ncm_common::counters::PathCounter;
+use ncm_common::tables::VtepKey;
 use ncm_model::reference;
 use ncm_model::wire::security_group_configuration::SecurityGroupRule;
 use ncm_tests::packet::{
-    A2, C1, Compiled, GROUPS, GUESTS, Guest, HERE, Ipv4, Mac, PAIR, REMOTES, Seen, Station, Verdict, World,
-    link_local,
+    A2, C1, Compiled, GROUPS, GUESTS, Guest, HERE, HERE_V6, HOST_1, HOST_1_V6, HOST_2, Mac, PAIR, REMOTES,
+    SUBNET_A, SUBNET_B, Seen, Station, UP0, Verdict, World, link_local, mapped,
 };
 
 use super::parse::{Fragment, Parsed, parse, quoted};
@@ -31,6 +32,13 @@ type Flow = (u32, IpAddr, IpAddr, (u16, u16), u8);
 /// Port, direction, addresses, identification and, for IPv4, protocol.
 type Cut = (u32, bool, IpAddr, IpAddr, u32, u8);
 
+/// A tunnel frame for us: where its UDP header is, its VNI, and whether its sender may send into that.
+struct Ours {
+    udp: usize,
+    vni: u32,
+    known: bool,
+}
+
 pub(crate) struct Judge {
     compiled: Compiled,
     flows: HashSet<Flow>,
@@ -42,6 +50,13 @@ pub(crate) struct Judge {
 impl Judge {
     pub(crate) fn new() -> Self {
         let compiled = Compiled::new();
+        // Host 1 sends over IPv6 as well.
+        let vteps = &compiled.world().tables().vteps;
+        for vni in [SUBNET_A.vni, SUBNET_B.vni] {
+            let of = |ip| VtepKey { vni, ip };
+            let host = vteps.get(&of(mapped(HOST_1))).expect("readable").expect("host 1");
+            vteps.put(&of(HOST_1_V6), &host).expect("room");
+        }
         Self {
             compiled,
             flows: HashSet::new(),
@@ -62,25 +77,23 @@ impl Judge {
 
     /// Other rules and groups; all flows are forgotten.
     pub(crate) fn new_policy(&mut self, random: &mut Random) {
-        let rule = |direction, v6: bool, protocol, ports: (u32, u32), prefix: &str, group: &str| SecurityGroupRule {
-            direction,
-            ethertype: i32::from(v6),
-            protocol,
-            port_range_min: ports.0,
-            port_range_max: ports.1,
-            remote_ip_prefix: prefix.to_owned(),
-            remote_group_id: group.to_owned(),
-            ..SecurityGroupRule::default()
-        };
+        let rule =
+            |direction, v6: bool, protocol, ports: (u32, u32), prefix: &str, group: &str| SecurityGroupRule {
+                direction,
+                ethertype: i32::from(v6),
+                protocol,
+                port_range_min: ports.0,
+                port_range_max: ports.1,
+                remote_ip_prefix: prefix.to_owned(),
+                remote_group_id: group.to_owned(),
+                ..SecurityGroupRule::default()
+            };
         let mut rules = |count: usize| -> Vec<SecurityGroupRule> {
             let mut rules = Vec::new();
             for _ in 0..count {
                 let v6 = random.one_in(2);
-                let prefix = if random.one_in(3) {
-                    if v6 { "fd0a:0:0:1::/64" } else { "10.0.1.0/24" }
-                } else {
-                    ""
-                };
+                let prefix =
+                    if random.one_in(3) { if v6 { "fd0a:0:0:1::/64" } else { "10.0.1.0/24" } } else { "" };
                 let group = if prefix.is_empty() && random.one_in(3) { random.pick(&GROUPS) } else { "" };
                 let protocol = random.pick(&[0, 0, 1, 1, 2, 1000]);
                 let ports = match protocol {
@@ -129,7 +142,12 @@ impl Judge {
             PathCounter::ErrorRelated,
             PathCounter::FlowEstablished,
         ]) {
-            assert!(self.ways.contains_key(&exit), "no {} among {frames} frames: {:?}", exit.name(), self.ways);
+            assert!(
+                self.ways.contains_key(&exit),
+                "no {} among {frames} frames: {:?}",
+                exit.name(),
+                self.ways
+            );
         }
     }
 
@@ -162,7 +180,7 @@ impl Judge {
         self.hold(!left && seen.received.is_empty(), "a dropped frame has not left", seen);
     }
 
-    pub(crate) fn from_guest(&mut self, guest: Guest, seen: &Seen, gso_size: u32) {
+    pub(crate) fn sent_by_guest(&mut self, guest: Guest, seen: &Seen, gso_size: u32) {
         self.note(seen);
         match seen.verdict {
             Verdict::Dropped => {
@@ -182,11 +200,17 @@ impl Judge {
             _ => self.hold(false, "a guest's frame is sent, dropped or passed up", seen),
         }
         self.hold(seen.drops.is_empty(), "what leaves is not dropped", seen);
-        let exits: Vec<PathCounter> =
-            seen.counters.iter().map(|(counter, _)| *counter).filter(|counter| EXITS.contains(counter)).collect();
+        let exits: Vec<PathCounter> = seen
+            .counters
+            .iter()
+            .map(|(counter, _)| *counter)
+            .filter(|counter| EXITS.contains(counter))
+            .collect();
         let [exit] = exits[..] else { return self.hold(false, "a frame leaves one way", seen) };
         match exit {
-            PathCounter::LocalDelivered | PathCounter::Encapsulated => self.forwarded(guest, seen, exit, gso_size),
+            PathCounter::LocalDelivered | PathCounter::Encapsulated => {
+                self.forwarded(guest, seen, exit, gso_size)
+            }
             PathCounter::HandedUp => {
                 self.hold(seen.frame == seen.before, "what is handed up is as it came", seen);
                 let asks = parse(&seen.before).is_some_and(|packet| {
@@ -233,8 +257,10 @@ impl Judge {
         let subnet = guest.subnet;
         let gateways: [Mac; 2] = [subnet.gateway.0, subnet.gateway_v6().0];
         if gateways.contains(&packet.to) {
-            let tenant = |station: &Station| (station.subnet.vni == C1.subnet.vni) == (subnet.vni == C1.subnet.vni);
-            let found = Self::stations().find(|station| tenant(station) && station.address(v6) == packet.destination);
+            let tenant =
+                |station: &Station| (station.subnet.vni == C1.subnet.vni) == (subnet.vni == C1.subnet.vni);
+            let found =
+                Self::stations().find(|station| tenant(station) && station.address(v6) == packet.destination);
             return found.map(|station| (station, true));
         }
         Self::stations()
@@ -242,7 +268,7 @@ impl Judge {
             .map(|station| (station, false))
     }
 
-    /// A guest's packet did not leave, but may have begun a flow at its own port, where policy allows it: it was refused further on.
+    /// A guest's packet did not leave, but may have begun a flow where policy allows it: it was refused further on.
     fn began(&mut self, guest: Guest, seen: &Seen) {
         let Some(packet) = parse(&seen.before) else { return };
         let Some((other, _)) = Self::whom(guest, &packet) else { return };
@@ -251,6 +277,12 @@ impl Judge {
             && self.is_allowed(guest, false, &packet, &other)
         {
             self.admit(guest, false, &packet);
+            // Also at the receiver's: too large a packet is refused last.
+            if let Some(receiver) = other.guest
+                && self.is_allowed(receiver, true, &packet, &Station::from(guest))
+            {
+                self.admit(receiver, true, &packet);
+            }
         }
     }
 
@@ -270,7 +302,8 @@ impl Judge {
                 let ports: [u16; 2] = if packet.source.is_ipv6() { [546, 547] } else { [67, 68] };
                 to == ports[0] || to == ports[1] || from == if packet.source.is_ipv6() { 547 } else { 67 }
             });
-        let discovery = packet.source.is_ipv6() && packet.icmp.is_some_and(|(kind, _)| (133..=137).contains(&kind));
+        let discovery =
+            packet.source.is_ipv6() && packet.icmp.is_some_and(|(kind, _)| (133..=137).contains(&kind));
         self.hold(!control && !discovery, "what a network says to its own is not forwarded", seen);
         let out = match to.guest {
             Some(receiver) => {
@@ -283,8 +316,12 @@ impl Judge {
                 // The kernel writes the lengths of segments.
                 if gso_size == 0 {
                     let tunnel = seen.tunnelled(0);
-                    let right = (tunnel.source, tunnel.destination, tunnel.vni, tunnel.port)
-                        == (HERE, to.host, to.subnet.vni, 4789);
+                    let right = (
+                        IpAddr::from(tunnel.source),
+                        IpAddr::from(tunnel.destination),
+                        tunnel.vni,
+                        tunnel.port,
+                    ) == (HERE.into(), to.host.into(), to.subnet.vni, 4789);
                     self.hold(right, "the tunnel leads to the other's host, in its VNI", seen);
                 }
                 seen.frame[50..].to_vec()
@@ -322,7 +359,8 @@ impl Judge {
             // Who sends decides about fragments; between guests of one host they are one decision.
             let known = [to_guest, false].into_iter().any(|way| {
                 let Some(of) = Self::cut(guest, way, packet) else { return false };
-                self.cuts.contains(&of) || to_guest && self.cuts.iter().any(|cut| (cut.2, cut.3, cut.4) == (of.2, of.3, of.4))
+                self.cuts.contains(&of)
+                    || to_guest && self.cuts.iter().any(|cut| (cut.2, cut.3, cut.4) == (of.2, of.3, of.4))
             });
             return self.hold(known, "a later fragment follows a first one", seen);
         }
@@ -391,93 +429,125 @@ impl Judge {
         packet.source == error.destination && self.flows.contains(&flow)
     }
 
-    /// The tunnel frame that a frame on the wire is, if it is one for us: outer source and VNI.
-    fn ours(frame: &[u8]) -> Option<(Ipv4, u32)> {
-        if frame.len() < 50 {
+    /// What a frame on the wire says of its tunnel, if it is one for us.
+    fn ours(frame: &[u8]) -> Option<Ours> {
+        let is = |at: usize, bytes: &[u8]| frame.get(at..at + bytes.len()) == Some(bytes);
+        let v4 = is(12, &[8, 0, 0x45])
+            && is(23, &[17])
+            && is(30, &HERE)
+            && frame[20] & 0x3f == 0
+            && frame[21] == 0;
+        let v6 = is(12, &[0x86, 0xdd]) && frame.get(14)? >> 4 == 6 && is(20, &[17]) && is(38, &HERE_V6);
+        let udp = if v4 { 34 } else { 54 };
+        if !(v4 || v6) || !is(0, &UP0) || !is(udp + 2, &4789_u16.to_be_bytes()) || frame.len() < udp + 16 {
             return None;
         }
-        let at = |from: usize, len: usize| frame.get(from..from + len);
-        let is = at(12, 2)? == [8, 0]
-            && frame[14] == 0x45
-            && at(20, 2)?[0] & 0x3f == 0
-            && frame[21] == 0
-            && frame[23] == 17
-            && at(30, 4)? == HERE
-            && at(36, 2)? == 4789_u16.to_be_bytes()
-            && at(42, 8)?[0] & 8 != 0;
-        let vni = u32::from_be_bytes([0, *frame.get(46)?, frame[47], frame[48]]);
-        (is && [100, 200, 300].contains(&vni)).then(|| ([frame[26], frame[27], frame[28], frame[29]], vni))
+        let vni = u32::from_be_bytes([0, frame[udp + 12], frame[udp + 13], frame[udp + 14]]);
+        let of_one = (v4 && is(26, &HOST_1)) || (v6 && is(22, &HOST_1_V6));
+        let of_two = v4 && is(26, &HOST_2);
+        let known = if vni == C1.subnet.vni { of_two } else { of_one };
+        (frame[udp + 8] & 8 != 0 && [100, 200, 300].contains(&vni)).then_some(Ours { udp, vni, known })
     }
 
-    /// Whether that host may send into the VNI.
-    fn is_known(source: Ipv4, vni: u32) -> bool {
-        source == if vni == C1.subnet.vni { ncm_tests::packet::HOST_2 } else { ncm_tests::packet::HOST_1 }
-    }
-
-    pub(crate) fn from_wire(&mut self, seen: &Seen) {
+    pub(crate) fn came_by_wire(&mut self, seen: &Seen) {
         self.note(seen);
         let ours = Self::ours(&seen.before);
         match seen.verdict {
             Verdict::Dropped => {
                 self.dropped(seen);
                 self.hold(ours.is_some(), "only what is ours is ours to drop", seen);
+                if let Some(Ours { udp, vni, .. }) = ours {
+                    self.arrived(vni, &seen.before[udp + 16..]);
+                }
             }
             Verdict::Passed if seen.counters.iter().any(|(counter, _)| *counter == PathCounter::Relayed) => {
-                let known = ours.is_some_and(|(source, vni)| Self::is_known(source, vni));
-                self.hold(known, "only what is ours is readdressed", seen);
+                let Some(Ours { udp, known: true, .. }) = ours else {
+                    return self.hold(false, "only what is ours is readdressed", seen);
+                };
                 let mut before = seen.before.clone();
-                before[36..38].copy_from_slice(&47890_u16.to_be_bytes());
-                before[40..42].copy_from_slice(&seen.frame[40..42]);
+                before[udp + 2..udp + 4].copy_from_slice(&47890_u16.to_be_bytes());
+                before[udp + 6..udp + 8].copy_from_slice(&seen.frame[udp + 6..udp + 8]);
                 self.hold(before == seen.frame && seen.drops.is_empty(), "nothing else changes", seen);
             }
             Verdict::Passed => {
                 self.hold(ours.is_none(), "what is ours does not reach the host as it is", seen);
-                self.hold(seen.frame == seen.before && seen.drops.is_empty(), "what is not ours is not touched", seen);
+                self.hold(
+                    seen.frame == seen.before && seen.drops.is_empty(),
+                    "what is not ours is not touched",
+                    seen,
+                );
             }
             Verdict::Redirected => {
-                let Some((source, vni)) = ours else {
+                let Some(Ours { udp, vni, known: true }) = ours else {
                     return self.hold(false, "only what is ours is delivered", seen);
                 };
                 self.hold(seen.hook.is_xdp(), "tc leaves tunnel frames to the kernel", seen);
-                let inner = seen.before[50..].to_vec();
-                self.delivered(vni, source, &Seen { before: inner, ..seen.clone() });
+                let inner = seen.before[udp + 16..].to_vec();
+                self.delivered(vni, &Seen { before: inner, ..seen.clone() });
             }
             _ => self.hold(false, "a frame of the wire passes, is delivered or dropped", seen),
         }
     }
 
-    pub(crate) fn from_relay(&mut self, vni: u32, source: Ipv4, seen: &Seen) {
+    pub(crate) fn came_by_relay(&mut self, vni: u32, source: IpAddr, seen: &Seen) {
         self.note(seen);
         match seen.verdict {
-            Verdict::Dropped => self.dropped(seen),
-            Verdict::Redirected => self.delivered(vni, source, seen),
+            Verdict::Dropped => {
+                self.dropped(seen);
+                self.arrived(vni, &seen.before);
+            }
+            Verdict::Redirected => {
+                let host = if vni == C1.subnet.vni { HOST_2 } else { HOST_1 };
+                let known =
+                    source == IpAddr::from(host) || vni != C1.subnet.vni && source == IpAddr::from(HOST_1_V6);
+                self.hold(known, "its sender may send into the VNI", seen);
+                self.delivered(vni, seen);
+            }
             _ => self.hold(false, "what the kernel decapsulated is delivered or dropped", seen),
         }
     }
 
-    /// A frame out of the tunnel was given to a guest.
-    fn delivered(&mut self, vni: u32, source: Ipv4, seen: &Seen) {
-        self.hold(seen.drops.is_empty(), "what is delivered is not dropped", seen);
-        self.hold(Self::is_known(source, vni), "its sender may send into the VNI", seen);
-        let Some(packet) = parse(&seen.before) else {
-            return self.hold(false, "what is delivered is a well-formed packet", seen);
-        };
-        let guest = GUESTS.into_iter().find(|guest| guest.subnet.vni == vni && guest.mac == packet.to);
-        let Some(guest) = guest else { return self.hold(false, "its guest is here", seen) };
-        self.hold(seen.received == [guest.port], "it goes to whom it is for", seen);
-        let (to, from) = seen.macs();
-        let gateways = [guest.subnet.gateway.0, guest.subnet.gateway_v6().0];
-        self.hold(to == guest.mac && seen.frame[12..] == seen.before[12..], "it is as it was sent", seen);
-        self.hold(from == packet.from || gateways.contains(&from), "it comes from its sender or the gateway", seen);
-        let own = gateways[usize::from(packet.source.is_ipv6())];
-        self.hold(packet.from[0] & 1 == 0 && packet.from != own, "its sender is a station", seen);
+    /// Whom a packet out of the tunnel is for, and from.
+    fn arriving(vni: u32, packet: &Parsed) -> Option<(Guest, Station)> {
+        let guest = GUESTS.into_iter().find(|guest| guest.subnet.vni == vni && guest.mac == packet.to)?;
         let tenant = |station: &Station| (station.subnet.vni == C1.subnet.vni) == (vni == C1.subnet.vni);
         let other = Self::stations()
             .filter(|station| tenant(station))
             .find(|station| station.address(packet.source.is_ipv6()) == packet.source);
-        self.hold(other.is_none_or(|other| other.guest.is_none()), "nobody here speaks through the tunnel", seen);
         let unknown = Station { mac: packet.from, ..Station::from(REMOTES[0]) };
-        let other = other.unwrap_or(unknown);
+        Some((guest, other.unwrap_or(unknown)))
+    }
+
+    /// A packet out of the tunnel was dropped, but may have begun a flow: it was refused further on.
+    fn arrived(&mut self, vni: u32, inner: &[u8]) {
+        let Some(packet) = parse(inner) else { return };
+        let Some((guest, other)) = Self::arriving(vni, &packet) else { return };
+        if self.is_allowed(guest, true, &packet, &other) {
+            self.admit(guest, true, &packet);
+        }
+    }
+
+    /// A frame out of the tunnel was given to a guest.
+    fn delivered(&mut self, vni: u32, seen: &Seen) {
+        self.hold(seen.drops.is_empty(), "what is delivered is not dropped", seen);
+        let Some(packet) = parse(&seen.before) else {
+            return self.hold(false, "what is delivered is a well-formed packet", seen);
+        };
+        let Some((guest, other)) = Self::arriving(vni, &packet) else {
+            return self.hold(false, "its guest is here", seen);
+        };
+        self.hold(seen.received == [guest.port], "it goes to whom it is for", seen);
+        let (to, from) = seen.macs();
+        let gateways = [guest.subnet.gateway.0, guest.subnet.gateway_v6().0];
+        self.hold(to == guest.mac && seen.frame[12..] == seen.before[12..], "it is as it was sent", seen);
+        self.hold(
+            from == packet.from || gateways.contains(&from),
+            "it comes from its sender or the gateway",
+            seen,
+        );
+        let own = gateways[usize::from(packet.source.is_ipv6())];
+        self.hold(packet.from[0] & 1 == 0 && packet.from != own, "its sender is a station", seen);
+        self.hold(other.guest.is_none(), "nobody here speaks through the tunnel", seen);
         self.justify(guest, true, &packet, &other, seen);
     }
 }

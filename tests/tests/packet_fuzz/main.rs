@@ -12,12 +12,15 @@ mod mutate;
 mod parse;
 mod random;
 
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use judge::Judge;
 use ncm_common::counters::PathCounter;
-use ncm_dataplane::{Hook, TestRun, Tunnel};
-use ncm_tests::packet::{HERE, Outer, Seen, Verdict, World, tunnel};
+use ncm_dataplane::{Hook, TestRun};
+use ncm_tests::packet::{
+    HERE, HERE_V6, HOST_1, HOST_1_V6, Outer, OuterV6, Seen, Verdict, World, tunnel, tunnel_v6,
+};
 use random::Random;
 
 /// Frames that are put in under one policy.
@@ -47,6 +50,13 @@ fn at_guest(world: &World, hook: Hook, interface: &str, frame: &[u8], gso_size: 
     world.run(hook, TestRun { gso_size, ..TestRun::new(frame.to_vec(), world.ifindex(interface)) })
 }
 
+fn at_relay(judge: &mut Judge, vni: u32, source: IpAddr, inner: &[u8]) {
+    if is_whole(inner) {
+        let seen = judge.world().from_relay(vni, source, inner.to_vec());
+        judge.came_by_relay(vni, source, &seen);
+    }
+}
+
 /// Puts a frame in wherever it may come from, and has each outcome judged.
 fn put_in(judge: &mut Judge, random: &mut Random, input: &Input) {
     match input {
@@ -54,48 +64,45 @@ fn put_in(judge: &mut Judge, random: &mut Random, input: &Input) {
             let mut at_tc = is_whole(frame);
             if *gso_size == 0 && frame.len() <= 3_000 && random.one_in(2) {
                 let seen = at_guest(judge.world(), Hook::GuestXdp, guest.interface, frame, 0);
-                judge.from_guest(*guest, &seen, 0);
+                judge.sent_by_guest(*guest, &seen, 0);
                 at_tc &= seen.verdict == Verdict::Passed;
             }
             if at_tc {
                 let seen = at_guest(judge.world(), Hook::GuestTc, guest.interface, frame, *gso_size);
-                judge.from_guest(*guest, &seen, *gso_size);
+                judge.sent_by_guest(*guest, &seen, *gso_size);
             }
         }
         Input::Inner(vni, source, inner) => {
             if random.one_in(2) {
-                let outer = tunnel(&Outer::new(*source, HERE, *vni), inner);
-                put_in(judge, random, &Input::Wire(outer));
-            } else if is_whole(inner) {
-                let run = TestRun {
-                    tunnel: Some(Tunnel { vni: *vni, source: *source }),
-                    ..TestRun::new(inner.clone(), judge.world().ifindex("relay0"))
+                let outer = if *source == HOST_1 && random.one_in(3) {
+                    tunnel_v6(&OuterV6::new(HOST_1_V6, HERE_V6, *vni), inner)
+                } else {
+                    tunnel(&Outer::new(*source, HERE, *vni), inner)
                 };
-                let seen = judge.world().run(Hook::RelayTc, run);
-                judge.from_relay(*vni, *source, &seen);
+                put_in(judge, random, &Input::Wire(outer));
+            } else {
+                at_relay(judge, *vni, (*source).into(), inner);
             }
         }
         Input::Wire(frame) => {
             if frame.len() <= 3_000 {
                 let seen = judge.world().from_wire(Hook::WireXdp, frame.clone());
-                judge.from_wire(&seen);
+                judge.came_by_wire(&seen);
+                // The kernel takes it out of the tunnel then.
                 if seen.counters.contains(&(PathCounter::Relayed, 1)) {
-                    let vni = u32::from_be_bytes([0, frame[46], frame[47], frame[48]]);
-                    let source = [frame[26], frame[27], frame[28], frame[29]];
-                    let inner = frame[50..].to_vec();
-                    if is_whole(&inner) && inner.len() >= 14 {
-                        let run = TestRun {
-                            tunnel: Some(Tunnel { vni, source }),
-                            ..TestRun::new(inner, judge.world().ifindex("relay0"))
-                        };
-                        let seen = judge.world().run(Hook::RelayTc, run);
-                        judge.from_relay(vni, source, &seen);
-                    }
+                    let udp = if frame[12..14] == [8, 0] { 34 } else { 54 };
+                    let vni = u32::from_be_bytes([0, frame[udp + 12], frame[udp + 13], frame[udp + 14]]);
+                    let source = if udp == 34 {
+                        IpAddr::from([frame[26], frame[27], frame[28], frame[29]])
+                    } else {
+                        IpAddr::from(HOST_1_V6)
+                    };
+                    at_relay(judge, vni, source, &frame[udp + 16..]);
                 }
             }
             if is_whole(frame) && random.one_in(3) {
                 let seen = judge.world().from_wire(Hook::WireTc, frame.clone());
-                judge.from_wire(&seen);
+                judge.came_by_wire(&seen);
             }
         }
     }

@@ -6,8 +6,7 @@ use super::Input;
 use super::random::Random;
 
 /// Values that lengths, offsets and numbers trip over.
-const WORDS: [u16; 14] =
-    [0, 1, 2, 5, 7, 8, 19, 20, 39, 40, 0x1fff, 0x2000, 0x7fff, 0xffff];
+const WORDS: [u16; 14] = [0, 1, 2, 5, 7, 8, 19, 20, 39, 40, 0x1fff, 0x2000, 0x7fff, 0xffff];
 const BYTES: [u8; 16] = [0, 1, 2, 6, 17, 43, 44, 51, 58, 59, 60, 63, 64, 128, 135, 255];
 
 pub(crate) fn mutate(input: &mut Input, random: &mut Random) {
@@ -86,7 +85,8 @@ fn address(frame: &mut [u8], random: &mut Random) {
     } else {
         Station::from(random.pick(&REMOTES))
     };
-    let gateways: [Mac; 3] = [station.subnet.gateway.0, station.subnet.gateway_v6().0, station.subnet.dvr_mac];
+    let gateways: [Mac; 3] =
+        [station.subnet.gateway.0, station.subnet.gateway_v6().0, station.subnet.dvr_mac];
     let mac = if random.one_in(3) { random.pick(&gateways) } else { station.mac };
     let v6 = frame[12..14] == [0x86, 0xdd];
     let (at, bytes): (usize, Vec<u8>) = match random.below(4) {

@@ -58,7 +58,8 @@ fn v4(packet: &[u8], whole: bool) -> Option<Parsed> {
     if whole && (total < header || total > packet.len()) {
         return None;
     }
-    let address = |at: usize| Some(IpAddr::from(Ipv4Addr::from(<[u8; 4]>::try_from(packet.get(at..at + 4)?).ok()?)));
+    let address =
+        |at: usize| Some(IpAddr::from(Ipv4Addr::from(<[u8; 4]>::try_from(packet.get(at..at + 4)?).ok()?)));
     let cut = word(packet, 6)?;
     let id = u32::from(word(packet, 4)?);
     let fragment = match (cut & 0x1fff, cut & 0x2000) {
@@ -91,7 +92,8 @@ fn v6(packet: &[u8], whole: bool) -> Option<Parsed> {
         return None;
     }
     let packet = if whole { packet.get(..total)? } else { packet };
-    let address = |at: usize| Some(IpAddr::from(Ipv6Addr::from(<[u8; 16]>::try_from(packet.get(at..at + 16)?).ok()?)));
+    let address =
+        |at: usize| Some(IpAddr::from(Ipv6Addr::from(<[u8; 16]>::try_from(packet.get(at..at + 16)?).ok()?)));
     let (mut next, mut at, mut fragment) = (packet[6], 40, Fragment::Whole);
     loop {
         let length = match next {

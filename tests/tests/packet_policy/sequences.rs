@@ -11,6 +11,7 @@ use proptest::test_runner::TestCaseError;
 use super::any::{any_groups, any_pair, any_rules, any_talk, run};
 
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant, reason = "a handful of them at a time")]
 enum Event {
     /// A packet, over IPv6 or IPv4.
     Packet((Station, Station), Talk, bool),
@@ -92,7 +93,7 @@ impl Flows {
         let (local, remote) = if to_guest { (ports.1, ports.0) } else { ports };
         let key = (guest.port, own.address(v6), other.address(v6), local, remote, talk.protocol(v6));
         let known = self.0.get(&key).copied();
-        let over = known.is_some_and(|flow| flow.reset || flow.denied || flow.fin == [true; 2]);
+        let over = known.is_some_and(|flow| flow.reset || flow.denied || flow.fin != [false; 2]);
         let mut flow = match known {
             Some(flow) if !(over && flags == SYN) => {
                 // By what began it, whoever speaks now.
