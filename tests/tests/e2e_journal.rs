@@ -129,11 +129,16 @@ fn what_changed_in_the_tables_while_no_agent_ran_is_repaired_and_what_is_foreign
             bytes.collect::<Vec<_>>().join(" ")
         };
         for entry in &keys {
-            host.ns.run(&format!("bpftool map delete pinned {pins}/ENDPOINTS_MAC key hex {}", bytes(&entry["key"]).replace("0x", "")))?;
+            host.ns.run(&format!(
+                "bpftool map delete pinned {pins}/ENDPOINTS_MAC key hex {}",
+                bytes(&entry["key"]).replace("0x", "")
+            ))?;
         }
         let foreign = "07 00 00 00 02 00 00 00 00 99 00 00";
         let value = bytes(&keys.first().context("entries")?["value"]).replace("0x", "");
-        host.ns.run(&format!("bpftool map update pinned {pins}/ENDPOINTS_MAC key hex {foreign} value hex {value}"))?;
+        host.ns.run(&format!(
+            "bpftool map update pinned {pins}/ENDPOINTS_MAC key hex {foreign} value hex {value}"
+        ))?;
         ensure!(tables(host).is_err() || tables(host)? != programmed, "the tables are others by now");
 
         host.start()?;
@@ -162,7 +167,11 @@ fn a_damaged_journal_is_set_aside_and_what_it_told_of_forwards_unclaimed_until_i
 
         host.start()?;
         host.agent_mut().wait_for_log("set aside", Duration::from_secs(1))?;
-        ensure!(files(lab, host)? == ["log-0000000001", "log-0000000001.set-aside"], "{:?}", files(lab, host)?);
+        ensure!(
+            files(lab, host)? == ["log-0000000001", "log-0000000001.set-aside"],
+            "{:?}",
+            files(lab, host)?
+        );
         ensure!(held(host)?.trim() == "[]", "nothing is known: {}", held(host)?);
         pings.goes_on(3)?;
         let verified = host.ncmctl(&["verify"])?;
@@ -228,7 +237,11 @@ fn on_a_full_disk_senders_are_told_and_with_room_everything_is_kept_again() {
         net.host2.start()?;
         let [a, b, _c] = guests(lab, &net, &cloud)?;
         net.push(&cloud)?;
-        host.ns.run_words(&["sh", "-c", "dd if=/dev/zero of=/run/ncm-state/host1/other bs=1k 2>/dev/null || true"])?;
+        host.ns.run_words(&[
+            "sh",
+            "-c",
+            "dd if=/dev/zero of=/run/ncm-state/host1/other bs=1k 2>/dev/null || true",
+        ])?;
         let mut refused = None;
         for _ in 0..20 {
             if let Err(error) = host.agent().push_v2(&cloud.goal_state_v2("host1")) {
@@ -270,7 +283,9 @@ fn what_is_done_behind_the_agents_back_is_found_named_and_repaired() {
         let key = "64 00 00 00 02 16 0a 01 00 0c 00 00";
         host.ns.run(&format!("bpftool map delete pinned {pins}/maps/ENDPOINTS_MAC key hex {key}"))?;
         // A VNI is added.
-        host.ns.run(&format!("bpftool map update pinned {pins}/maps/VNIS key hex 09 00 00 00 value hex 01 00 00 00 00 00 00 00"))?;
+        host.ns.run(&format!(
+            "bpftool map update pinned {pins}/maps/VNIS key hex 09 00 00 00 value hex 01 00 00 00 00 00 00 00"
+        ))?;
 
         let verified = host.ncmctl(&["verify"])?;
         ensure!(!verified.success, "{}", verified.stdout);

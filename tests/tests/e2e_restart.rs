@@ -34,9 +34,10 @@ fn ports(host: &Host) -> Result<BTreeMap<String, (String, String)>> {
 #[test]
 fn an_index_whose_name_was_not_kept_is_not_given_to_another_after_a_restart() {
     Lab::story(|lab| {
-        let net = TwoHosts::unstarted(lab, HostOptions::default()
-            .with("capacity", "names", "3")
-            .with("store", "journal", "false"))?;
+        let net = TwoHosts::unstarted(
+            lab,
+            HostOptions::default().with("capacity", "names", "3").with("store", "journal", "false"),
+        )?;
         let host = &net.host1;
         host.start()?;
         let first = cloud(&[("a", 11), ("b", 12), ("c", 13), ("d", 14)]);

@@ -3,10 +3,10 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use prost::Message as _;
 use ncm_model::wire::{GoalState, OperationStatus};
 use ncm_tests::many;
 use ncm_tests::testbed::{HostOptions, Lab, TwoHosts};
+use prost::Message as _;
 
 #[test]
 fn a_million_neighbours_in_one_message() {

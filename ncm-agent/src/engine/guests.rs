@@ -69,7 +69,8 @@ impl Interfaces {
 
     /// Likewise of those that ports name already: in a replay a port may have come and gone several times.
     pub(super) fn adopt_named(&self, dataplane: &Dataplane, model: &mut Model) {
-        for attachment in dataplane.attachments().iter().filter(|attachment| attachment.hook == Hook::GuestTc) {
+        for attachment in dataplane.attachments().iter().filter(|attachment| attachment.hook == Hook::GuestTc)
+        {
             let link = self.links.values().find(|link| link.index == attachment.ifindex);
             if let Some(link) = link.filter(|link| model.wanted_interface(&link.name)) {
                 // All tables are compared with the model before anything is written.

@@ -82,7 +82,8 @@ pub(super) fn recover(
     };
     replay.model.end_replay(claims_all);
     let facts = Facts::of(replay.model.settings()).encode();
-    let store = journal.start(claims_all, facts, config.store.durability).context("cannot begin the journal")?;
+    let store =
+        journal.start(claims_all, facts, config.store.durability).context("cannot begin the journal")?;
     if matches!(beginning, Beginning::Known { .. }) {
         let took = begun.elapsed();
         let messages = replay.messages;
@@ -127,7 +128,8 @@ impl Replay {
             FrameKind::Facts => {
                 // An agent starts here: it has brought to an end what another had begun.
                 self.finish();
-                let facts = Facts::decode(&payload).ok_or("what the node was told of itself cannot be read")?;
+                let facts =
+                    Facts::decode(&payload).ok_or("what the node was told of itself cannot be read")?;
                 self.model.replay_by(&facts);
             }
             FrameKind::Message => self.begin(payload)?,
@@ -140,8 +142,12 @@ impl Replay {
                     self.runs.remove(&number);
                 }
             }
-            FrameKind::Neighbours => self.model.restore_neighbours(&payload).map_err(|error| error.to_string())?,
-            FrameKind::Gone => self.model.restore_gone_neighbours(&payload).map_err(|error| error.to_string())?,
+            FrameKind::Neighbours => {
+                self.model.restore_neighbours(&payload).map_err(|error| error.to_string())?
+            }
+            FrameKind::Gone => {
+                self.model.restore_gone_neighbours(&payload).map_err(|error| error.to_string())?
+            }
             FrameKind::Others => self.model.restore_others(&payload).map_err(|error| error.to_string())?,
             FrameKind::End => self.model.restore_version(&payload).map_err(|error| error.to_string())?,
             FrameKind::File | FrameKind::Complete | FrameKind::Durable => {}

@@ -150,9 +150,8 @@ impl Engine {
             interfaces.adopt(&dataplane, &mut model);
             model
         };
-        let recovered = tokio::task::block_in_place(|| {
-            journal::recover(&config, journal, seed.names.is_empty(), begin)
-        })?;
+        let recovered =
+            tokio::task::block_in_place(|| journal::recover(&config, journal, seed.names.is_empty(), begin))?;
         let journal::Recovered { mut model, store, claims_all } = recovered;
         interfaces.adopt_named(&dataplane, &mut model);
         let (jobs, receiver) = std::sync::mpsc::channel();

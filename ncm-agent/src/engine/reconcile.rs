@@ -233,9 +233,10 @@ fn hold_back(first: &mut Changes, last: &mut Changes) {
             ncm_model::HostChange::Remove { .. } => None,
         })
         .collect();
-    let (now, later): (Vec<_>, Vec<_>) = take(&mut first.hosts).into_iter().partition(|change| match change {
-        ncm_model::HostChange::Add { .. } => true,
-        ncm_model::HostChange::Remove { index, .. } => given.contains(index),
-    });
+    let (now, later): (Vec<_>, Vec<_>) =
+        take(&mut first.hosts).into_iter().partition(|change| match change {
+            ncm_model::HostChange::Add { .. } => true,
+            ncm_model::HostChange::Remove { index, .. } => given.contains(index),
+        });
     (first.hosts, last.hosts) = (now, later);
 }

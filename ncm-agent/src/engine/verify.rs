@@ -140,7 +140,8 @@ impl Engine {
         let own = Arc::clone(shared);
         let looked = uplinks.clone();
         let suspicious =
-            tokio::task::spawn_blocking(move || own.differences(&looked).map(|changes| changes.len())).await??;
+            tokio::task::spawn_blocking(move || own.differences(&looked).map(|changes| changes.len()))
+                .await??;
         if suspicious == 0 && !remedy.prune {
             return Ok(verified);
         }
@@ -209,7 +210,8 @@ impl Shared {
 
     fn tell(&self, changes: &Changes, verified: &mut Verified) {
         let tables = self.dataplane.tables();
-        let interfaces = self.status().values().map(|status| (status.ifindex, status.name.clone())).collect::<Vec<_>>();
+        let interfaces =
+            self.status().values().map(|status| (status.ifindex, status.name.clone())).collect::<Vec<_>>();
         let names = Names::new(tables.names.entries().unwrap_or_default(), interfaces);
         let mut told = Told { names, verified };
         told.table(&tables.names, &changes.names);
@@ -252,8 +254,9 @@ impl Shared {
             let key = format!("{name} ({ifindex})");
             let expected = hook.program().to_owned();
             let others = on_hook.iter().take_while(|other| ours.is_none_or(|ours| other.link != ours.link));
-            let found: Vec<String> =
-                others.map(|other| format!("{} (program {}, link {})", other.name, other.program, other.link)).collect();
+            let found: Vec<String> = others
+                .map(|other| format!("{} (program {}, link {})", other.name, other.program, other.link))
+                .collect();
             let found = found.join(", ");
             if ours.is_none() {
                 verified.add(Deviation { kind: DeviationKind::Detached, place, key, expected, found });
@@ -281,7 +284,9 @@ impl Shared {
         for (hook, ifindex, name) in lost {
             match self.dataplane.attach(hook, ifindex) {
                 Ok(_) => tracing::warn!(interface = name, %hook, "a program that was detached is back"),
-                Err(error) => tracing::error!(interface = name, "a program cannot be attached again: {error}"),
+                Err(error) => {
+                    tracing::error!(interface = name, "a program cannot be attached again: {error}")
+                }
             }
         }
     }
@@ -303,7 +308,8 @@ impl Told<'_> {
             let row = row.unwrap_or_default();
             let columns = described.as_ref().map(|table| table.value_columns).unwrap_or_default();
             let values = row.len().saturating_sub(columns.len());
-            let values = columns.iter().zip(&row[values..]).map(|(column, value)| format!("{column}={value}"));
+            let values =
+                columns.iter().zip(&row[values..]).map(|(column, value)| format!("{column}={value}"));
             values.collect::<Vec<_>>().join(" ")
         };
         let key_text = |key: &K| {

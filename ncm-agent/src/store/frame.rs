@@ -56,9 +56,20 @@ pub(crate) enum Kind {
 impl Kind {
     fn of(number: u8) -> Option<Self> {
         use Kind as K;
-        [K::File, K::Facts, K::Message, K::Step, K::Complete, K::Durable, K::Neighbours, K::Gone, K::Others, K::End]
-            .into_iter()
-            .find(|kind| *kind as u8 == number)
+        [
+            K::File,
+            K::Facts,
+            K::Message,
+            K::Step,
+            K::Complete,
+            K::Durable,
+            K::Neighbours,
+            K::Gone,
+            K::Others,
+            K::End,
+        ]
+        .into_iter()
+        .find(|kind| *kind as u8 == number)
     }
 }
 

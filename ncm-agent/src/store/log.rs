@@ -267,7 +267,10 @@ impl Log {
                     let log = if segment > self.segment.number { 0 } else { self.segment.length };
                     self.state.log_bytes.store(log, Ordering::Relaxed);
                 }
-                drop(answer.send(outcome.map_err(|error| Cause::from(explained("publish a snapshot", &error)))));
+                drop(
+                    answer
+                        .send(outcome.map_err(|error| Cause::from(explained("publish a snapshot", &error)))),
+                );
             }
             Job::Close(answer) => {
                 self.settle(waiting);
@@ -354,7 +357,11 @@ impl Log {
             frames_before: self.segment.frames,
             ..FileHead::default()
         };
-        let begun = begin_segment(&mut *self.disk.lock().unwrap_or_else(PoisonError::into_inner), &head, &self.instance);
+        let begun = begin_segment(
+            &mut *self.disk.lock().unwrap_or_else(PoisonError::into_inner),
+            &head,
+            &self.instance,
+        );
         let segment = begun.map_err(|error| Cause::from(explained("begin a segment", &error)))?;
         (self.durable, self.unsynced, self.due) = (segment.frames, 0, None);
         self.segment = segment;
@@ -377,7 +384,9 @@ impl Log {
     fn failed_if(&mut self, action: &str, outcome: io::Result<()>) {
         let Err(error) = outcome else { return };
         let cause = Cause::from(explained(action, &error));
-        tracing::error!("what is pushed is programmed and not kept: {cause}; senders are told so until it can be kept again");
+        tracing::error!(
+            "what is pushed is programmed and not kept: {cause}; senders are told so until it can be kept again"
+        );
         *self.state.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(cause);
         // As far as it goes: it is not read on from here.
         let _cut = self.segment.file.cut(self.segment.length);

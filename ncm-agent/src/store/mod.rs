@@ -43,7 +43,9 @@ pub enum Durability {
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The directory or a file cannot be used.
-    #[error("the journal in {directory} cannot be used: cannot {action}: {source}; see paths.state and its rights")]
+    #[error(
+        "the journal in {directory} cannot be used: cannot {action}: {source}; see paths.state and its rights"
+    )]
     Io {
         /// Where it is.
         directory: PathBuf,
@@ -53,13 +55,17 @@ pub enum StoreError {
         source: std::io::Error,
     },
     /// Somebody else has it open.
-    #[error("the journal in {directory} is in use by another agent: give this one another paths.state or --instance")]
+    #[error(
+        "the journal in {directory} is in use by another agent: give this one another paths.state or --instance"
+    )]
     Busy {
         /// Where it is.
         directory: PathBuf,
     },
     /// It is another instance's.
-    #[error("the journal in {directory} is of instance {other:?}, not of {own:?}: give this agent another paths.state")]
+    #[error(
+        "the journal in {directory} is of instance {other:?}, not of {own:?}: give this agent another paths.state"
+    )]
     Other {
         /// Where it is.
         directory: PathBuf,

@@ -265,7 +265,8 @@ impl Journal {
                             at.runs = at.runs.max(long(&payload, 0) + 1);
                         }
                         let record = Record { kind: head.kind, payload };
-                        sink(record).map_err(|fault| damage(frames.at(), &format!("cannot be replayed: {fault}")))?;
+                        sink(record)
+                            .map_err(|fault| damage(frames.at(), &format!("cannot be replayed: {fault}")))?;
                     }
                     Err(End::Clean) => break,
                     Err(End::Broken { known: false, .. }) if is_last => {
@@ -322,8 +323,9 @@ impl Journal {
                         if head.kind == Kind::End {
                             ended = Some(record);
                         } else if is_neighbours(head.kind) == neighbours {
-                            sink(record)
-                                .map_err(|fault| Fault::Damage(format!("{name} cannot be replayed: {fault}")))?;
+                            sink(record).map_err(|fault| {
+                                Fault::Damage(format!("{name} cannot be replayed: {fault}"))
+                            })?;
                         }
                     }
                     Err(End::Clean) => break,

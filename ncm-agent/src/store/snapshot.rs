@@ -59,7 +59,8 @@ impl SnapshotFile {
     /// Makes it durable, and has it take the place of everything before.
     pub(crate) fn publish(mut self) -> Result<u64, Cause> {
         let synced = self.file.sync();
-        synced.map_err(|error| Cause::from(format!("the journal cannot make a snapshot durable: {error}")))?;
+        synced
+            .map_err(|error| Cause::from(format!("the journal cannot make a snapshot durable: {error}")))?;
         self.store.publish(self.segment, self.length)?;
         Ok(std::mem::take(&mut self.length))
     }

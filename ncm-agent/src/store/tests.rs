@@ -378,7 +378,8 @@ fn a_power_cut_at_any_step_loses_nothing_that_was_answered() {
             let left = Arc::new(Mutex::new(left));
             let mut opened = journal(&left);
             let (beginning, some) = told(&mut opened);
-            let context = format!("step {at}, survivor {survivor}: {beginning:?}, {answered} of {sent} answered");
+            let context =
+                format!("step {at}, survivor {survivor}: {beginning:?}, {answered} of {sent} answered");
             assert!(!matches!(beginning, Beginning::Lost(_)), "{context}");
             assert!(some.len() >= answered && some.len() <= sent, "{context}, {} told", some.len());
             assert_eq!(some[..], all[..some.len()], "{context}");

@@ -1,8 +1,8 @@
 //! What a table holds, so that only differences are written. For tables whose size is that of the configuration, not of
 //! the network: endpoints have none.
 
-use std::collections::{HashMap, HashSet};
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 
 use super::changes::{Delta, Handle, Put};

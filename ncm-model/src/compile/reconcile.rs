@@ -7,7 +7,8 @@ use std::net::IpAddr;
 
 use ncm_common::tables::{
     ClassKey, Classes, Endpoint, IpKey, MacKey, Name, NameKey, Port, Reference, Route, RouteKey, Rule,
-    RuleKey, Source, SourceKey, SourcePrefixKey, Subnet, SubnetPrefixKey, Vni, VtepKey, epoch_slot, mac_slot, name_kinds,
+    RuleKey, Source, SourceKey, SourcePrefixKey, Subnet, SubnetPrefixKey, Vni, VtepKey, epoch_slot, mac_slot,
+    name_kinds,
 };
 
 use crate::compile::epochs::decides;
@@ -171,8 +172,7 @@ impl Model {
     ) {
         let owners = self.owners();
         for (key, value) in found {
-            let winner =
-                self.claims_ip.winner(key, |slot| owners.ip_key(slot), |slot| owners.member(slot));
+            let winner = self.claims_ip.winner(key, |slot| owners.ip_key(slot), |slot| owners.member(slot));
             let wanted = winner.map(|(slot, flags)| {
                 note(&mut seen.by_ip, slot);
                 (self.endpoint(slot, flags, true), self.handle_of(slot))
@@ -193,8 +193,7 @@ impl Model {
     ) {
         let owners = self.owners();
         for (key, value) in found {
-            let winner =
-                self.claims_mac.winner(key, |slot| owners.mac_key(slot), |slot| owners.member(slot));
+            let winner = self.claims_mac.winner(key, |slot| owners.mac_key(slot), |slot| owners.member(slot));
             let wanted = winner.map(|(slot, flags)| {
                 note(&mut seen.by_mac, slot);
                 (self.endpoint(slot, flags, false), self.handle_of(slot))
@@ -263,4 +262,3 @@ fn differs<K: Copy>(
         None => false,
     }
 }
-

@@ -75,9 +75,7 @@ impl Facts {
     #[must_use]
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let (numbers, addresses) = bytes.split_at_checked(11 * 8)?;
-        let number = |at: usize| {
-            numbers.get(at * 8..at * 8 + 8)?.try_into().ok().map(u64::from_le_bytes)
-        };
+        let number = |at: usize| numbers.get(at * 8..at * 8 + 8)?.try_into().ok().map(u64::from_le_bytes);
         let size = |at| usize::try_from(number(at)?).ok();
         let addresses = addresses.chunks_exact(16).map(|bytes| {
             let bytes: [u8; 16] = bytes.try_into().unwrap_or_default();
@@ -141,11 +139,7 @@ impl Model {
     fn live_by(&mut self, facts: &Facts) {
         self.settings.addresses.clone_from(&facts.addresses);
         self.settings.limits = facts.limits;
-        let slots = Slots {
-            classes: facts.policy_room.0,
-            rules: facts.policy_room.1,
-            ..self.settings.slots
-        };
+        let slots = Slots { classes: facts.policy_room.0, rules: facts.policy_room.1, ..self.settings.slots };
         self.policy.bound_by(&Settings { slots, ..self.settings.clone() });
     }
 

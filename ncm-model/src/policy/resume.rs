@@ -50,9 +50,8 @@ impl Policy {
             })
             .collect();
         for (before, after) in &renumbered {
-            let sides = [false, true].map(|to_guest| {
-                formers.remove(&set_direction(*after, to_guest)).unwrap_or_default()
-            });
+            let sides = [false, true]
+                .map(|to_guest| formers.remove(&set_direction(*after, to_guest)).unwrap_or_default());
             self.renumber(*before, *after, sides);
         }
         renumbered.into_iter().collect()
@@ -62,7 +61,9 @@ impl Policy {
         let mut ops = std::mem::take(&mut self.ops);
         self.withdraw(before, &mut ops);
         self.ops = ops;
-        for waiting in [&mut self.dirty, &mut self.unbuilt, &mut self.again, &mut self.idle, &mut self.changed] {
+        for waiting in
+            [&mut self.dirty, &mut self.unbuilt, &mut self.again, &mut self.idle, &mut self.changed]
+        {
             waiting.remove(&before);
         }
         let Some(mut set) = self.sets.remove(&before) else { return };

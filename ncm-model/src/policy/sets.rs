@@ -53,7 +53,15 @@ struct Fault {
 
 impl Set {
     pub(super) fn new(groups: Box<[u32]>) -> Self {
-        Self { groups, holders: 1, sides: None, last_classes: [0; 2], former: Default::default(), size: Size::default(), refusal: None }
+        Self {
+            groups,
+            holders: 1,
+            sides: None,
+            last_classes: [0; 2],
+            former: Default::default(),
+            size: Size::default(),
+            refusal: None,
+        }
     }
 
     pub(super) fn groups(&self) -> &[u32] {

@@ -29,8 +29,19 @@ fn found(kernel: &Kernel) -> Found {
         };
     }
     all!(
-        names, rules, classes, subnets, ports, vnis, subnet_prefixes, vteps, routes, sources, source_prefixes,
-        devices, port_by_interface
+        names,
+        rules,
+        classes,
+        subnets,
+        ports,
+        vnis,
+        subnet_prefixes,
+        vteps,
+        routes,
+        sources,
+        source_prefixes,
+        devices,
+        port_by_interface
     )
 }
 
@@ -59,7 +70,8 @@ fn resume(first: &Node, mut model: Model) -> (Node, Changes) {
     let changes = reconcile(&mut model, &first.kernel);
     let mut second = Node { model, kernel: first.kernel.clone(), step: 1000, now: 1, ..Node::default() };
     second.kernel.hosts.clear();
-    let without_removals = changes.hosts.iter().filter(|change| matches!(change, crate::HostChange::Add { .. }));
+    let without_removals =
+        changes.hosts.iter().filter(|change| matches!(change, crate::HostChange::Add { .. }));
     second.kernel.apply(&Changes { hosts: without_removals.copied().collect(), ..changes.clone() });
     (second, changes)
 }
@@ -219,7 +231,9 @@ fn facts_are_kept() {
 fn bytes_that_are_no_snapshot_are_refused() {
     let mut model = Model::new(Settings::default(), &Seed::default());
     model.begin_replay();
-    for bytes in [&[1_u8][..], &[9, 1, 1, 0, 0, 0], &[1, 1, 1, 7, 0, 0], &[1, 1, 1, 0, 2, 9, 9, 0], &[1, 1, 1, 0, 200]] {
+    for bytes in
+        [&[1_u8][..], &[9, 1, 1, 0, 0, 0], &[1, 1, 1, 7, 0, 0], &[1, 1, 1, 0, 2, 9, 9, 0], &[1, 1, 1, 0, 200]]
+    {
         assert!(model.restore_others(bytes).is_err(), "{bytes:?}");
         assert!(model.restore_neighbours(bytes).is_err(), "{bytes:?}");
     }
