@@ -11,7 +11,7 @@ use crate::ncm_v1::{VerifyReply, VerifyRequest};
 /// Tells what differs. Exits with 1 if anything does and is not repaired.
 pub(super) async fn verify(global: &Global, repair: bool) -> Result<Exit, Failure> {
     let reply = ask(global, VerifyRequest { repair, prune: false }).await?;
-    show(global, &reply, |_| true)?;
+    show(global, &reply)?;
     let left = reply.unclaimed + reply.foreign;
     let mended = reply.missing + reply.different + reply.detached;
     Ok(if left == 0 && (repair || mended == 0) { Exit::Ok } else { Exit::Failed })
@@ -19,8 +19,10 @@ pub(super) async fn verify(global: &Global, repair: bool) -> Result<Exit, Failur
 
 /// Removes what nothing held claims, or only tells what that is.
 pub(super) async fn prune(global: &Global, dry_run: bool) -> Result<Exit, Failure> {
-    let reply = ask(global, VerifyRequest { repair: false, prune: !dry_run }).await?;
-    show(global, &reply, |kind| kind == Kind::Unclaimed)?;
+    let mut reply = ask(global, VerifyRequest { repair: false, prune: !dry_run }).await?;
+    reply.deviations.retain(|deviation| deviation.kind() == Kind::Unclaimed);
+    (reply.missing, reply.different, reply.detached, reply.foreign) = (0, 0, 0, 0);
+    show(global, &reply)?;
     Ok(Exit::Ok)
 }
 
@@ -29,11 +31,9 @@ async fn ask(global: &Global, request: VerifyRequest) -> Result<VerifyReply, Fai
     Ok(agent.operate.verify(request).await?.into_inner())
 }
 
-fn show(global: &Global, reply: &VerifyReply, which: impl Fn(Kind) -> bool) -> Result<(), Failure> {
-    let mut reply = reply.clone();
-    reply.deviations.retain(|deviation| which(deviation.kind()));
-    let json = Json::new()?.own("VerifyReply", &reply)?;
-    output::show(global.output, &json, || text(&reply))?;
+fn show(global: &Global, reply: &VerifyReply) -> Result<(), Failure> {
+    let json = Json::new()?.own("VerifyReply", reply)?;
+    output::show(global.output, &json, || text(reply))?;
     Ok(())
 }
 

@@ -70,7 +70,14 @@ impl Model {
     ///
     /// The bytes are none of [`Model::held_neighbours`].
     pub fn restore_neighbours(&mut self, bytes: &[u8]) -> Result<(), RestoreError> {
-        let mut bytes = Bytes(bytes);
+        // One that went after it was written has its tombstone already, and must not take it away.
+        let known = std::mem::take(&mut self.tombstones);
+        let restored = self.restore_each_neighbour(Bytes(bytes));
+        self.tombstones = known;
+        restored
+    }
+
+    fn restore_each_neighbour(&mut self, mut bytes: Bytes<'_>) -> Result<(), RestoreError> {
         while !bytes.0.is_empty() {
             let (version, request) = bytes.head()?;
             let state = bytes.bytes()?;
