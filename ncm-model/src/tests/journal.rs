@@ -100,8 +100,14 @@ fn held(node: &Node) -> Vec<StateView> {
     views
 }
 
-fn check(first: &Node, second: &Node, changes: &Changes) {
-    assert_eq!(held(first), held(second));
+/// `times`: the last pushes' are known too. A snapshot does not learn of a push that comes while it is made and changes nothing.
+fn check(first: &Node, second: &Node, changes: &Changes, times: bool) {
+    let views = |node| {
+        let mut views = held(node);
+        views.iter_mut().filter(|_| !times).for_each(|view| view.time = 0);
+        views
+    };
+    assert_eq!(views(first), views(second));
     assert_eq!(first.model.version, second.model.version);
     let buried = |node: &Node| -> Vec<(u8, String, u32, u64)> {
         let all = node.model.tombstones.iter();
@@ -178,7 +184,7 @@ proptest! {
             while model.replay_step(&mut run, step) == Progress::More {}
         }
         let (second, changes) = resume(&first, model);
-        check(&first, &second, &changes);
+        check(&first, &second, &changes, true);
     }
 
     #[test]
@@ -212,7 +218,7 @@ proptest! {
             while model.replay_step(&mut run, step) == Progress::More {}
         }
         let (second, changes) = resume(&first, model);
-        check(&first, &second, &changes);
+        check(&first, &second, &changes, during.is_empty());
     }
 }
 
