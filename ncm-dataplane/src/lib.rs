@@ -25,7 +25,7 @@ use std::path::PathBuf;
 
 use ncm_common::tables::{TABLES, TableSpec};
 
-pub use attach::{Attachment, Foreign, Hook};
+pub use attach::{Attachment, Foreign, Holder, Hook, held_by_another};
 pub use by_port::{OfPort, PortTables};
 pub use error::Error;
 pub use log::{LogLevel, ProgramLog};

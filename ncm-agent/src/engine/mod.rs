@@ -133,10 +133,11 @@ impl Engine {
     pub async fn start(config: Config, _instance: &InstanceLock) -> anyhow::Result<Self> {
         let journal = journal::open(&config)?;
         let mut kernel = Kernel::open().context("cannot use netlink")?;
+        wire::refuse_held_uplinks(&config, &mut kernel).await?;
+        let dataplane = Dataplane::open(&options(&config)).context("cannot load the dataplane")?;
         if config.guest.closed_defaults {
             guests::close_defaults()?;
         }
-        let dataplane = Dataplane::open(&options(&config)).context("cannot load the dataplane")?;
         flows::set_timeouts(&config.flows, dataplane.tables())?;
         let seed = seed(dataplane.tables())?;
         let mut links = Links::open().await.context("cannot follow the host's interfaces")?;

@@ -3,9 +3,9 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use ncm_common::tables::{Name, NameKey, Node, name_kinds, node_flags};
-use ncm_dataplane::{Dataplane, Hook, Tables};
+use ncm_dataplane::{Dataplane, Holder, Hook, Tables, held_by_another};
 
 use super::Shared;
 use super::guests::Interfaces;
@@ -15,6 +15,26 @@ use crate::netlink::relay::{self, Relay};
 use crate::netlink::underlay::{Adopted, Settings, TableSink, TableWrite, Underlay};
 use crate::netlink::{Kernel, Link};
 use crate::telemetry::own;
+
+/// An underlay interface has one agent. Which one shows by the programs there, whether that agent runs or not.
+pub(super) async fn refuse_held_uplinks(config: &Config, kernel: &mut Kernel) -> anyhow::Result<()> {
+    for name in &config.underlay.interfaces {
+        let Some(link) = kernel.link(name).await? else { continue };
+        let xdp = kernel.native_xdp(name).await?;
+        let holder = held_by_another(&config.paths.bpffs, &config.instance, link.index, xdp)?;
+        let Some(Holder { instance, program, id }) = holder else { continue };
+        let (whose, remedy) = match instance {
+            Some(other) => {
+                (format!("of instance {other:?}"), format!("`ncm-agent --instance {other} --teardown` removes that one"))
+            }
+            None => ("of another agent".to_owned(), "end that one".to_owned()),
+        };
+        bail!(
+            "the underlay interface {name} has the program {program} (id {id}) {whose}, and one agent only can take its              frames: {remedy}, or give this one other underlay.interfaces"
+        );
+    }
+    Ok(())
+}
 
 /// Makes the relay device and attaches its program, if there is a tunnel.
 pub(super) async fn relay(
