@@ -1,9 +1,5 @@
 //! The daemon: starts everything in order, says when it is ready, and stops when told to.
 
-use std::io;
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -18,6 +14,7 @@ use crate::engine::{Engine, InstanceLock};
 use crate::fault;
 use crate::hand_up;
 use crate::netlink::{Kernel, relay, underlay};
+use crate::supervisor;
 use crate::telemetry::{log, prometheus};
 
 /// How long work in progress may go on after the signal to stop.
@@ -70,7 +67,7 @@ async fn serve(config: Config, instance: &InstanceLock) -> anyhow::Result<()> {
         let engine = engine.clone();
         fault::supervise("the metrics endpoint", prometheus::serve(listener, move || engine.families()));
     }
-    notify("READY=1");
+    supervisor::notify(supervisor::READY);
     for listener in &config.api.listeners {
         tracing::info!(%listener, "goal states are taken here");
     }
@@ -81,7 +78,7 @@ async fn serve(config: Config, instance: &InstanceLock) -> anyhow::Result<()> {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
-        notify("STOPPING=1");
+        supervisor::notify(supervisor::STOPPING);
         tracing::info!("the agent stops; what it programmed goes on forwarding");
     })
     .await;
@@ -143,19 +140,4 @@ fn guests(config: &Config) -> Vec<u32> {
     let attachments = reader.and_then(|reader| reader.attachments()).unwrap_or_default();
     let of_guests = attachments.iter().filter(|attachment| attachment.hook == ncm_dataplane::Hook::GuestTc);
     of_guests.map(|attachment| attachment.ifindex).filter(|index| *index != 0).collect()
-}
-
-/// Tells the service supervisor how far we are (sd_notify(3)); nothing happens where there is none.
-fn notify(state: &str) {
-    let Some(target) = std::env::var_os("NOTIFY_SOCKET") else { return };
-    let address = match target.as_bytes().strip_prefix(b"@") {
-        Some(name) => SocketAddr::from_abstract_name(name),
-        None => SocketAddr::from_pathname(&target),
-    };
-    let sent = address.and_then(|address| -> io::Result<usize> {
-        UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address)
-    });
-    if let Err(error) = sent {
-        tracing::warn!(%error, state, "cannot tell the service supervisor");
-    }
 }
