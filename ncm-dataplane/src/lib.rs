@@ -184,6 +184,12 @@ impl Dataplane {
         attach::on_hook(hook, ifindex)
     }
 
+    /// The kernel's name of any program (at most 15 bytes), by its id; `?` if it is gone.
+    #[must_use]
+    pub fn program_name(&self, id: u32) -> String {
+        programs::name_of(id)
+    }
+
     /// What the kernel says of the loaded programs.
     ///
     /// # Errors

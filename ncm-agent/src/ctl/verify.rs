@@ -12,9 +12,9 @@ use crate::ncm_v1::{VerifyReply, VerifyRequest};
 pub(super) async fn verify(global: &Global, repair: bool) -> Result<Exit, Failure> {
     let reply = ask(global, VerifyRequest { repair, prune: false }).await?;
     show(global, &reply, |_| true)?;
-    let left = reply.unclaimed + reply.foreign;
-    let mended = reply.missing + reply.different + reply.detached;
-    Ok(if left == 0 && (repair || mended == 0) { Exit::Ok } else { Exit::Failed })
+    let wrong = if repair { 0 } else { reply.missing + reply.different };
+    let left = reply.unclaimed + reply.foreign + reply.detached.saturating_sub(reply.attached) + wrong;
+    Ok(if left == 0 { Exit::Ok } else { Exit::Failed })
 }
 
 /// Removes what nothing held claims, or only tells what that is.
@@ -63,8 +63,9 @@ fn text(reply: &VerifyReply) -> String {
         true => "everything is as it should be\n".to_owned(),
         false => format!("{}\n", counts.join(", ")),
     });
-    if reply.written + reply.removed > 0 {
-        text.push_str(&format!("{} entries written, {} removed\n", reply.written, reply.removed));
+    if reply.written + reply.removed + reply.attached > 0 {
+        let VerifyReply { written, removed, attached, .. } = reply;
+        text.push_str(&format!("{written} entries written, {removed} removed, {attached} programs attached\n"));
     }
     text
 }
