@@ -112,7 +112,7 @@ async fn start(config: &Config, instance: &InstanceLock) -> anyhow::Result<Engin
 /// An agent runs under that name, or something cannot be removed.
 pub fn teardown(config: &Config) -> anyhow::Result<()> {
     log::start(&config.log);
-    let _lock = InstanceLock::take(&config.paths.run, &config.instance)?;
+    let lock = InstanceLock::take(&config.paths.run, &config.instance)?;
     let name = relay::device_name(&config.instance);
     let guests = guests(config);
     // The relay goes before its program does: without one, its frames would reach the host's own stack.
@@ -130,6 +130,9 @@ pub fn teardown(config: &Config) -> anyhow::Result<()> {
             format!("cannot remove the relay device {name} and set the guests' interfaces down")
         })?;
     ncm_dataplane::teardown(&config.paths.bpffs, &config.instance)?;
+    // An agent that was killed has left its sockets.
+    server::remove_sockets(&config.api).context("cannot remove a socket that is left")?;
+    lock.discard().context("cannot remove the lock file")?;
     tracing::info!(instance = config.instance, "everything of the instance is removed");
     Ok(())
 }

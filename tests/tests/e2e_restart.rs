@@ -127,3 +127,39 @@ fn a_second_agent_on_an_uplink_is_refused_and_the_first_is_not_touched() {
         on.expect_no_loss()
     });
 }
+
+/// What a host has that an agent could have left: devices, addresses, neighbours that are kept, programs, pins, sockets, files.
+fn traces(host: &Host) -> Result<String> {
+    let script = "ip -o link | awk '{print $2}'; ip -o address | awk '{print $2, $4}'; ip -6 route | sort; ip route | sort; \
+                  ip neigh show | grep managed; tc qdisc show | grep -v noqueue; bpftool net show; \
+                  find /sys/fs/bpf -mindepth 1; ls /run/ncm; ss -Hluln; ls /proc/net/vlan 2>/dev/null; true";
+    host.ns.run_words(&["sh", "-c", script])
+}
+
+#[test]
+fn a_teardown_leaves_nothing_and_the_next_start_has_everything_again() {
+    Lab::story(|lab| {
+        let mut cloud = cloud(&[("a", 11)]);
+        cloud.port("b", "web", "10.1.0.12", "host2");
+        let net = TwoHosts::unstarted(lab, HostOptions::default())?;
+        let (a, b) = (cloud.guest(lab, &net.host1, "a")?, cloud.guest(lab, &net.host2, "b")?);
+        net.host2.start()?;
+        let host = &net.host1;
+        let before = traces(host)?;
+        host.start()?;
+        net.push(&cloud)?;
+        a.expect_ping(b.ip())?;
+        let program = binary("ncm-agent")?.to_string_lossy().into_owned();
+        let teardown = [program.as_str(), "--config", "/run/host1.toml", "--teardown"];
+        let refused = host.ns.outcome(&teardown)?;
+        ensure!(!refused.success && refused.stderr.contains("host1"), "{}", refused.stderr);
+        a.expect_ping(b.ip()).context("after a teardown that was refused")?;
+        host.kill();
+        host.ns.run_words(&teardown)?;
+        let after = traces(host)?;
+        ensure!(after == before, "{before}\nbefore, and now\n{after}");
+        a.expect_no_ping(b.ip())?;
+        host.start()?;
+        a.expect_ping(b.ip()).context("the journal knows it all")
+    });
+}

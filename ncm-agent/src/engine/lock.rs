@@ -13,6 +13,7 @@ use nix::sys::socket::{getsockopt, sockopt};
 /// The instance is ours until this is dropped; the kernel also drops it with the process.
 #[derive(Debug)]
 pub struct InstanceLock {
+    path: PathBuf,
     _file: Flock<File>,
     _name: UnixListener,
 }
@@ -75,7 +76,16 @@ impl InstanceLock {
             .and_then(|()| file.rewind())
             .and_then(|()| writeln!(file, "{}", std::process::id()));
         written.map_err(failed)?;
-        Ok(Self { _file: file, _name: take_name(instance)? })
+        Ok(Self { _file: file, _name: take_name(instance)?, path })
+    }
+
+    /// Lets go of the instance, and of the file too. Somebody who waits for it has the name to be told apart by.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be removed.
+    pub fn discard(self) -> io::Result<()> {
+        fs::remove_file(&self.path)
     }
 }
 
@@ -112,7 +122,9 @@ mod tests {
         }
         InstanceLock::take(&directory, &two).expect("another name is free");
         drop(first);
-        InstanceLock::take(&directory, &one).expect("free again");
+        let last = InstanceLock::take(&directory, &one).expect("free again");
+        last.discard().expect("can be removed");
+        assert!(!directory.join(format!("{one}.lock")).exists());
         fs::remove_dir_all(&directory).expect("can be removed");
     }
 }
