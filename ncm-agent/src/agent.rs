@@ -18,7 +18,10 @@ use crate::supervisor;
 use crate::telemetry::{log, prometheus};
 
 /// How long work in progress may go on after the signal to stop.
-const STOP_WITHIN: Duration = Duration::from_millis(500);
+const STOP_WITHIN: Duration = Duration::from_millis(400);
+
+/// How long the journal may take to make durable what nobody was answered yet.
+const CLOSE_WITHIN: Duration = Duration::from_millis(300);
 
 /// Runs the agent until SIGTERM or SIGINT. What is in the kernel stays and goes on forwarding.
 ///
@@ -82,7 +85,9 @@ async fn serve(config: Config, instance: &InstanceLock) -> anyhow::Result<()> {
         tracing::info!("the agent stops; what it programmed goes on forwarding");
     })
     .await;
-    last.close().await;
+    if tokio::time::timeout(CLOSE_WITHIN, last.close()).await.is_err() {
+        tracing::warn!("the journal's disk is slow: what came last and was not answered may not be kept");
+    }
     served
 }
 
