@@ -88,9 +88,8 @@ fn a_million_on_their_way_do_not_keep_the_agent_from_stopping_within_a_second() 
         host.kill();
         host.start()?;
         host.expect_ncmctl(&["verify"])?;
-        let text = host.expect_ncmctl(&["get", "-o", "json"])?;
-        let held = text.matches("-1111-4222-8333-").count();
-        ensure!(held == 1_000_000 || (held == 0 && !answered), "{held} of a million are known again");
+        let held = host.metric(&["ncm_table_entries{", "\"endpoints_mac\""])? as u32;
+        ensure!(held >= 1_000_000 || (held < 10 && !answered), "{held} of a million are known again");
         Ok(())
     });
 }
