@@ -264,41 +264,6 @@ fn on_a_full_disk_senders_are_told_and_with_room_everything_is_kept_again() {
     });
 }
 
-#[test]
-fn what_is_done_behind_the_agents_back_is_found_named_and_repaired() {
-    Lab::story(|lab| {
-        let cloud = cloud();
-        let net = TwoHosts::new(lab, HostOptions::default())?;
-        let [a, b, _c] = guests(lab, &net, &cloud)?;
-        net.push(&cloud)?;
-        let host = &net.host1;
-        a.expect_ping(b.ip())?;
-        host.expect_ncmctl(&["verify"])?;
-
-        let pins = "/sys/fs/bpf/ncm/host1/v2";
-        // The guest's program is taken away.
-        let ifindex = host.ns.ifindex(&Cloud::interface("a"))?.context("a's interface")?;
-        host.ns.run(&format!("bpftool link detach pinned {pins}/links/guest_tc-{ifindex}"))?;
-        // A neighbour's entry is deleted.
-        let key = "64 00 00 00 02 16 0a 01 00 0c 00 00";
-        host.ns.run(&format!("bpftool map delete pinned {pins}/maps/ENDPOINTS_MAC key hex {key}"))?;
-        // A VNI is added.
-        host.ns.run(&format!(
-            "bpftool map update pinned {pins}/maps/VNIS key hex 09 00 00 00 value hex 01 00 00 00 00 00 00 00"
-        ))?;
-
-        let verified = host.ncmctl(&["verify"])?;
-        ensure!(!verified.success, "{}", verified.stdout);
-        for expected in ["detached", "guest_tc", "missing", "endpoints_mac", "unclaimed", "vnis"] {
-            ensure!(verified.stdout.contains(expected), "{expected} is not in\n{}", verified.stdout);
-        }
-        host.expect_ncmctl(&["prune"])?;
-        host.expect_ncmctl(&["verify", "--repair"])?;
-        host.expect_ncmctl(&["verify"])?;
-        a.expect_ping(b.ip())
-    });
-}
-
 /// Neighbours of one batch, created or deleted.
 fn batch(all: &[NeighborState], number: usize, operation: OperationType) -> Vec<NeighborState> {
     let begin = number % BATCHES * BATCH;

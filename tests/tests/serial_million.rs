@@ -6,6 +6,8 @@ use anyhow::{Result, ensure};
 use ncm_model::wire::{GoalState, OperationStatus};
 use ncm_tests::many;
 use ncm_tests::testbed::{HostOptions, Lab, TwoHosts};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use prost::Message as _;
 
 #[test]
@@ -48,6 +50,48 @@ fn with_a_million(lab: &Lab, options: HostOptions) -> Result<(TwoHosts, Duration
     let (reply, time) = net.host1.agent().push_encoded(message.encode_to_vec().into())?;
     ensure!(reply.count(OperationStatus::Failure) == 0, "FAILURE among a million neighbours");
     Ok((net, time))
+}
+
+/// Whether a process has ended; it is its parent's to be waited for.
+fn has_ended(process: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat"));
+    stat.map_or(true, |stat| stat.rsplit_once(')').is_some_and(|(_, rest)| rest.starts_with(" Z")))
+}
+
+#[test]
+fn a_million_on_their_way_do_not_keep_the_agent_from_stopping_within_a_second() {
+    Lab::story(|lab| {
+        let options = HostOptions::default().with("capacity", "endpoints", "1100000");
+        let net = TwoHosts::unstarted(lab, options)?;
+        let host = &net.host1;
+        host.start()?;
+        host.agent().push_v2(&many::cloud().goal_state_v2("host1"))?;
+        let message = GoalState {
+            format_version: 101,
+            neighbor_states: many::neighbors("web", "red", 1_000_000, net.host2.address),
+            ..Default::default()
+        };
+        let process = host.agent_mut().process().id();
+        let stopper = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(800));
+            let begin = Instant::now();
+            kill(Pid::from_raw(process as i32), Signal::SIGTERM)?;
+            while !has_ended(process) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            anyhow::Ok(begin.elapsed())
+        });
+        let answered = host.agent().push_encoded(message.encode_to_vec().into()).is_ok();
+        let stopped = stopper.join().map_err(|_| anyhow::anyhow!("the stopper panicked"))??;
+        println!("stopped after {stopped:?}, answered: {answered}");
+        ensure!(stopped < Duration::from_secs(1), "it took {stopped:?} to stop");
+        host.kill();
+        host.start()?;
+        host.expect_ncmctl(&["verify"])?;
+        let held = host.metric(&["ncm_table_entries{", "\"endpoints_mac\""])? as u32;
+        ensure!(held >= 1_000_000 || (held < 10 && !answered), "{held} of a million are known again");
+        Ok(())
+    });
 }
 
 /// The journal is on a disk: in memory it would cost nothing.

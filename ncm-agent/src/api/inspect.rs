@@ -452,6 +452,7 @@ impl Operate for Inspection {
             foreign,
             written,
             removed,
+            attached: verified.attached,
         }))
     }
 

@@ -15,11 +15,11 @@ const EARLIEST: Duration = Duration::from_secs(1_577_836_800);
 
 /// Opens the journal, if there is to be one: what is wrong with it shows before anything is changed.
 pub(super) fn open(config: &Config) -> anyhow::Result<Option<Journal>> {
+    check_clock(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default())?;
     if !config.store.journal {
         tracing::warn!("store.journal is false: what is accepted is lost with the agent");
         return Ok(None);
     }
-    check_clock(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default())?;
     Ok(Some(Journal::open(&config.paths.state.join(&config.instance), &config.instance)?))
 }
 

@@ -14,6 +14,7 @@ mod journal;
 mod leftover_sets;
 mod leftovers;
 mod lock;
+mod own_tables;
 mod reconcile;
 mod snapshot;
 mod status;
@@ -51,6 +52,7 @@ pub use times::Times;
 pub use verify::{Deviation, DeviationKind, Remedy, Verified};
 
 use guests::Interfaces;
+use own_tables::OwnTables;
 use writer::Job;
 
 /// Steps that the model may be ahead of the writer.
@@ -70,6 +72,7 @@ pub(crate) struct Shared {
     config: Config,
     model: Mutex<Model>,
     dataplane: Dataplane,
+    own: Arc<OwnTables>,
     writer: Sender<Job>,
     /// The journal, if there is one.
     store: Option<Store>,
@@ -133,17 +136,18 @@ impl Engine {
     pub async fn start(config: Config, _instance: &InstanceLock) -> anyhow::Result<Self> {
         let journal = journal::open(&config)?;
         let mut kernel = Kernel::open().context("cannot use netlink")?;
+        wire::refuse_held_uplinks(&config, &mut kernel).await?;
+        let dataplane = Dataplane::open(&options(&config)).context("cannot load the dataplane")?;
         if config.guest.closed_defaults {
             guests::close_defaults()?;
         }
-        let dataplane = Dataplane::open(&options(&config)).context("cannot load the dataplane")?;
-        flows::set_timeouts(&config.flows, dataplane.tables())?;
+        let own = Arc::new(OwnTables::adopt(dataplane.tables(), &flows::timeouts(&config.flows))?);
         let seed = seed(dataplane.tables())?;
         let mut links = Links::open().await.context("cannot follow the host's interfaces")?;
         let interfaces = Interfaces::read(&mut links).await?;
         let relay = wire::relay(&config, &mut kernel, &dataplane).await?;
-        wire::node(&config, relay.as_ref(), &dataplane)?;
-        let underlay = wire::underlay(&config, &dataplane).await?;
+        wire::node(&config, relay.as_ref(), &own)?;
+        let underlay = wire::underlay(&config, &own).await?;
         let leftover = leftover_sets::LeftoverSets::new(&seed.names);
         let begin = || {
             let mut model = Model::new(settings(&config, dataplane.tables()), &seed);
@@ -158,6 +162,7 @@ impl Engine {
         let shared = Arc::new(Shared {
             model: Mutex::new(model),
             dataplane,
+            own,
             writer: jobs,
             store,
             underlay,

@@ -9,15 +9,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ncm_common::Plain;
-use ncm_dataplane::{Hook, Table};
+use ncm_dataplane::{Foreign, Hook, Table};
 use ncm_model::{Changes, Delta, Seen};
 use tokio::time::sleep;
 
+use super::own_tables::Differences;
 use super::reconcile::{Repaired, find};
 use super::status::Role;
 use super::{Engine, MESSAGES_AT_ONCE, Shared};
 use crate::fault;
-use crate::inspect::{Names, describe};
+use crate::hand_up::device_names;
+use crate::inspect::{Description, Names, describe};
+use crate::netlink::Kernel;
 use crate::telemetry::own;
 
 /// Endpoints compared while the model is locked.
@@ -69,6 +72,8 @@ pub struct Verified {
     pub counts: [u64; 5],
     /// Entries that were written, and removed.
     pub repaired: (u64, u64),
+    /// Programs that were attached again.
+    pub attached: u64,
 }
 
 impl Verified {
@@ -123,8 +128,8 @@ impl Engine {
     pub async fn verify(&self, remedy: Remedy) -> anyhow::Result<Verified> {
         let verified = self.compare(remedy).await?;
         let [missing, different, unclaimed, detached, foreign] = verified.counts;
-        let mended = if remedy.repair { 0 } else { missing + different + detached };
-        own::DEVIATIONS.set(mended + foreign);
+        let wrong = if remedy.repair { 0 } else { missing + different };
+        own::DEVIATIONS.set(wrong + detached - verified.attached + foreign);
         own::UNCLAIMED.set(if remedy.prune { 0 } else { unclaimed });
         Ok(verified)
     }
@@ -133,10 +138,17 @@ impl Engine {
         let shared = &self.shared;
         let uplinks = shared.uplinks().await;
         let mut verified = Verified::default();
-        shared.verify_hooks(&mut verified);
-        if remedy.repair && verified.counts.iter().sum::<u64>() > 0 {
-            shared.attach_again().await;
+        let lost = shared.verify_hooks(&mut verified).await;
+        if remedy.repair {
+            verified.attached = shared.attach_again(&lost).await;
         }
+        let own = Arc::clone(shared);
+        let mut verified = tokio::task::spawn_blocking(move || -> anyhow::Result<Verified> {
+            let mut told = own.told(&mut verified);
+            verified.repaired = own.own.compare(&mut told, remedy.repair, remedy.prune)?;
+            Ok(verified)
+        })
+        .await??;
         let own = Arc::clone(shared);
         let looked = uplinks.clone();
         let suspicious =
@@ -154,7 +166,8 @@ impl Engine {
             if remedy.repair || remedy.prune {
                 // Without the one, the other alone has nothing to write: what is held is as it should be, or stays as it is.
                 let Repaired { written, removed } = own.repair_all(&uplinks, false, remedy.prune)?;
-                verified.repaired = (written as u64, removed as u64);
+                verified.repaired.0 += written as u64;
+                verified.repaired.1 += removed as u64;
             }
             if remedy.prune
                 && let Some(store) = &own.store
@@ -208,12 +221,17 @@ impl Shared {
         Ok(changes)
     }
 
+    /// Who tells of deviations, by the names that tables have for things.
+    fn told<'a>(&self, verified: &'a mut Verified) -> Told<'a> {
+        let interfaces: Vec<(u32, String)> =
+            self.status().values().map(|status| (status.ifindex, status.name.clone())).collect();
+        let names = self.dataplane.tables().names.entries().unwrap_or_default();
+        Told { names: Names::new(names, interfaces), verified }
+    }
+
     fn tell(&self, changes: &Changes, verified: &mut Verified) {
         let tables = self.dataplane.tables();
-        let interfaces =
-            self.status().values().map(|status| (status.ifindex, status.name.clone())).collect::<Vec<_>>();
-        let names = Names::new(tables.names.entries().unwrap_or_default(), interfaces);
-        let mut told = Told { names, verified };
+        let mut told = self.told(verified);
         told.table(&tables.names, &changes.names);
         told.table(&tables.rules, &changes.rules);
         told.table(&tables.classes, &changes.classes);
@@ -231,9 +249,8 @@ impl Shared {
         told.table(&tables.port_by_interface, &changes.port_by_interface);
     }
 
-    /// Where our programs should run, and what runs there.
-    fn verify_hooks(&self, verified: &mut Verified) {
-        let attached = self.dataplane.attachments();
+    /// Where our programs should run.
+    fn expected_hooks(&self) -> Vec<(Hook, u32, String)> {
         let mut expected: Vec<(Hook, u32, String)> = Vec::new();
         for status in self.status().values() {
             let Some(hook) = status.hook else { continue };
@@ -242,53 +259,76 @@ impl Shared {
                 expected.push((Hook::GuestTc, status.ifindex, status.name.clone()));
             }
         }
-        for (hook, ifindex, name) in expected {
-            let ours = attached.iter().find(|other| other.hook == hook && other.ifindex == ifindex);
-            // An interface has one native XDP program, and the kernel lists those of all namespaces.
-            let on_hook = match hook.is_xdp() {
-                true => Vec::new(),
-                false => self.dataplane.on_hook(hook, ifindex).unwrap_or_default(),
-            };
-            let first = on_hook.first();
-            let place = hook.to_string();
-            let key = format!("{name} ({ifindex})");
-            let expected = hook.program().to_owned();
-            let others = on_hook.iter().take_while(|other| ours.is_none_or(|ours| other.link != ours.link));
-            let found: Vec<String> = others
-                .map(|other| format!("{} (program {}, link {})", other.name, other.program, other.link))
-                .collect();
-            let found = found.join(", ");
-            if ours.is_none() {
-                verified.add(Deviation { kind: DeviationKind::Detached, place, key, expected, found });
-            } else if first.is_some_and(|first| ours.is_some_and(|ours| first.link != ours.link)) {
-                verified.add(Deviation { kind: DeviationKind::Foreign, place, key, expected, found });
-            }
+        let hand_up = self.own.node().hand_up_ifindex;
+        if hand_up != 0 {
+            let (name, _) = device_names(&self.config.instance);
+            expected.push((Hook::HandUpTc, hand_up, name.clone()));
+            expected.push((Hook::HandDownTc, hand_up, name));
         }
+        expected
     }
 
-    /// Puts programs back where they were detached.
-    async fn attach_again(&self) {
+    /// Compares what runs where our programs should, and gives the places where they do not.
+    async fn verify_hooks(&self, verified: &mut Verified) -> Vec<(Hook, u32, String)> {
         let attached = self.dataplane.attachments();
-        let lost: Vec<(Hook, u32, String)> = self
-            .status()
-            .values()
-            .filter_map(|status| Some((status.hook?, status.ifindex, status.role, status.name.clone())))
-            .flat_map(|(hook, ifindex, role, name)| {
-                let second = (role == Role::Guest && hook != Hook::GuestTc).then_some(Hook::GuestTc);
-                [Some(hook), second].into_iter().flatten().map(move |hook| (hook, ifindex, name.clone()))
-            })
-            .filter(|(hook, ifindex, _)| {
-                !attached.iter().any(|other| other.hook == *hook && other.ifindex == *ifindex)
-            })
-            .collect();
+        let mut lost = Vec::new();
+        for (hook, ifindex, name) in self.expected_hooks() {
+            let ours = attached.iter().find(|other| other.hook == hook && other.ifindex == ifindex);
+            let others: Vec<String> = match (hook.is_xdp(), ours) {
+                // An interface has one native XDP program.
+                (true, Some(_)) => Vec::new(),
+                (true, None) => self.native_xdp(&name).await.into_iter().collect(),
+                (false, ours) => {
+                    let on_hook = self.dataplane.on_hook(hook, ifindex).unwrap_or_default();
+                    let before = on_hook.iter().take_while(|other| ours.is_none_or(|ours| other.link != ours.link));
+                    let shown = |other: &Foreign| {
+                        format!("{} (program {}, link {})", other.name, other.program, other.link)
+                    };
+                    before.map(shown).collect()
+                }
+            };
+            let kind = match ours {
+                Some(_) if others.is_empty() => continue,
+                Some(_) => DeviationKind::Foreign,
+                None => DeviationKind::Detached,
+            };
+            verified.add(Deviation {
+                kind,
+                place: hook.to_string(),
+                key: format!("{name} ({ifindex})"),
+                expected: hook.program().to_owned(),
+                found: others.join(", "),
+            });
+            if ours.is_none() {
+                lost.push((hook, ifindex, name));
+            }
+        }
+        lost
+    }
+
+    /// What runs natively at XDP on an interface.
+    async fn native_xdp(&self, name: &str) -> Option<String> {
+        let id = Kernel::open().ok()?.native_xdp(name).await.ok()??;
+        Some(format!("{} (program {id})", self.dataplane.program_name(id)))
+    }
+
+    /// Puts programs back where they were detached, and says how many.
+    async fn attach_again(&self, lost: &[(Hook, u32, String)]) -> u64 {
+        // Interfaces may be taken over at the same time.
+        let _alone = self.interfaces.lock().await;
+        let mut attached = 0;
         for (hook, ifindex, name) in lost {
-            match self.dataplane.attach(hook, ifindex) {
-                Ok(_) => tracing::warn!(interface = name, %hook, "a program that was detached is back"),
+            match self.dataplane.attach(*hook, *ifindex) {
+                Ok(_) => {
+                    tracing::warn!(interface = name, %hook, "a program that was detached is back");
+                    attached += 1;
+                }
                 Err(error) => {
-                    tracing::error!(interface = name, "a program cannot be attached again: {error}")
+                    tracing::error!(interface = name, "a program cannot be attached again: {error}");
                 }
             }
         }
+        attached
     }
 }
 
@@ -300,43 +340,79 @@ struct Told<'a> {
 
 impl Told<'_> {
     fn table<K: Plain + Eq + Hash, V: Plain>(&mut self, table: &Table<K, V>, delta: &Delta<K, V>) {
-        let name = table.spec().name.to_ascii_lowercase();
-        let described = describe(&name);
-        let names = &self.names;
-        let shown = |key: &K, value: &V| {
-            let row = described.as_ref().and_then(|table| table.row(key.as_bytes(), value.as_bytes(), names));
-            let row = row.unwrap_or_default();
-            let columns = described.as_ref().map(|table| table.value_columns).unwrap_or_default();
-            let values = row.len().saturating_sub(columns.len());
-            let values =
-                columns.iter().zip(&row[values..]).map(|(column, value)| format!("{column}={value}"));
-            values.collect::<Vec<_>>().join(" ")
-        };
-        let key_text = |key: &K| {
-            described.as_ref().and_then(|table| table.key_text(key.as_bytes(), names)).unwrap_or_default()
-        };
+        let described = describe(&table.spec().name.to_ascii_lowercase());
         for put in &delta.put {
-            let found = table.get(&put.key).ok().flatten().filter(|found| *found != V::zeroed());
-            let kind = if found.is_some() { DeviationKind::Different } else { DeviationKind::Missing };
-            let deviation = Deviation {
-                kind,
-                place: name.clone(),
-                key: key_text(&put.key),
-                expected: shown(&put.key, &put.value),
-                found: found.map(|found| shown(&put.key, &found)).unwrap_or_default(),
-            };
-            self.verified.add(deviation);
+            self.put(table, described.as_ref(), &put.key, &put.value);
         }
         for key in &delta.del {
-            let Some(found) = table.get(key).ok().flatten() else { continue };
-            let deviation = Deviation {
-                kind: DeviationKind::Unclaimed,
-                place: name.clone(),
-                key: key_text(key),
-                expected: String::new(),
-                found: shown(key, &found),
-            };
-            self.verified.add(deviation);
+            self.gone(table, described.as_ref(), key);
         }
+    }
+
+    fn put<K: Plain, V: Plain>(
+        &mut self,
+        table: &Table<K, V>,
+        described: Option<&Description>,
+        key: &K,
+        value: &V,
+    ) {
+        let found = table.get(key).ok().flatten();
+        let found = found.filter(|found| found.as_bytes() != V::zeroed().as_bytes());
+        let kind = if found.is_some() { DeviationKind::Different } else { DeviationKind::Missing };
+        let deviation = Deviation {
+            kind,
+            place: table.spec().name.to_ascii_lowercase(),
+            key: self.key(described, key),
+            expected: self.value(described, key, value),
+            found: found.map(|found| self.value(described, key, &found)).unwrap_or_default(),
+        };
+        self.verified.add(deviation);
+    }
+
+    fn gone<K: Plain, V: Plain>(
+        &mut self,
+        table: &Table<K, V>,
+        described: Option<&Description>,
+        key: &K,
+    ) {
+        let Some(found) = table.get(key).ok().flatten() else { return };
+        let deviation = Deviation {
+            kind: DeviationKind::Unclaimed,
+            place: table.spec().name.to_ascii_lowercase(),
+            key: self.key(described, key),
+            expected: String::new(),
+            found: self.value(described, key, &found),
+        };
+        self.verified.add(deviation);
+    }
+
+    fn key<K: Plain>(&self, described: Option<&Description>, key: &K) -> String {
+        described.and_then(|table| table.key_text(key.as_bytes(), &self.names)).unwrap_or_default()
+    }
+
+    fn value<K: Plain, V: Plain>(
+        &self,
+        described: Option<&Description>,
+        key: &K,
+        value: &V,
+    ) -> String {
+        let row = described.and_then(|table| table.row(key.as_bytes(), value.as_bytes(), &self.names));
+        let row = row.unwrap_or_default();
+        let columns = described.map(|table| table.value_columns).unwrap_or_default();
+        let values = row.len().saturating_sub(columns.len());
+        let values = columns.iter().zip(&row[values..]).map(|(column, value)| format!("{column}={value}"));
+        values.collect::<Vec<_>>().join(" ")
+    }
+}
+
+impl Differences for Told<'_> {
+    fn wrong<V: Plain + PartialEq>(&mut self, table: &Table<u32, V>, key: u32, expected: &V) {
+        let described = describe(&table.spec().name.to_ascii_lowercase());
+        self.put(table, described.as_ref(), &key, expected);
+    }
+
+    fn unclaimed<V: Plain + PartialEq>(&mut self, table: &Table<u32, V>, key: u32) {
+        let described = describe(&table.spec().name.to_ascii_lowercase());
+        self.gone(table, described.as_ref(), &key);
     }
 }

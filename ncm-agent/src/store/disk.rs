@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
+use nix::unistd::{AccessFlags, access};
 
 /// A directory of files. What is not made durable by [`Append::sync`] (contents) and [`Disk::sync`] (names) may be gone, or be there
 /// in part, after a power cut.
@@ -48,6 +49,8 @@ impl HostDisk {
     /// Opens a directory, made if missing. `None`: somebody else has it.
     pub(super) fn open(path: &Path) -> io::Result<Option<Self>> {
         fs::create_dir_all(path)?;
+        // Found out now, and not when tables and programs are there.
+        access(path, AccessFlags::R_OK | AccessFlags::W_OK | AccessFlags::X_OK)?;
         match Flock::lock(File::open(path)?, FlockArg::LockExclusiveNonblock) {
             Ok(handle) => Ok(Some(Self { path: path.to_owned(), handle })),
             Err((_, Errno::EWOULDBLOCK)) => Ok(None),

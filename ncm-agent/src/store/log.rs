@@ -297,7 +297,7 @@ impl Log {
             }
             _ => {}
         }
-        let failure = self.state.failure.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let failure = self.failure();
         for answer in waiting.drain(..) {
             // Who asked may have gone.
             drop(answer.send(failure.clone().map_or(Ok(()), Err)));
@@ -349,6 +349,10 @@ impl Log {
         if !self.has_failed() {
             let outcome = self.segment.file.sync();
             self.failed_if("make durable", outcome);
+            if let Some(cause) = self.failure() {
+                // Its end is not known: a segment that follows would be in the air until there is a snapshot.
+                return Err(cause);
+            }
         }
         let head = FileHead {
             salt: super::open::salt(),
@@ -375,8 +379,12 @@ impl Log {
         self.disk.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn failure(&self) -> Option<Cause> {
+        self.state.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     fn has_failed(&self) -> bool {
-        self.state.failure.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+        self.failure().is_some()
     }
 
     /// After a failure nothing is appended any more: a later message without an earlier one would be another history. What of a
