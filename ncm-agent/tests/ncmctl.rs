@@ -552,7 +552,7 @@ fn verify_fails_while_anything_is_left_and_prune_tells_only_of_what_nothing_clai
         assert!(ran.expect(1).out.contains(part), "no `{part}` in {}", ran.out);
     }
     let ran = world.run(&["verify", "--repair"]);
-    assert!(ran.expect(1).out.contains("1 entries written, 0 removed"), "{}", ran.out);
+    assert!(ran.expect(1).out.contains("1 entries written, 0 removed, 0 programs"), "{}", ran.out);
     for (arguments, removed) in [(&["prune", "--dry-run"][..], false), (&["prune"], true)] {
         let ran = world.run(arguments);
         assert!(ran.expect(0).out.contains("vni=200") && !ran.out.contains("missing"), "{}", ran.out);

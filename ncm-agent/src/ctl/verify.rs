@@ -11,17 +11,10 @@ use crate::ncm_v1::{VerifyReply, VerifyRequest};
 /// Tells what differs. Exits with 1 if anything does and is not repaired.
 pub(super) async fn verify(global: &Global, repair: bool) -> Result<Exit, Failure> {
     let reply = ask(global, VerifyRequest { repair, prune: false }).await?;
-<<<<<<< HEAD
     show(global, &reply)?;
-    let left = reply.unclaimed + reply.foreign;
-    let mended = reply.missing + reply.different + reply.detached;
-    Ok(if left == 0 && (repair || mended == 0) { Exit::Ok } else { Exit::Failed })
-=======
-    show(global, &reply, |_| true)?;
     let wrong = if repair { 0 } else { reply.missing + reply.different };
     let left = reply.unclaimed + reply.foreign + reply.detached.saturating_sub(reply.attached) + wrong;
     Ok(if left == 0 { Exit::Ok } else { Exit::Failed })
->>>>>>> part-j2
 }
 
 /// Removes what nothing held claims, or only tells what that is.
@@ -72,7 +65,9 @@ fn text(reply: &VerifyReply) -> String {
     });
     if reply.written + reply.removed + reply.attached > 0 {
         let VerifyReply { written, removed, attached, .. } = reply;
-        text.push_str(&format!("{written} entries written, {removed} removed, {attached} programs attached\n"));
+        text.push_str(&format!(
+            "{written} entries written, {removed} removed, {attached} programs attached\n"
+        ));
     }
     text
 }

@@ -11,8 +11,8 @@ use ncm_dataplane::Hook;
 use ncm_model::lease::LeaseFacts;
 use tokio::time::sleep;
 
-use super::status::Role;
 use super::Shared;
+use super::status::Role;
 use crate::fault;
 use crate::hand_up::{self, Facts};
 use crate::netlink::Kernel;

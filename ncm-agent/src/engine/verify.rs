@@ -280,7 +280,8 @@ impl Shared {
                 (true, None) => self.native_xdp(&name).await.into_iter().collect(),
                 (false, ours) => {
                     let on_hook = self.dataplane.on_hook(hook, ifindex).unwrap_or_default();
-                    let before = on_hook.iter().take_while(|other| ours.is_none_or(|ours| other.link != ours.link));
+                    let before =
+                        on_hook.iter().take_while(|other| ours.is_none_or(|ours| other.link != ours.link));
                     let shown = |other: &Foreign| {
                         format!("{} (program {}, link {})", other.name, other.program, other.link)
                     };
@@ -369,12 +370,7 @@ impl Told<'_> {
         self.verified.add(deviation);
     }
 
-    fn gone<K: Plain, V: Plain>(
-        &mut self,
-        table: &Table<K, V>,
-        described: Option<&Description>,
-        key: &K,
-    ) {
+    fn gone<K: Plain, V: Plain>(&mut self, table: &Table<K, V>, described: Option<&Description>, key: &K) {
         let Some(found) = table.get(key).ok().flatten() else { return };
         let deviation = Deviation {
             kind: DeviationKind::Unclaimed,
@@ -390,12 +386,7 @@ impl Told<'_> {
         described.and_then(|table| table.key_text(key.as_bytes(), &self.names)).unwrap_or_default()
     }
 
-    fn value<K: Plain, V: Plain>(
-        &self,
-        described: Option<&Description>,
-        key: &K,
-        value: &V,
-    ) -> String {
+    fn value<K: Plain, V: Plain>(&self, described: Option<&Description>, key: &K, value: &V) -> String {
         let row = described.and_then(|table| table.row(key.as_bytes(), value.as_bytes(), &self.names));
         let row = row.unwrap_or_default();
         let columns = described.map(|table| table.value_columns).unwrap_or_default();

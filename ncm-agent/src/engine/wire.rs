@@ -25,9 +25,10 @@ pub(super) async fn refuse_held_uplinks(config: &Config, kernel: &mut Kernel) ->
         let holder = held_by_another(&config.paths.bpffs, &config.instance, link.index, xdp)?;
         let Some(Holder { instance, program, id }) = holder else { continue };
         let (whose, remedy) = match instance {
-            Some(other) => {
-                (format!("of instance {other:?}"), format!("`ncm-agent --instance {other} --teardown` removes that one"))
-            }
+            Some(other) => (
+                format!("of instance {other:?}"),
+                format!("`ncm-agent --instance {other} --teardown` removes that one"),
+            ),
             None => ("of another agent".to_owned(), "end that one".to_owned()),
         };
         bail!(

@@ -47,7 +47,8 @@ impl Kernel {
     /// Fails if there is no such interface or the kernel cannot be asked.
     pub async fn native_xdp(&mut self, name: &str) -> Result<Option<u32>, NetlinkError> {
         let mut found = None;
-        self.call(link::by_name_request(name), |message| found = found.or(link::native_xdp(&message))).await?;
+        self.call(link::by_name_request(name), |message| found = found.or(link::native_xdp(&message)))
+            .await?;
         Ok(found)
     }
 
