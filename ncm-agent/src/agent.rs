@@ -1,9 +1,5 @@
 //! The daemon: starts everything in order, says when it is ready, and stops when told to.
 
-use std::io;
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -18,10 +14,14 @@ use crate::engine::{Engine, InstanceLock};
 use crate::fault;
 use crate::hand_up;
 use crate::netlink::{Kernel, relay, underlay};
+use crate::supervisor;
 use crate::telemetry::{log, prometheus};
 
 /// How long work in progress may go on after the signal to stop.
-const STOP_WITHIN: Duration = Duration::from_millis(500);
+const STOP_WITHIN: Duration = Duration::from_millis(400);
+
+/// How long the journal may take to make durable what nobody was answered yet.
+const CLOSE_WITHIN: Duration = Duration::from_millis(300);
 
 /// Runs the agent until SIGTERM or SIGINT. What is in the kernel stays and goes on forwarding.
 ///
@@ -70,20 +70,25 @@ async fn serve(config: Config, instance: &InstanceLock) -> anyhow::Result<()> {
         let engine = engine.clone();
         fault::supervise("the metrics endpoint", prometheus::serve(listener, move || engine.families()));
     }
-    notify("READY=1");
+    supervisor::notify(supervisor::READY);
     for listener in &config.api.listeners {
         tracing::info!(%listener, "goal states are taken here");
     }
     tracing::info!(socket = %config.api.socket.display(), "the agent is ready");
-    server::serve(bound, engine, async {
+    let last = engine.clone();
+    let served = server::serve(bound, engine, async {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
-        notify("STOPPING=1");
+        supervisor::notify(supervisor::STOPPING);
         tracing::info!("the agent stops; what it programmed goes on forwarding");
     })
-    .await
+    .await;
+    if tokio::time::timeout(CLOSE_WITHIN, last.close()).await.is_err() {
+        tracing::warn!("the journal's disk is slow: what came last and was not answered may not be kept");
+    }
+    served
 }
 
 /// Starts the engine. Where that fails, what it has made is removed again; what an earlier agent left stays.
@@ -112,7 +117,7 @@ async fn start(config: &Config, instance: &InstanceLock) -> anyhow::Result<Engin
 /// An agent runs under that name, or something cannot be removed.
 pub fn teardown(config: &Config) -> anyhow::Result<()> {
     log::start(&config.log);
-    let _lock = InstanceLock::take(&config.paths.run, &config.instance)?;
+    let lock = InstanceLock::take(&config.paths.run, &config.instance)?;
     let name = relay::device_name(&config.instance);
     let guests = guests(config);
     // The relay goes before its program does: without one, its frames would reach the host's own stack.
@@ -130,6 +135,9 @@ pub fn teardown(config: &Config) -> anyhow::Result<()> {
             format!("cannot remove the relay device {name} and set the guests' interfaces down")
         })?;
     ncm_dataplane::teardown(&config.paths.bpffs, &config.instance)?;
+    // An agent that was killed has left its sockets.
+    server::remove_sockets(&config.api).context("cannot remove a socket that is left")?;
+    lock.discard().context("cannot remove the lock file")?;
     tracing::info!(instance = config.instance, "everything of the instance is removed");
     Ok(())
 }
@@ -140,19 +148,4 @@ fn guests(config: &Config) -> Vec<u32> {
     let attachments = reader.and_then(|reader| reader.attachments()).unwrap_or_default();
     let of_guests = attachments.iter().filter(|attachment| attachment.hook == ncm_dataplane::Hook::GuestTc);
     of_guests.map(|attachment| attachment.ifindex).filter(|index| *index != 0).collect()
-}
-
-/// Tells the service supervisor how far we are (sd_notify(3)); nothing happens where there is none.
-fn notify(state: &str) {
-    let Some(target) = std::env::var_os("NOTIFY_SOCKET") else { return };
-    let address = match target.as_bytes().strip_prefix(b"@") {
-        Some(name) => SocketAddr::from_abstract_name(name),
-        None => SocketAddr::from_pathname(&target),
-    };
-    let sent = address.and_then(|address| -> io::Result<usize> {
-        UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address)
-    });
-    if let Err(error) = sent {
-        tracing::warn!(%error, state, "cannot tell the service supervisor");
-    }
 }

@@ -10,6 +10,8 @@ pub mod hand_up;
 pub mod inspect;
 pub mod netlink;
 pub mod responders;
+pub mod store;
+mod supervisor;
 pub mod telemetry;
 
 /// The agent's own services: messages, server and client of package `ncm.v1`.

@@ -2,11 +2,12 @@
 
 mod agent_common;
 
+use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::Duration;
 
-use agent_common::{Agent, Scratch};
+use agent_common::{Agent, PATIENCE, Scratch};
 use nix::sys::signal::Signal;
 
 const AGENT: &str = env!("CARGO_BIN_EXE_ncm-agent");
@@ -52,26 +53,124 @@ fn a_second_agent_of_an_instance_is_refused_by_name() {
 }
 
 #[test]
-fn it_stops_within_a_second_and_leaves_its_pins_until_teardown() {
+fn a_second_agent_of_an_instance_is_refused_by_name_wherever_it_has_its_directories() {
+    let agent = Agent::start("");
+    let dir = agent.scratch.0.display().to_string();
+    let other = Scratch::new();
+    let text = std::fs::read_to_string(other.configure("")).expect("was written");
+    let config = other.0.join("agent.toml");
+    std::fs::write(&config, text.replace("127.0.0.1:9477", "127.0.0.1:9478")).expect("can be written");
+    let said = agent.run(&format!("{AGENT} --config {} 2>&1 && exit 1; true", config.display()));
+    assert!(said.contains("a-test") && said.contains(&format!("process {}", agent.pid())), "{said}");
+    assert_eq!(said.trim().lines().filter(|line| line.starts_with("ncm-agent:")).count(), 1, "{said}");
+    assert!(agent.run(&format!("{} --instance a-test status", tool(&dir))).contains("a-test"));
+}
+
+/// The operator's tool, for an agent with its directories there.
+fn tool(dir: &str) -> String {
+    format!("NCM_SOCKET={dir}/tool.sock {}", env!("CARGO_BIN_EXE_ncmctl"))
+}
+
+#[test]
+fn a_second_agent_on_an_uplink_is_refused_by_name_and_the_first_is_untouched() {
     let mut agent = Agent::start("");
-    let dir = agent.scratch.0.clone();
-    // A shell that keeps the namespaces, and with them the pins.
-    let mut keeper = Command::new("nsenter")
-        .args(["--target", &agent.pid().to_string(), "--net", "--mount", "sleep", "60"])
-        .spawn()
-        .expect("can run nsenter");
-    let keep = keeper.id().to_string();
-    let inside = |command: &str| {
+    let dir = agent.scratch.0.display().to_string();
+    let text = std::fs::read_to_string(format!("{dir}/agent.toml")).expect("was written");
+    for mode in ["tc", "auto"] {
+        let text = text
+            .replace("a-test", "second")
+            .replace("mode = \"tc\"", &format!("mode = \"{mode}\"\nrelay_port = 4790"))
+            .replace("9477", "9478")
+            .replace(".sock", "-second.sock");
+        std::fs::write(format!("{dir}/{mode}.toml"), text).expect("can be written");
+    }
+    let second = |mode: &str| format!("{AGENT} --config {dir}/{mode}.toml 2>&1 && exit 1; true");
+    let state = format!(
+        "bpftool net show; find {dir}/bpf -type f; ip -o link; sysctl -a 2>/dev/null | grep 'conf.default'"
+    );
+    let before = agent.run(&state);
+    for mode in ["tc", "auto"] {
+        let said = agent.run(&second(mode));
+        assert!(said.contains("up0") && said.contains("instance \"a-test\""), "{mode}: {said}");
+        assert_eq!(
+            agent.run(&state),
+            before,
+            "something of the first was touched, or something is left: {said}"
+        );
+    }
+    // That the first is not running now does not make the interface free.
+    let keeper = Keeper::of(&agent);
+    agent.signal(Signal::SIGKILL);
+    agent.ended(PATIENCE);
+    let said = keeper.run(&second("auto"));
+    assert!(said.contains("up0") && said.contains("--instance a-test --teardown"), "{said}");
+}
+
+/// A process that keeps an agent's namespaces, and with them its pins.
+struct Keeper(std::process::Child);
+
+impl Keeper {
+    /// Enters them; returns when it has.
+    fn of(agent: &Agent) -> Self {
+        let target = agent.pid().to_string();
+        let sleep =
+            Command::new("nsenter").args(["--target", &target, "--net", "--mount", "sleep", "60"]).spawn();
+        let keeper = Self(sleep.expect("can run nsenter"));
+        let begun = std::time::Instant::now();
+        while !keeper.run(&format!("ls {}/bpf", agent.scratch.0.display())).contains("ncm") {
+            assert!(begun.elapsed() < Duration::from_secs(5), "the keeper does not start");
+        }
+        keeper
+    }
+
+    /// Runs a command there, and says what it says.
+    fn run(&self, command: &str) -> String {
+        let target = self.0.id().to_string();
         let output = Command::new("nsenter")
-            .args(["--target", &keep, "--net", "--mount", "sh", "-c", command])
+            .args(["--target", &target, "--net", "--mount", "sh", "-c", command])
             .output()
             .expect("can run nsenter");
         String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
-    };
-    let begun = std::time::Instant::now();
-    while !inside("true").is_empty() || !inside(&format!("ls {}/bpf", dir.display())).contains("ncm") {
-        assert!(begun.elapsed() < Duration::from_secs(5), "the keeper does not start");
     }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+#[test]
+fn the_supervisor_is_told_that_it_is_ready_that_it_works_and_that_it_stops() {
+    let scratch = Scratch::new();
+    let path = scratch.0.join("notify").display().to_string();
+    let socket = UnixDatagram::bind(&path).expect("can be bound");
+    socket.set_read_timeout(Some(PATIENCE)).expect("can be set");
+    let said = || {
+        let mut bytes = [0; 64];
+        let length = socket.recv(&mut bytes).expect("something is said");
+        String::from_utf8_lossy(&bytes[..length]).into_owned()
+    };
+    let variables = [("NOTIFY_SOCKET", path.as_str()), ("WATCHDOG_USEC", "200000")];
+    let mut agent = Agent::start_with("", &variables);
+    let first = std::iter::repeat_with(said).find(|text| text != "WATCHDOG=1");
+    assert_eq!(first.as_deref(), Some("READY=1"));
+    for _ in 0..5 {
+        assert_eq!(said(), "WATCHDOG=1");
+    }
+    agent.signal(Signal::SIGTERM);
+    let last = std::iter::repeat_with(said).find(|text| text != "WATCHDOG=1");
+    assert_eq!(last.as_deref(), Some("STOPPING=1"));
+    assert!(agent.ended(Duration::from_secs(1)).success());
+}
+
+#[test]
+fn it_stops_within_a_second_and_leaves_its_pins_until_teardown() {
+    let mut agent = Agent::start("");
+    let dir = agent.scratch.0.clone();
+    let keeper = Keeper::of(&agent);
+    let inside = |command: &str| keeper.run(command);
     agent.signal(Signal::SIGTERM);
     let status = agent.ended(Duration::from_secs(1));
     assert!(status.success(), "{status:?}");
@@ -83,8 +182,6 @@ fn it_stops_within_a_second_and_leaves_its_pins_until_teardown() {
     let pins = inside(&format!("find {}/bpf/ncm -type f; ip link show type vxlan", dir.display()));
     let pins: Vec<_> = pins.lines().filter(|line| !line.contains("No such file")).collect();
     assert!(pins.is_empty(), "{pins:?} left after the teardown, which said: {said}");
-    keeper.kill().expect("can be ended");
-    keeper.wait().expect("has ended");
 }
 
 #[test]
@@ -183,4 +280,13 @@ fn a_first_start_that_fails_leaves_nothing_behind() {
     let (said, left) = failed_start(prepare, ("mode = \"tc\"", "mode = \"tc\""));
     assert!(said.contains("relay_port"), "{said}");
     assert_eq!(left, "", "after {said}");
+}
+
+#[test]
+fn a_journal_that_cannot_be_used_ends_the_start_before_anything_is_made() {
+    for path in ["/proc/nowhere", "/dev/null"] {
+        let (said, left) = failed_start("true", ("state = \"", &format!("state = \"{path}\"\n# \"")));
+        assert!(said.contains("paths.state") && said.contains(path), "{said}");
+        assert_eq!(left, "", "after {said}");
+    }
 }

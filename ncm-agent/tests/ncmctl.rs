@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use ncm_agent::ncm_v1::inspect_server::{Inspect, InspectServer};
 use ncm_agent::ncm_v1::operate_server::{Operate, OperateServer};
-use ncm_agent::ncm_v1::{self, difference::Change};
+use ncm_agent::ncm_v1::{self, deviation::Kind, difference::Change};
 use ncm_model::wire::{
     GoalStateV2, OperationStatus, OperationType, PortConfiguration, PortState, ResourceType,
 };
@@ -233,6 +233,27 @@ impl Operate for StandIn {
             }
         });
         Ok(stream(vec![Ok(ncm_v1::ApplyStatesReply { results: results.collect() })]))
+    }
+
+    async fn verify(
+        &self,
+        request: Request<ncm_v1::VerifyRequest>,
+    ) -> Result<Response<ncm_v1::VerifyReply>, Status> {
+        let ncm_v1::VerifyRequest { repair, prune } = request.into_inner();
+        let deviation = |kind: Kind, key: &str| ncm_v1::Deviation {
+            kind: kind as i32,
+            place: "vnis".into(),
+            key: key.into(),
+            ..ncm_v1::Deviation::default()
+        };
+        Ok(Response::new(ncm_v1::VerifyReply {
+            deviations: vec![deviation(Kind::Missing, "vni=100"), deviation(Kind::Unclaimed, "vni=200")],
+            missing: 1,
+            unclaimed: 1,
+            written: repair.into(),
+            removed: prune.into(),
+            ..ncm_v1::VerifyReply::default()
+        }))
     }
 }
 
@@ -521,4 +542,22 @@ fn completions_are_printed_for_each_shell() {
         let ran = run(Path::new("/none"), &["completions", shell], "");
         assert!(ran.expect(0).out.contains("ncmctl"), "{shell}");
     }
+}
+
+#[test]
+fn verify_fails_while_anything_is_left_and_prune_tells_only_of_what_nothing_claims() {
+    let world = World::new("verify");
+    let ran = world.run(&["verify"]);
+    for part in ["missing", "vni=100", "unclaimed", "vni=200", "1 missing, 1 unclaimed"] {
+        assert!(ran.expect(1).out.contains(part), "no `{part}` in {}", ran.out);
+    }
+    let ran = world.run(&["verify", "--repair"]);
+    assert!(ran.expect(1).out.contains("1 entries written, 0 removed, 0 programs"), "{}", ran.out);
+    for (arguments, removed) in [(&["prune", "--dry-run"][..], false), (&["prune"], true)] {
+        let ran = world.run(arguments);
+        assert!(ran.expect(0).out.contains("vni=200") && !ran.out.contains("missing"), "{}", ran.out);
+        assert_eq!(ran.out.contains("1 removed"), removed, "{}", ran.out);
+    }
+    let data = world.run(&["verify", "-o", "json"]).json();
+    assert_eq!(data["deviations"][1]["key"], "vni=200");
 }

@@ -218,7 +218,7 @@ layout! {
     /// The classes of an address: one for each prefix of the set's rules that covers it, the longest first; 0 ends the list.
     /// The class of rules for any address is 0 and not listed.
     pub struct Classes {
-        /// Class numbers, unique within the set and direction, never 0 and without [`MEMBERS`].
+        /// Class numbers, unique within the set and direction, with [`PREFIXES`] set and without [`MEMBERS`].
         pub classes: [u32; MAX_CLASSES],
     }
 
@@ -508,6 +508,10 @@ pub const MAX_CLASSES: usize = 8;
 
 /// Bit of a class that stands for the members of security groups.
 pub const MEMBERS: u32 = 1 << 31;
+
+/// Bit of a class that stands for a prefix. Rules for every address, under class 0, are apart from all others by it: one step of
+/// the longest-prefix table's walk, and not one for each bit that the numbers of classes have.
+pub const PREFIXES: u32 = 1 << 30;
 
 /// Number of the policy set that has no rules, whatever there is: a closed port's, so that what is open is never a matter of
 /// which word of its entry is written first.

@@ -4,17 +4,17 @@
 //! XDP is attached natively or not at all: a driver without it gets the tc programs instead. tcx programs go in front
 //! of whatever else is on the hook, so that a guest's frame meets ours first.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use aya_obj::generated::{bpf_attach_type, bpf_link_type};
 use ncm_common::programs;
 
-use crate::pin::{names, path_error};
+use crate::pin::{PinPaths, names, path_error};
 use crate::programs::{Programs, name_of};
 use crate::{Error, sys};
 
@@ -117,6 +117,57 @@ pub struct Foreign {
     pub program: u32,
     /// The kernel's id of its link; 0 if it is attached without one.
     pub link: u32,
+}
+
+/// A program of ours on an interface that another instance has put there.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Holder {
+    /// The instance, if it has its pins where we have ours.
+    pub instance: Option<String>,
+    /// The program's name.
+    pub program: String,
+    /// The kernel's id of it.
+    pub id: u32,
+}
+
+/// Who has a program of ours on an interface, if it is not `instance`. `xdp`: the program that runs natively at XDP there.
+///
+/// # Errors
+/// [`Error::Path`] if pinned links cannot be read, [`Error::Instance`] for an impossible name.
+pub fn held_by_another(
+    bpffs: &Path,
+    instance: &str,
+    ifindex: u32,
+    xdp: Option<u32>,
+) -> Result<Option<Holder>, Error> {
+    // A kernel without tcx has no programs there.
+    let tcx = sys::query_tcx(ifindex, bpf_attach_type::BPF_TCX_INGRESS).unwrap_or_default();
+    let ids = tcx.into_iter().map(|(program, _)| program).chain(xdp);
+    let ours: Vec<(u32, String)> =
+        ids.map(|id| (id, name_of(id))).filter(|(_, name)| Hook::of_program(name).is_some()).collect();
+    if ours.is_empty() {
+        return Ok(None);
+    }
+    let own = programs_of(&PinPaths::new(bpffs, instance)?)?;
+    let Some((id, program)) = ours.into_iter().find(|(id, _)| !own.contains(id)) else { return Ok(None) };
+    let mut holder = None;
+    for name in names(&bpffs.join("ncm"))? {
+        let Ok(paths) = PinPaths::new(bpffs, &name) else { continue };
+        if programs_of(&paths)?.contains(&id) {
+            holder = Some(name);
+            break;
+        }
+    }
+    Ok(Some(Holder { instance: holder, program, id }))
+}
+
+/// The ids of the programs that an instance has attached, in all layouts.
+fn programs_of(paths: &PinPaths) -> Result<BTreeSet<u32>, Error> {
+    let mut found = BTreeSet::new();
+    for links in paths.links_of_all_layouts() {
+        found.extend(pinned(&links)?.into_iter().map(|attachment| attachment.program));
+    }
+    Ok(found)
 }
 
 /// The links of one instance.
@@ -224,7 +275,7 @@ impl Links {
 }
 
 /// Reads the links pinned in `directory`.
-pub(crate) fn pinned(directory: &std::path::Path) -> Result<Vec<Attachment>, Error> {
+pub(crate) fn pinned(directory: &Path) -> Result<Vec<Attachment>, Error> {
     let mut found = Vec::new();
     for name in names(directory)? {
         let Some((hook, _)) = parse_name(&name) else { continue };

@@ -25,7 +25,7 @@ use std::path::PathBuf;
 
 use ncm_common::tables::{TABLES, TableSpec};
 
-pub use attach::{Attachment, Foreign, Hook};
+pub use attach::{Attachment, Foreign, Holder, Hook, held_by_another};
 pub use by_port::{OfPort, PortTables};
 pub use error::Error;
 pub use log::{LogLevel, ProgramLog};
@@ -182,6 +182,12 @@ impl Dataplane {
     /// [`Error::Attach`] if the kernel cannot be asked.
     pub fn on_hook(&self, hook: Hook, ifindex: u32) -> Result<Vec<Foreign>, Error> {
         attach::on_hook(hook, ifindex)
+    }
+
+    /// The kernel's name of any program (at most 15 bytes), by its id; `?` if it is gone.
+    #[must_use]
+    pub fn program_name(&self, id: u32) -> String {
+        programs::name_of(id)
     }
 
     /// What the kernel says of the loaded programs.

@@ -66,6 +66,12 @@ impl PinPaths {
         found
     }
 
+    /// The directories of pinned links, of all layout versions.
+    pub(crate) fn links_of_all_layouts(&self) -> Vec<PathBuf> {
+        let links = |layout: u32| self.instance.join(format!("v{layout}")).join("links");
+        self.layouts().into_iter().map(links).collect()
+    }
+
     /// The other layout versions of which programs are attached.
     pub(crate) fn other_layouts_in_use(&self) -> Vec<u32> {
         let links = |layout: &u32| self.instance.join(format!("v{layout}")).join("links");

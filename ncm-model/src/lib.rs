@@ -32,6 +32,7 @@ mod apply;
 mod compile;
 mod goalstate;
 mod inspect;
+mod journal;
 pub mod lease;
 mod model;
 mod policy;
@@ -44,8 +45,9 @@ mod store;
 mod tests;
 pub mod wire;
 
-pub use compile::{Changes, Delta, Handle, HostChange, InterfaceChanges, Put};
+pub use compile::{Changes, Delta, Found, Handle, HostChange, InterfaceChanges, Put, Seen};
 pub use goalstate::{DecodeError, Kind, Message};
+pub use journal::{Facts, Passage, RestoreError};
 pub use model::Model;
 pub use policy::reference;
 pub use run::Run;

@@ -115,6 +115,11 @@ pub struct Model {
     pub(crate) last_subnet: Option<(String, u32)>,
     pub(crate) scratch_fixed: Vec<Fixed>,
     pub(crate) scratch_bytes: Vec<u8>,
+
+    /// The node's own settings, during a replay.
+    pub(crate) replaying: Option<Box<Settings>>,
+    /// Neighbours that have gone while a snapshot is made.
+    pub(crate) gone_neighbours: Option<Vec<(bool, Box<str>)>>,
 }
 
 impl Model {

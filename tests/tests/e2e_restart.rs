@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
-use ncm_tests::testbed::{Cloud, Guest, Host, HostOptions, Lab, TwoHosts};
+use ncm_tests::testbed::{Cloud, Guest, Host, HostOptions, Lab, TwoHosts, binary};
 
 /// Ports of one subnet on the first host, and an address that tells them apart.
 fn cloud(ports: &[(&str, u8)]) -> Cloud {
@@ -34,7 +34,10 @@ fn ports(host: &Host) -> Result<BTreeMap<String, (String, String)>> {
 #[test]
 fn an_index_whose_name_was_not_kept_is_not_given_to_another_after_a_restart() {
     Lab::story(|lab| {
-        let net = TwoHosts::unstarted(lab, HostOptions::default().with("capacity", "names", "3"))?;
+        let net = TwoHosts::unstarted(
+            lab,
+            HostOptions::default().with("capacity", "names", "3").with("store", "journal", "false"),
+        )?;
         let host = &net.host1;
         host.start()?;
         let first = cloud(&[("a", 11), ("b", 12), ("c", 13), ("d", 14)]);
@@ -91,5 +94,76 @@ fn members_go_on_being_let_in_while_the_state_is_pushed_again_in_parts() {
         net.host1.agent().push(&whole)?.expect_success()?;
         on.goes_on(25)?;
         on.expect_no_loss().context("over a restart and a push in two parts")
+    });
+}
+
+#[test]
+fn a_second_agent_on_an_uplink_is_refused_and_the_first_is_not_touched() {
+    Lab::story(|lab| {
+        let mut cloud = cloud(&[("a", 11)]);
+        cloud.port("b", "web", "10.1.0.12", "host2");
+        let net = TwoHosts::new(lab, HostOptions::default())?;
+        let (a, b) = (cloud.guest(lab, &net.host1, "a")?, cloud.guest(lab, &net.host2, "b")?);
+        net.push(&cloud)?;
+        let on = b.begin_ping(a.ip())?;
+        on.goes_on(3)?;
+        let host = &net.host1;
+        let mut config = host.config.clone();
+        config.set("", "instance", "\"second\"").set("api", "socket", "\"/run/ncm/second.sock\"");
+        config.set("api", "listeners", "[\"127.0.0.1:50002\"]").set(
+            "metrics",
+            "listen",
+            "\"127.0.0.1:9478\"",
+        );
+        config.set("underlay", "relay_port", "47891");
+        std::fs::write(lab.run_directory().join("second.toml"), config.to_toml())?;
+        let program = binary("ncm-agent")?.to_string_lossy().into_owned();
+        let seen = "bpftool net show; ip -o link; find /sys/fs/bpf/ncm -type f";
+        let before = host.ns.run_words(&["sh", "-c", seen])?;
+        let refused = host.ns.outcome(&[program.as_str(), "--config", "/run/second.toml"])?;
+        ensure!(!refused.success, "a second agent runs on eth0");
+        for part in ["eth0", "wire_xdp", "instance \"host1\""] {
+            ensure!(refused.stderr.contains(part), "{part} is not in {}", refused.stderr);
+        }
+        let after = host.ns.run_words(&["sh", "-c", seen])?;
+        ensure!(after == before, "{before}\nbefore, and now\n{after}");
+        on.goes_on(3)?;
+        on.expect_no_loss()
+    });
+}
+
+/// What a host has that an agent could have left: devices, addresses, neighbours that are kept, programs, pins, sockets, files.
+fn traces(host: &Host) -> Result<String> {
+    let script = "ip -o link | awk '{print $2}'; ip -o address | awk '{print $2, $4}'; ip -6 route | sort; ip route | sort; \
+                  ip neigh show | grep managed; tc qdisc show | grep -v noqueue; bpftool net show; \
+                  find /sys/fs/bpf -mindepth 1; ls /run/ncm; ss -Hluln; ls /proc/net/vlan 2>/dev/null; true";
+    host.ns.run_words(&["sh", "-c", script])
+}
+
+#[test]
+fn a_teardown_leaves_nothing_and_the_next_start_has_everything_again() {
+    Lab::story(|lab| {
+        let mut cloud = cloud(&[("a", 11)]);
+        cloud.port("b", "web", "10.1.0.12", "host2");
+        let net = TwoHosts::unstarted(lab, HostOptions::default())?;
+        let (a, b) = (cloud.guest(lab, &net.host1, "a")?, cloud.guest(lab, &net.host2, "b")?);
+        net.host2.start()?;
+        let host = &net.host1;
+        let before = traces(host)?;
+        host.start()?;
+        net.push(&cloud)?;
+        a.expect_ping(b.ip())?;
+        let program = binary("ncm-agent")?.to_string_lossy().into_owned();
+        let teardown = [program.as_str(), "--config", "/run/host1.toml", "--teardown"];
+        let refused = host.ns.outcome(&teardown)?;
+        ensure!(!refused.success && refused.stderr.contains("host1"), "{}", refused.stderr);
+        a.expect_ping(b.ip()).context("after a teardown that was refused")?;
+        host.kill();
+        host.ns.run_words(&teardown)?;
+        let after = traces(host)?;
+        ensure!(after == before, "{before}\nbefore, and now\n{after}");
+        a.expect_no_ping(b.ip())?;
+        host.start()?;
+        a.expect_ping(b.ip()).context("the journal knows it all")
     });
 }

@@ -85,7 +85,7 @@ impl Provisioner {
                 own::MESSAGES_REFUSED.increment();
                 let code = match error {
                     ApplyError::Decode(_) => Code::InvalidArgument,
-                    ApplyError::Stopping => Code::Unavailable,
+                    ApplyError::Stopping | ApplyError::NotKept(_) => Code::Unavailable,
                     ApplyError::Internal(_) => Code::Internal,
                 };
                 tracing::warn!("message {number} of a stream: {error}");

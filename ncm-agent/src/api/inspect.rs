@@ -11,7 +11,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::budget::{Budget, Reserved};
-use crate::engine::{ApplyError, Engine, Role};
+use crate::engine::{ApplyError, Engine, Remedy, Role};
 use crate::inspect::read::{ReadError, TableReader, table_message};
 use crate::inspect::{KeyError, descriptions};
 use crate::ncm_v1::difference::Change;
@@ -425,6 +425,37 @@ fn sample(sample: crate::telemetry::Sample) -> ncm_v1::Sample {
 impl Operate for Inspection {
     type ApplyStatesStream = Stream<ncm_v1::ApplyStatesReply>;
 
+    async fn verify(
+        &self,
+        request: Request<ncm_v1::VerifyRequest>,
+    ) -> Result<Response<ncm_v1::VerifyReply>, Status> {
+        let ncm_v1::VerifyRequest { repair, prune } = request.into_inner();
+        let verified = self.engine.verify(Remedy { repair, prune }).await;
+        let verified = verified.map_err(|error| Status::internal(format!("{error:#}")))?;
+        let [missing, different, unclaimed, detached, foreign] = verified.counts;
+        let (written, removed) = verified.repaired;
+        let deviations = verified.deviations.into_iter().map(|deviation| ncm_v1::Deviation {
+            // The kinds are in the order of their numbers.
+            kind: deviation.kind as i32 + 1,
+            place: deviation.place,
+            key: deviation.key,
+            expected: deviation.expected,
+            found: deviation.found,
+        });
+        let deviations = deviations.collect();
+        Ok(Response::new(ncm_v1::VerifyReply {
+            deviations,
+            missing,
+            different,
+            unclaimed,
+            detached,
+            foreign,
+            written,
+            removed,
+            attached: verified.attached,
+        }))
+    }
+
     async fn apply_states(
         &self,
         request: Request<ncm_v1::ApplyStatesRequest>,
@@ -447,7 +478,7 @@ impl Operate for Inspection {
             let text = error.to_string();
             match error {
                 ApplyError::Decode(_) => Status::invalid_argument(text),
-                ApplyError::Stopping => Status::unavailable(text),
+                ApplyError::Stopping | ApplyError::NotKept(_) => Status::unavailable(text),
                 ApplyError::Internal(_) => Status::internal(text),
             }
         })?;

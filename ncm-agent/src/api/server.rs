@@ -101,6 +101,25 @@ pub async fn bind(api: &Api) -> anyhow::Result<Bound> {
     Ok(Bound { tcp, unix, tool, tool_group, paths })
 }
 
+/// Removes the Unix sockets that an agent which did not end by itself has left.
+///
+/// # Errors
+///
+/// One cannot be removed.
+pub fn remove_sockets(api: &Api) -> io::Result<()> {
+    let listeners = api.listeners.iter().filter_map(|listener| match listener {
+        Listener::Unix(path) => Some(path),
+        Listener::Tcp(_) => None,
+    });
+    for path in listeners.chain([&api.socket]) {
+        let is_socket = |found: fs::Metadata| std::os::unix::fs::FileTypeExt::is_socket(&found.file_type());
+        if fs::symlink_metadata(path).is_ok_and(is_socket) {
+            fs::remove_file(path)?;
+        }
+    }
+    Ok(())
+}
+
 /// A Unix socket for root and one group. The instance's lock is held, so that a socket that is there is a left-over.
 fn bind_unix(path: &Path, group: Option<Gid>) -> io::Result<UnixListener> {
     if let Some(directory) = path.parent() {

@@ -11,6 +11,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::{fmt, fs};
 
+use crate::store::Durability;
+
 pub use reader::Fault;
 
 use crate::netlink::underlay::Endpoints;
@@ -36,6 +38,8 @@ pub struct Config {
     pub metrics: Option<SocketAddr>,
     /// Directories.
     pub paths: Paths,
+    /// What survives the agent.
+    pub store: StoreConfig,
     /// How guests' interfaces are treated.
     pub guest: Guest,
     /// What happens to a port that names a security group that is not held.
@@ -57,6 +61,17 @@ pub struct Node {
     pub id: String,
     /// Addresses by which `host_resources` mean this node; the first is the source towards upstream.
     pub addresses: Vec<IpAddr>,
+}
+
+/// `[store]`
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct StoreConfig {
+    /// What is accepted is kept in a journal, in a directory of the instance's name in `paths.state`.
+    pub journal: bool,
+    /// When it is made durable.
+    pub durability: Durability,
+    /// Bytes of accepted messages after which a snapshot takes their place, at least.
+    pub snapshot_bytes: u64,
 }
 
 /// `[underlay]`

@@ -10,8 +10,9 @@ use toml::de::DeTable;
 use super::reader::Section;
 use super::{
     Admission, Api, Config, DataplaneLog, Fault, Flows, Guest, GuestMode, Limits, Listener, Log, LogFormat,
-    MissingGroup, Node, Overrides, Paths, Underlay, WireMode,
+    MissingGroup, Node, Overrides, Paths, StoreConfig, Underlay, WireMode,
 };
+use crate::store::Durability;
 
 /// Largest message of a protocol buffer, in bytes.
 const MAX_MESSAGE: u64 = (1 << 31) - 1;
@@ -39,6 +40,7 @@ pub(super) fn parse(text: &str, overrides: &Overrides) -> Result<Config, Vec<Fau
     let underlay = underlay(root.section("underlay"));
     let node = node(root.section("node"), &underlay);
     let paths = paths(root.section("paths"));
+    let store = store(root.section("store"));
     let api = api(root.section("api"), &paths, &instance);
     let metrics = metrics(root.section("metrics"), api.insecure);
     let guest = guest(root.section("guest"));
@@ -70,6 +72,7 @@ pub(super) fn parse(text: &str, overrides: &Overrides) -> Result<Config, Vec<Fau
             api,
             metrics,
             paths,
+            store,
             guest,
             missing_group,
             capacity,
@@ -176,6 +179,28 @@ fn paths(mut section: Section<'_, '_>) -> Paths {
     };
     section.finish();
     paths
+}
+
+fn store(mut section: Section<'_, '_>) -> StoreConfig {
+    /// The modes of `sync`.
+    #[derive(Clone, Copy, PartialEq, Eq)]
+    enum Sync {
+        Always,
+        Interval,
+        Never,
+    }
+    let journal = section.boolean("journal", true);
+    let words = [("always", Sync::Always), ("interval", Sync::Interval), ("never", Sync::Never)];
+    let sync = section.word("sync", &words).unwrap_or(Sync::Always);
+    let milliseconds = section.integer("sync_interval_ms", 1, 60_000, 1_000);
+    let snapshot_bytes = section.integer("snapshot_bytes", 1 << 12, 1 << 40, 256 << 20);
+    section.finish();
+    let durability = match sync {
+        Sync::Always => Durability::Always,
+        Sync::Interval => Durability::Within(milliseconds),
+        Sync::Never => Durability::Never,
+    };
+    StoreConfig { journal, durability, snapshot_bytes }
 }
 
 fn listener(text: &str) -> Option<Listener> {

@@ -146,6 +146,34 @@ Examples:
         filter: Option<String>,
     },
 
+    /// Compare the kernel's tables and hooks with what they should hold
+    #[command(after_help = "\
+Every entry is compared; entries that nothing held claims and programs that are not where they should be are told as well.
+Exits with 1 if anything differs, unless it is repaired.
+
+Examples:
+  ncmctl verify
+  ncmctl verify --repair")]
+    Verify {
+        /// Write what is missing or different, and attach programs again
+        #[arg(long)]
+        repair: bool,
+    },
+
+    /// Remove from the kernel's tables what nothing held claims
+    #[command(after_help = "\
+After the journal was lost, what an earlier agent programmed goes on forwarding until it is pushed again. When everything has
+been pushed, this removes the rest.
+
+Examples:
+  ncmctl prune --dry-run
+  ncmctl prune")]
+    Prune {
+        /// Only show what would go
+        #[arg(long)]
+        dry_run: bool,
+    },
+
     /// Print a script that completes commands in a shell
     #[command(after_help = "Example:\n  ncmctl completions bash > /etc/bash_completion.d/ncmctl")]
     Completions {

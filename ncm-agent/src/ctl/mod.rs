@@ -14,6 +14,7 @@ mod maps;
 mod output;
 mod states;
 mod status;
+mod verify;
 
 use clap::{CommandFactory, Parser};
 
@@ -67,6 +68,8 @@ pub async fn run(arguments: Arguments) -> Result<Exit, Failure> {
         Command::Flows(flows) => flows::run(&global, flows).await,
         Command::Drops(drops) => counts::drops(&global, drops).await,
         Command::Counters { filter } => counts::counters(&global, filter).await,
+        Command::Verify { repair } => verify::verify(&global, repair).await,
+        Command::Prune { dry_run } => verify::prune(&global, dry_run).await,
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "ncmctl", &mut script);

@@ -13,6 +13,7 @@ use tokio::sync::oneshot;
 use super::times::Times;
 use super::writer::Job;
 use super::{Engine, Shared};
+use crate::store::Cause;
 use crate::telemetry::own;
 
 /// States applied in one step at most: enough to fill the kernel's batches, few enough that no one waits long.
@@ -49,6 +50,9 @@ pub enum ApplyError {
     /// The agent is stopping.
     #[error("the agent is stopping")]
     Stopping,
+    /// It is programmed, and not kept: a restart may take it back. Sent again, it is kept when it can be.
+    #[error("programmed, but not kept: {0}")]
+    NotKept(Cause),
     /// A fault of the agent's own, which is in its log.
     #[error("internal error while the message was applied: {0}")]
     Internal(String),
@@ -91,13 +95,19 @@ impl Shared {
     ) -> Result<T, ApplyError> {
         let times = Arc::new(Times::begin());
         let size = bytes.len();
+        let received = bytes.clone();
         let message = match kind {
             Kind::V1 => Message::decode_v1(bytes),
             Kind::V2 => Message::decode_v2(bytes),
             Kind::Rules => Message::decode_rules(bytes),
         }?;
         let decoded_us = times.elapsed_us();
-        let mut run = Run::new(message, origin, unix_seconds());
+        let now = unix_seconds();
+        let journaled = self.store.as_ref().map(|store| {
+            let number = store.begin(&super::journal::head(kind, origin, now), received);
+            (store, number)
+        });
+        let mut run = Run::new(message, origin, now);
         let mut model_time = Duration::ZERO;
         let mut step = FIRST_STEP;
         loop {
@@ -106,6 +116,9 @@ impl Shared {
             let (progress, wanted) = self.change(Some(&times), Some(slot), |model, changes| {
                 let begun = Instant::now();
                 let progress = model.step(&mut run, step, changes);
+                if let Some((store, number)) = journaled {
+                    store.step(number, step);
+                }
                 model_time += begun.elapsed();
                 progress
             });
@@ -117,9 +130,12 @@ impl Shared {
             }
             step = STEP.min(step * 2);
         }
+        let kept = journaled.map(|(store, _)| store.commit());
         let (written, wait) = oneshot::channel();
         self.writer.send(Job::Flush(written)).map_err(|_| ApplyError::Stopping)?;
         wait.blocking_recv().map_err(|_| ApplyError::Stopping)?;
+        let kept = kept.map_or(Ok(Ok(())), oneshot::Receiver::blocking_recv);
+        let kept = kept.map_err(|_| ApplyError::Stopping)?;
         let written_us = times.elapsed_us();
         for warning in run.take_warnings() {
             tracing::warn!("{warning}");
@@ -136,6 +152,7 @@ impl Shared {
         let answer = answer(&applied);
         drop(model);
         drop(run);
+        kept.map_err(ApplyError::NotKept)?;
         if size >= LARGE {
             tracing::info!(
                 bytes = size,

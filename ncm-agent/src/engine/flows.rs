@@ -1,14 +1,14 @@
 //! What the packet path is told about flows: after how long without a packet they are over.
 
 use ncm_common::tables::{ticks, timeouts};
-use ncm_dataplane::Tables;
 
 use crate::config::Flows;
 
 const NANOSECONDS: u64 = 1_000_000_000;
 
-/// Writes the configured timeouts. Flows that there are keep theirs until a packet changes their state, or has them decided anew.
-pub(super) fn set_timeouts(flows: &Flows, tables: &Tables) -> Result<(), ncm_dataplane::Error> {
+/// The configured timeouts, as their table has them. Flows that there are keep theirs until a packet changes their state, or has them
+/// decided anew.
+pub(super) fn timeouts(flows: &Flows) -> [(u32, u32); 10] {
     let seconds = [
         (timeouts::TCP_NEW, flows.tcp_new),
         (timeouts::TCP_SYN_RECEIVED, flows.tcp_syn_received),
@@ -21,7 +21,5 @@ pub(super) fn set_timeouts(flows: &Flows, tables: &Tables) -> Result<(), ncm_dat
         (timeouts::OTHER, flows.other),
         (timeouts::FRAGMENT, flows.fragment),
     ];
-    seconds
-        .iter()
-        .try_for_each(|(key, seconds)| tables.timeouts.put(key, &ticks(u64::from(*seconds) * NANOSECONDS)))
+    seconds.map(|(key, seconds)| (key, ticks(u64::from(seconds) * NANOSECONDS)))
 }

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 use ncm_dataplane::{Dataplane, Hook};
-use ncm_model::{InterfaceFacts, Model};
+use ncm_model::{Changes, InterfaceFacts, Model};
 
 use super::status::{InterfaceStatus, Role};
 use super::times::Times;
@@ -64,6 +64,18 @@ impl Interfaces {
             .collect();
         for link in self.links.values().filter(|link| guests.contains(&link.index)) {
             model.adopt_interface(&link.name, facts(link));
+        }
+    }
+
+    /// Likewise of those that ports name already: in a replay a port may have come and gone several times.
+    pub(super) fn adopt_named(&self, dataplane: &Dataplane, model: &mut Model) {
+        for attachment in dataplane.attachments().iter().filter(|attachment| attachment.hook == Hook::GuestTc)
+        {
+            let link = self.links.values().find(|link| link.index == attachment.ifindex);
+            if let Some(link) = link.filter(|link| model.wanted_interface(&link.name)) {
+                // All tables are compared with the model before anything is written.
+                model.set_interface(&link.name, Some(facts(link)), &mut Changes::default());
+            }
         }
     }
 }

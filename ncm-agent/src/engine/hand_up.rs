@@ -11,8 +11,8 @@ use ncm_dataplane::Hook;
 use ncm_model::lease::LeaseFacts;
 use tokio::time::sleep;
 
+use super::Shared;
 use super::status::Role;
-use super::{Shared, wire};
 use crate::fault;
 use crate::hand_up::{self, Facts};
 use crate::netlink::Kernel;
@@ -76,7 +76,8 @@ impl HandUp {
             for hook in [Hook::HandUpTc, Hook::HandDownTc] {
                 shared.dataplane.attach(hook, link.index)?;
             }
-            wire::node_hand_up(&shared.dataplane, link.index)?;
+            let told = shared.own.amend_node(|node| node.hand_up_ifindex = link.index);
+            told.context("cannot tell the packet path which interface hands packets up")?;
             self.ifindex = link.index;
         }
         if !self.serving {

@@ -1,16 +1,21 @@
 //! One agent per instance: the second one is refused, and told which process holds the name.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Seek, Write};
+use std::io::{self, Read, Seek, Write};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
+use nix::sys::socket::{getsockopt, sockopt};
 
 /// The instance is ours until this is dropped; the kernel also drops it with the process.
 #[derive(Debug)]
 pub struct InstanceLock {
+    path: PathBuf,
     _file: Flock<File>,
+    _name: UnixListener,
 }
 
 /// Why the instance cannot be ours.
@@ -30,7 +35,15 @@ pub enum LockError {
         /// The file.
         path: PathBuf,
         /// What the system said.
-        source: std::io::Error,
+        source: io::Error,
+    },
+    /// The name cannot be taken.
+    #[error("cannot take the name of instance {instance:?}: {source}")]
+    Name {
+        /// The instance.
+        instance: String,
+        /// What the system said.
+        source: io::Error,
     },
 }
 
@@ -63,7 +76,33 @@ impl InstanceLock {
             .and_then(|()| file.rewind())
             .and_then(|()| writeln!(file, "{}", std::process::id()));
         written.map_err(failed)?;
-        Ok(Self { _file: file })
+        Ok(Self { _file: file, _name: take_name(instance)?, path })
+    }
+
+    /// Lets go of the instance, and of the file too. Somebody who waits for it has the name to be told apart by.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be removed.
+    pub fn discard(self) -> io::Result<()> {
+        fs::remove_file(&self.path)
+    }
+}
+
+/// Takes the instance's name in the host's network namespace, where its devices have it too: two agents may have been given different
+/// directories.
+fn take_name(instance: &str) -> Result<UnixListener, LockError> {
+    let failed = |source| LockError::Name { instance: instance.to_owned(), source };
+    let address = SocketAddr::from_abstract_name(format!("ncm-agent/{instance}")).map_err(failed)?;
+    match UnixListener::bind_addr(&address) {
+        Ok(name) => Ok(name),
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            let peer = UnixStream::connect_addr(&address).ok();
+            let peer = peer.and_then(|peer| getsockopt(&peer, sockopt::PeerCredentials).ok());
+            let pid = peer.and_then(|peer| u32::try_from(peer.pid()).ok());
+            Err(LockError::Held { instance: instance.to_owned(), pid })
+        }
+        Err(error) => Err(failed(error)),
     }
 }
 
@@ -73,13 +112,19 @@ mod tests {
 
     #[test]
     fn the_second_agent_of_an_instance_is_told_who_holds_it() {
-        let directory = std::env::temp_dir().join(format!("a-lock-{}", std::process::id()));
-        let first = InstanceLock::take(&directory, "one").expect("free");
-        let refused = InstanceLock::take(&directory, "one").expect_err("held").to_string();
-        assert!(refused.contains(&format!("process {}", std::process::id())), "{refused}");
-        InstanceLock::take(&directory, "two").expect("another name is free");
+        let own = std::process::id();
+        let directory = std::env::temp_dir().join(format!("a-lock-{own}"));
+        let (one, two) = (format!("one-{own}"), format!("two-{own}"));
+        let first = InstanceLock::take(&directory, &one).expect("free");
+        for other in [&directory, &directory.join("other")] {
+            let refused = InstanceLock::take(other, &one).expect_err("held").to_string();
+            assert!(refused.contains(&format!("process {own}")), "{refused}");
+        }
+        InstanceLock::take(&directory, &two).expect("another name is free");
         drop(first);
-        InstanceLock::take(&directory, "one").expect("free again");
+        let last = InstanceLock::take(&directory, &one).expect("free again");
+        last.discard().expect("can be removed");
+        assert!(!directory.join(format!("{one}.lock")).exists());
         fs::remove_dir_all(&directory).expect("can be removed");
     }
 }

@@ -10,14 +10,19 @@ mod flows;
 mod guests;
 mod hand_up;
 mod hosts;
+mod journal;
 mod leftover_sets;
 mod leftovers;
 mod lock;
+mod own_tables;
+mod reconcile;
+mod snapshot;
 mod status;
 mod sweep;
 mod tenants;
 mod times;
 mod upkeep;
+mod verify;
 mod wire;
 mod withheld;
 mod writer;
@@ -26,7 +31,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use anyhow::Context;
 use ncm_common::tables::{Name, NameKey, name_kinds, ticks};
@@ -37,14 +42,17 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use crate::config::{Config, DataplaneLog, MissingGroup};
 use crate::netlink::underlay::Underlay;
 use crate::netlink::{Kernel, Links};
+use crate::store::Store;
 
 pub use apply::{Applied, ApplyError};
 pub use lock::{InstanceLock, LockError};
 pub use ncm_model::Kind;
 pub use status::{InterfaceStatus, Role, TableFill};
 pub use times::Times;
+pub use verify::{Deviation, DeviationKind, Remedy, Verified};
 
 use guests::Interfaces;
+use own_tables::OwnTables;
 use writer::Job;
 
 /// Steps that the model may be ahead of the writer.
@@ -64,7 +72,10 @@ pub(crate) struct Shared {
     config: Config,
     model: Mutex<Model>,
     dataplane: Dataplane,
+    own: Arc<OwnTables>,
     writer: Sender<Job>,
+    /// The journal, if there is one.
+    store: Option<Store>,
     underlay: Option<Underlay>,
     interfaces: tokio::sync::Mutex<Interfaces>,
     status: Mutex<BTreeMap<String, InterfaceStatus>>,
@@ -123,26 +134,37 @@ impl Engine {
     ///
     /// The kernel refuses programs or tables, or netlink cannot be used.
     pub async fn start(config: Config, _instance: &InstanceLock) -> anyhow::Result<Self> {
+        let journal = journal::open(&config)?;
         let mut kernel = Kernel::open().context("cannot use netlink")?;
+        wire::refuse_held_uplinks(&config, &mut kernel).await?;
+        let dataplane = Dataplane::open(&options(&config)).context("cannot load the dataplane")?;
         if config.guest.closed_defaults {
             guests::close_defaults()?;
         }
-        let dataplane = Dataplane::open(&options(&config)).context("cannot load the dataplane")?;
-        flows::set_timeouts(&config.flows, dataplane.tables())?;
+        let own = Arc::new(OwnTables::adopt(dataplane.tables(), &flows::timeouts(&config.flows))?);
         let seed = seed(dataplane.tables())?;
         let mut links = Links::open().await.context("cannot follow the host's interfaces")?;
         let interfaces = Interfaces::read(&mut links).await?;
         let relay = wire::relay(&config, &mut kernel, &dataplane).await?;
-        wire::node(&config, relay.as_ref(), &dataplane)?;
-        let underlay = wire::underlay(&config, &dataplane).await?;
+        wire::node(&config, relay.as_ref(), &own)?;
+        let underlay = wire::underlay(&config, &own).await?;
         let leftover = leftover_sets::LeftoverSets::new(&seed.names);
-        let mut model = Model::new(settings(&config, dataplane.tables()), &seed);
-        interfaces.adopt(&dataplane, &mut model);
+        let begin = || {
+            let mut model = Model::new(settings(&config, dataplane.tables()), &seed);
+            interfaces.adopt(&dataplane, &mut model);
+            model
+        };
+        let recovered =
+            tokio::task::block_in_place(|| journal::recover(&config, journal, seed.names.is_empty(), begin))?;
+        let journal::Recovered { mut model, store, claims_all } = recovered;
+        interfaces.adopt_named(&dataplane, &mut model);
         let (jobs, receiver) = std::sync::mpsc::channel();
         let shared = Arc::new(Shared {
             model: Mutex::new(model),
             dataplane,
+            own,
             writer: jobs,
+            store,
             underlay,
             interfaces: tokio::sync::Mutex::new(interfaces),
             status: Mutex::default(),
@@ -163,8 +185,36 @@ impl Engine {
         }
         shared.take_uplinks().await;
         hand_up::start(&shared).await;
+        shared.resume(claims_all).await?;
+        snapshot::start(&shared);
         upkeep::start(&shared, links);
-        Ok(Self { shared })
+        let engine = Self { shared };
+        verify::start(&engine);
+        Ok(engine)
+    }
+
+    /// Makes durable what was accepted and is not: nothing is accepted any more.
+    pub async fn close(&self) {
+        if let Some(store) = &self.shared.store {
+            store.close().await;
+        }
+    }
+}
+
+impl Shared {
+    /// Makes the tables what the model says, if it says anything, and takes over the guests' interfaces.
+    async fn resume(self: &Arc<Self>, claims_all: bool) -> anyhow::Result<()> {
+        let wanted: Vec<String> = self.model().wanted_interfaces().map(str::to_owned).collect();
+        if claims_all || self.model().counts().iter().any(|count| count.count > 0) {
+            let begun = Instant::now();
+            let repaired = self.repair(true, claims_all).await?;
+            let (written, removed, ms) = (repaired.written, repaired.removed, begun.elapsed().as_millis());
+            tracing::info!(written, removed, ms, "the kernel's tables are what they should be");
+        }
+        self.take_guests(&wanted, &Arc::new(Times::begin())).await;
+        // What was read to know it all again is not needed any more.
+        self.trim.notify_one();
+        Ok(())
     }
 }
 

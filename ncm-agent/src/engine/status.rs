@@ -230,6 +230,20 @@ impl Engine {
                 "{failed} resources have entries that the kernel refused: `ncmctl get` says which and why"
             ));
         }
+        if let Some(cause) = self.shared.store.as_ref().and_then(crate::store::Store::failure) {
+            alarms.push(format!("what is pushed is programmed and not kept: {cause}"));
+        }
+        let (deviations, unclaimed) = (own::DEVIATIONS.get(), own::UNCLAIMED.get());
+        if deviations > 0 {
+            alarms.push(format!(
+                "{deviations} entries or programs in the kernel are not as they should be: see `ncmctl verify`"
+            ));
+        }
+        if unclaimed > 0 {
+            alarms.push(format!(
+                "{unclaimed} entries are claimed by nothing that is held: see `ncmctl prune --dry-run`"
+            ));
+        }
         for table in self.table_fill() {
             // At nine tenths there is still time to act.
             if let Some(key) = table.spec.capacity_key

@@ -17,6 +17,7 @@ use super::writer::Job;
 use super::{Engine, Shared};
 use crate::fault;
 use crate::netlink::Links;
+use crate::supervisor;
 use crate::telemetry::own;
 
 /// Well below the age at which the packet path ceases to trust the heartbeat.
@@ -42,6 +43,9 @@ pub(super) fn start(shared: &Arc<Shared>, links: Links) {
     fault::supervise("following the interfaces", follow(Arc::downgrade(shared), links));
     fault::supervise("the heartbeat", heartbeat(Arc::downgrade(shared)));
     fault::supervise("the retry of refused entries", retry(Arc::downgrade(shared)));
+    if let Some(period) = supervisor::watchdog_period() {
+        fault::supervise("feeding the watchdog", feed(Arc::downgrade(shared), period));
+    }
     fault::supervise("giving memory back", trim(Arc::clone(&shared.trim), Arc::downgrade(shared)));
     if let Some(log) = shared.dataplane.take_log() {
         let shared = Arc::downgrade(shared);
@@ -71,6 +75,25 @@ async fn heartbeat(shared: Weak<Shared>) {
         }
         if let Err(error) = shared.dataplane.set_heartbeat(monotonic_ns()) {
             tracing::error!(%error, "cannot tell the packet path that the underlay is followed");
+        }
+    }
+}
+
+/// The supervisor hears that the work goes on from the writer, the last of the work loop, and only if the round went through the model
+/// too: an agent that hangs anywhere there is ended and started again.
+async fn feed(shared: Weak<Shared>, period: Duration) {
+    loop {
+        sleep(period).await;
+        let Some(shared) = shared.upgrade() else { return };
+        let round = tokio::task::spawn_blocking(move || {
+            let model = shared.model();
+            // The writer goes only when the engine does.
+            drop(shared.writer.send(Job::Alive));
+            drop(model);
+        });
+        if round.await.is_err() {
+            // The runtime is going.
+            return;
         }
     }
 }

@@ -1,20 +1,42 @@
 //! Our side of the underlay: which hook takes tunnel frames from each interface, the relay device, and what the packet
 //! path is told of its own node.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Arc;
 
-use anyhow::Context;
-use ncm_common::tables::{Name, NameKey, Node, name_kinds, node_flags};
-use ncm_dataplane::{Dataplane, Hook, Tables};
+use anyhow::{Context, bail};
+use ncm_common::tables::{Name, NameKey, name_kinds, node_flags};
+use ncm_dataplane::{Dataplane, Holder, Hook, Tables, held_by_another};
 
 use super::Shared;
 use super::guests::Interfaces;
+use super::own_tables::OwnTables;
 use super::status::{InterfaceStatus, Role};
 use crate::config::{Admission, Config, WireMode};
 use crate::netlink::relay::{self, Relay};
 use crate::netlink::underlay::{Adopted, Settings, TableSink, TableWrite, Underlay};
 use crate::netlink::{Kernel, Link};
 use crate::telemetry::own;
+
+/// An underlay interface has one agent. Which one shows by the programs there, whether that agent runs or not.
+pub(super) async fn refuse_held_uplinks(config: &Config, kernel: &mut Kernel) -> anyhow::Result<()> {
+    for name in &config.underlay.interfaces {
+        let Some(link) = kernel.link(name).await? else { continue };
+        let xdp = kernel.native_xdp(name).await?;
+        let holder = held_by_another(&config.paths.bpffs, &config.instance, link.index, xdp)?;
+        let Some(Holder { instance, program, id }) = holder else { continue };
+        let (whose, remedy) = match instance {
+            Some(other) => (
+                format!("of instance {other:?}"),
+                format!("`ncm-agent --instance {other} --teardown` removes that one"),
+            ),
+            None => ("of another agent".to_owned(), "end that one".to_owned()),
+        };
+        bail!(
+            "the underlay interface {name} has the program {program} (id {id}) {whose}, and one agent only can take its              frames: {remedy}, or give this one other underlay.interfaces"
+        );
+    }
+    Ok(())
+}
 
 /// Makes the relay device and attaches its program, if there is a tunnel.
 pub(super) async fn relay(
@@ -55,7 +77,7 @@ pub(super) fn relay_status(relay: &Relay) -> InterfaceStatus {
 
 /// Makes the relay device work again: somebody has deleted it or set it down, and TCP goes through it.
 pub(super) async fn renew_relay(shared: &Shared, interfaces: &mut Interfaces) {
-    let Shared { config, dataplane, .. } = shared;
+    let Shared { config, dataplane, own, .. } = shared;
     let name = relay::device_name(&config.instance);
     let known =
         shared.status().get(&name).filter(|status| status.hook.is_some()).map(|status| status.ifindex);
@@ -67,7 +89,7 @@ pub(super) async fn renew_relay(shared: &Shared, interfaces: &mut Interfaces) {
         return;
     }
     let made = match relay(config, &mut interfaces.kernel, dataplane).await {
-        Ok(Some(relay)) => node(config, Some(&relay), dataplane).map(|()| relay_status(&relay)),
+        Ok(Some(relay)) => node(config, Some(&relay), own).map(|()| relay_status(&relay)),
         Ok(None) => return,
         Err(error) => Err(error),
     };
@@ -87,50 +109,32 @@ pub(super) async fn renew_relay(shared: &Shared, interfaces: &mut Interfaces) {
     }
 }
 
-/// Writers of what the packet path knows of this node change their part of it only, one after the other.
-static NODE: Mutex<()> = Mutex::new(());
-
-/// Tells the packet path who we are.
-pub(super) fn node(config: &Config, relay: Option<&Relay>, dataplane: &Dataplane) -> anyhow::Result<()> {
-    let _alone = NODE.lock().unwrap_or_else(PoisonError::into_inner);
-    let nodes = &dataplane.tables().node;
-    let before = nodes.get(&0).context("cannot read what the packet path knows of this node")?;
-    let node = Node {
-        endpoint_v4: config.underlay.endpoint_v4.map_or([0; 4], |address| address.octets()),
-        endpoint_v6: config.underlay.endpoint_v6.map_or([0; 16], |address| address.octets()),
-        flags: if config.underlay.admission == Admission::Strict { node_flags::STRICT } else { 0 },
-        tunnel_port: config.underlay.port.to_be_bytes(),
-        relay_port: relay.map_or([0; 2], |relay| relay.port.to_be_bytes()),
-        relay_ifindex: relay.map_or(0, |relay| relay.link.index),
-        // What hands packets up comes later, and says so itself.
-        hand_up_ifindex: before.map_or(0, |node| node.hand_up_ifindex),
-        // Until the underlay is followed again, an earlier agent's hold: traffic must not stop meanwhile.
-        uplinks: before.map_or_else(Default::default, |node| node.uplinks),
-    };
-    nodes.put(&0, &node).context("cannot tell the packet path who this node is")
-}
-
-/// Tells the packet path which interface hands packets up.
-pub(super) fn node_hand_up(dataplane: &Dataplane, ifindex: u32) -> anyhow::Result<()> {
-    let _alone = NODE.lock().unwrap_or_else(PoisonError::into_inner);
-    let nodes = &dataplane.tables().node;
-    let before = nodes.get(&0).context("cannot read what the packet path knows of this node")?;
-    let node = Node { hand_up_ifindex: ifindex, ..before.unwrap_or_default() };
-    nodes.put(&0, &node).context("cannot tell the packet path which interface hands packets up")
+/// Tells the packet path who we are. What hands packets up comes later, and says so itself; of uplinks an earlier agent's hold until the
+/// underlay is followed again: traffic must not stop meanwhile.
+pub(super) fn node(config: &Config, relay: Option<&Relay>, own: &OwnTables) -> anyhow::Result<()> {
+    let told = own.amend_node(|node| {
+        node.endpoint_v4 = config.underlay.endpoint_v4.map_or([0; 4], |address| address.octets());
+        node.endpoint_v6 = config.underlay.endpoint_v6.map_or([0; 16], |address| address.octets());
+        node.flags = if config.underlay.admission == Admission::Strict { node_flags::STRICT } else { 0 };
+        node.tunnel_port = config.underlay.port.to_be_bytes();
+        node.relay_port = relay.map_or([0; 2], |relay| relay.port.to_be_bytes());
+        node.relay_ifindex = relay.map_or(0, |relay| relay.link.index);
+    });
+    told.context("cannot tell the packet path who this node is")
 }
 
 /// Begins to follow the underlay, with what an earlier run left in the tables.
-pub(super) async fn underlay(config: &Config, dataplane: &Dataplane) -> anyhow::Result<Option<Underlay>> {
+pub(super) async fn underlay(config: &Config, own: &Arc<OwnTables>) -> anyhow::Result<Option<Underlay>> {
     let endpoints = config.underlay.endpoints();
     if endpoints.is_empty() {
         return Ok(None);
     }
-    let tables = dataplane.tables();
+    let tables = own.tables();
     let adopted = adopted(tables)?;
     let interfaces = config.underlay.interfaces.clone();
     let settings =
         Settings::new(endpoints, config.underlay.port, interfaces, tables.next_hop_groups.capacity());
-    let underlay = Underlay::start(settings, adopted, Box::new(Sink(tables.clone())));
+    let underlay = Underlay::start(settings, adopted, Box::new(Sink(Arc::clone(own))));
     Ok(Some(underlay.await.context("cannot follow the underlay's routes and neighbours")?))
 }
 
@@ -162,26 +166,21 @@ fn text(name: &Name) -> String {
 }
 
 /// Writes what the underlay decides.
-struct Sink(Tables);
+struct Sink(Arc<OwnTables>);
 
 impl TableSink for Sink {
     fn write(&mut self, write: &TableWrite) -> Result<(), String> {
         let written = match write {
-            TableWrite::Group { index, value } => self.0.next_hop_groups.put(index, value),
-            TableWrite::Host { index, value } => self.0.hosts.put(index, value),
+            TableWrite::Group { index, value } => self.0.put_group(*index, value),
+            TableWrite::Host { index, value } => self.0.put_host(*index, value),
             TableWrite::GroupName { index, name } => {
                 let key = NameKey { kind: name_kinds::GROUP, index: *index };
                 match name {
-                    Some(name) => self.0.names.put(&key, name),
-                    None => self.0.names.delete(&key),
+                    Some(name) => self.0.tables().names.put(&key, name),
+                    None => self.0.tables().names.delete(&key),
                 }
             }
-            TableWrite::Uplinks(uplinks) => {
-                let _alone = NODE.lock().unwrap_or_else(PoisonError::into_inner);
-                self.0.node.get(&0).and_then(|node| {
-                    self.0.node.put(&0, &Node { uplinks: *uplinks, ..node.unwrap_or_default() })
-                })
-            }
+            TableWrite::Uplinks(uplinks) => self.0.amend_node(|node| node.uplinks = *uplinks),
         };
         written.map_err(|error| error.to_string())
     }

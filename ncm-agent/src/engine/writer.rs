@@ -27,6 +27,7 @@ use super::times::Times;
 use super::withheld::Withheld;
 use crate::fault;
 use crate::netlink::underlay::Underlay;
+use crate::supervisor;
 use crate::telemetry::own;
 
 /// What the writer is asked to do.
@@ -44,6 +45,8 @@ pub(super) enum Job {
     Delete,
     /// Say when everything before is written.
     Flush(oneshot::Sender<()>),
+    /// Tell the supervisor that the work goes on.
+    Alive,
 }
 
 /// An entry that the kernel refused.
@@ -124,6 +127,7 @@ fn run(jobs: &Receiver<Job>, mut writer: Writer, shared: &Weak<Shared>) {
             }
             // The asker may have gone.
             Job::Flush(done) => drop(done.send(())),
+            Job::Alive => supervisor::notify(supervisor::ALIVE),
         }
         let left = writer.undeleted.len();
         if left > undeleted {

@@ -41,6 +41,17 @@ impl Kernel {
         }
     }
 
+    /// The kernel's id of the XDP program that runs natively on the interface of that name.
+    ///
+    /// # Errors
+    /// Fails if there is no such interface or the kernel cannot be asked.
+    pub async fn native_xdp(&mut self, name: &str) -> Result<Option<u32>, NetlinkError> {
+        let mut found = None;
+        self.call(link::by_name_request(name), |message| found = found.or(link::native_xdp(&message)))
+            .await?;
+        Ok(found)
+    }
+
     /// Brings the interface up.
     ///
     /// # Errors

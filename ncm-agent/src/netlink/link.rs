@@ -23,6 +23,9 @@ const IFLA_LINK: u16 = 5;
 const IFLA_MASTER: u16 = 10;
 pub(crate) const IFLA_LINKINFO: u16 = 18;
 const IFLA_LINK_NETNSID: u16 = 37;
+const IFLA_XDP: u16 = 43;
+/// The program that runs natively, by its id.
+const IFLA_XDP_DRV_PROG_ID: u16 = 5;
 pub(crate) const IFLA_INFO_KIND: u16 = 1;
 pub(crate) const IFLA_INFO_DATA: u16 = 2;
 const IFLA_VLAN_ID: u16 = 1;
@@ -125,6 +128,13 @@ pub(crate) fn parse(message: &Message<'_>) -> Option<LinkMessage> {
         }
         _ => None,
     }
+}
+
+/// The id of the XDP program that the link of a message runs natively.
+pub(crate) fn native_xdp(message: &Message<'_>) -> Option<u32> {
+    let attributes = Attributes::after(message.payload, HEADER);
+    let xdp = Attributes(attributes.find(IFLA_XDP).filter(|_| message.kind == RTM_NEWLINK)?);
+    xdp.find(IFLA_XDP_DRV_PROG_ID).and_then(|value| u32_at(value, 0))
 }
 
 /// The tag of a VLAN interface, if it is an 802.1Q one.

@@ -109,6 +109,9 @@ own! {
     Gauge BUFFERED_BYTES = "ncm_buffered_bytes", "Bytes of messages that are being received or applied.";
     Gauge SUBSCRIPTIONS = "ncm_subscriptions", "Message-queue topics that the controller told this node to follow.";
     Gauge UNWRITTEN = "ncm_resources_unwritten", "Resources with entries that the kernel refused and that are retried.";
+    Gauge NOT_KEPT = "ncm_journal_failing", "1 while what is accepted cannot be kept in the journal.";
+    Gauge DEVIATIONS = "ncm_deviations", "Table entries and programs in the kernel that were not as they should be when it was looked last.";
+    Gauge UNCLAIMED = "ncm_unclaimed_entries", "Table entries that nothing held claims, when it was looked last.";
     Gauge REMOTE_HOSTS = "ncm_remote_hosts", "Remote hosts that endpoints are on.";
     Gauge REMOTE_HOSTS_UNRESOLVED = "ncm_remote_hosts_unresolved", "Remote hosts to which no next hop is resolved.";
 }

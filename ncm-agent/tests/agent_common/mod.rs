@@ -75,6 +75,11 @@ pub(crate) struct Agent {
 impl Agent {
     /// Starts an agent and waits until it is ready.
     pub(crate) fn start(more: &str) -> Self {
+        Self::start_with(more, &[])
+    }
+
+    /// The same with environment variables.
+    pub(crate) fn start_with(more: &str, variables: &[(&str, &str)]) -> Self {
         assert!(nix::unistd::geteuid().is_root(), "this test needs root: namespaces, eBPF");
         let scratch = Scratch::new();
         let config = scratch.configure(more);
@@ -88,6 +93,7 @@ impl Agent {
         );
         let mut child = Command::new("unshare")
             .args(["--net", "--mount", "sh", "-c", &script])
+            .envs(variables.iter().copied())
             .stderr(Stdio::piped())
             .spawn()
             .expect("can run unshare");

@@ -19,7 +19,7 @@ type Key = ([u8; 16], u16);
 const TYPES: [bool; 2] = [false, true];
 
 /// Where neighbours' tombstones are: apart by type.
-fn tombstone_kind(l3: bool) -> u8 {
+pub(crate) fn tombstone_kind(l3: bool) -> u8 {
     if l3 { 100 + ResourceType::Neighbor as u8 } else { ResourceType::Neighbor as u8 }
 }
 
@@ -481,6 +481,9 @@ impl Model {
         }
         let revision = self.provenances.get(neighbour.provenance).revision;
         self.bury(tombstone_kind(l3), view.id, revision, view.revision, request);
+        if let Some(gone) = &mut self.gone_neighbours {
+            gone.push((l3, view.id.into()));
+        }
         let key = key_of(&neighbour);
         self.neighbour_index.remove(&key, |other| *other == slot);
         self.forget_failure(Handle::new(HandleKind::Neighbour, slot));

@@ -251,11 +251,11 @@ impl Model {
         }
     }
 
-    fn claims_ip(&self, slot: u32) -> bool {
+    pub(crate) fn claims_ip(&self, slot: u32) -> bool {
         !self.addresses[slot].has(address_flags::MAC_ONLY)
     }
 
-    fn claims_mac(&self, slot: u32) -> bool {
+    pub(crate) fn claims_mac(&self, slot: u32) -> bool {
         let address = &self.addresses[slot];
         address.port().is_some() || !self.neighbours[address.owner].is_l3()
     }

@@ -132,7 +132,7 @@ impl Model {
     }
 
     /// The entry that an address makes, in the table by address or in that by MAC.
-    fn endpoint(&self, slot: u32, flags: u16, by_ip: bool) -> Endpoint {
+    pub(crate) fn endpoint(&self, slot: u32, flags: u16, by_ip: bool) -> Endpoint {
         let address = &self.addresses[slot];
         let (mut endpoint, members) = match address.port() {
             Some(port) => {

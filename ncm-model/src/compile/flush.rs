@@ -57,6 +57,11 @@ impl Tables {
 impl Model {
     /// Ends a step: everything marked is decided and its differences are added to `changes`.
     pub(crate) fn flush(&mut self, changes: &mut Changes) {
+        if self.replaying.is_some() {
+            // Endpoints are not kept beside the kernel's: what they should be is asked at the end.
+            self.dirty_ip.clear();
+            self.dirty_mac.clear();
+        }
         self.use_freed_room();
         let mut ports = BTreeSet::new();
         while let Some(port) = self.dirty_ports.pop_first() {

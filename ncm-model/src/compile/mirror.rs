@@ -1,8 +1,8 @@
 //! What a table holds, so that only differences are written. For tables whose size is that of the configuration, not of
 //! the network: endpoints have none.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 
 use super::changes::{Delta, Handle, Put};
@@ -68,6 +68,29 @@ impl<K: Copy + Eq + Hash + Ord, V: Copy + Eq> Mirror<K, V> {
             }
             !again
         });
+    }
+
+    /// Compares the table with what is found in the kernel's, and adds to `delta` what makes that the same. `remove`: what the table
+    /// does not have goes.
+    pub(crate) fn reconcile(&self, found: &[(K, V)], remove: bool, delta: &mut Delta<K, V>) {
+        let mut same = 0;
+        let (mut known, mut put) = (HashSet::new(), Vec::new());
+        for (key, value) in found {
+            match self.written.get(key) {
+                Some((written, _)) if written == value => same += 1,
+                Some((written, cause)) => put.push(Put { key: *key, value: *written, cause: *cause }),
+                None if remove => delta.del.push(*key),
+                None => {}
+            }
+        }
+        if same + put.len() < self.written.len() {
+            known.extend(found.iter().map(|(key, _)| *key));
+            let missing = self.written.iter().filter(|(key, _)| !known.contains(*key));
+            put.extend(missing.map(|(key, (value, cause))| Put { key: *key, value: *value, cause: *cause }));
+        }
+        put.sort_unstable_by_key(|put| put.key);
+        delta.put.append(&mut put);
+        delta.del.sort_unstable();
     }
 
     /// Moves the differences into `delta`.

@@ -10,10 +10,12 @@ pub(crate) mod hosts;
 pub(crate) mod mapped;
 pub(crate) mod mirror;
 mod ports;
+pub(crate) mod reconcile;
 mod room;
 mod routes;
 mod subnets;
 
 pub(crate) use changes::HandleKind;
 pub use changes::{Changes, Delta, Handle, HostChange, InterfaceChanges, Put};
+pub use reconcile::{Found, Seen};
 pub(crate) use room::{Room, Scarce};

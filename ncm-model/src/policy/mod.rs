@@ -32,6 +32,7 @@ mod groups;
 mod members;
 mod ranges;
 pub mod reference;
+mod resume;
 mod rule;
 mod sets;
 mod side;
@@ -103,6 +104,14 @@ impl Policy {
             members: Members::from(first_members),
             ..Self::default()
         }
+    }
+
+    /// Other bounds from now on.
+    pub(crate) fn bound_by(&mut self, settings: &Settings) {
+        self.most_entries = settings.limits.set_entries;
+        self.most_rules = settings.limits.rules;
+        self.room.rules = settings.slots.rules as usize;
+        self.room.classes = settings.slots.classes as usize;
     }
 
     /// The set that stands for these groups (in order, each once, all held), held once more.

@@ -1,11 +1,13 @@
 //! Policy sets: built of their groups' rules, kept up to date with them, and refused where they are too much.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use ncm_common::tables::{
-    ClassKey, Classes, MAX_CLASSES, MEMBERS, Name, NameKey, Rule, RuleKey, name_kinds, set_direction,
+    ClassKey, Classes, MAX_CLASSES, MEMBERS, Name, NameKey, PREFIXES, Rule, RuleKey, name_kinds,
+    set_direction,
 };
 
+use super::resume::Former;
 use super::rule::{Allowance, Remote};
 use super::side::{Op, Side, Size};
 use super::{Policy, handle};
@@ -27,6 +29,8 @@ pub(super) struct Set {
     sides: Option<Box<[Side; 2]>>,
     /// The classes that sides of earlier builds gave out last.
     last_classes: [u32; 2],
+    /// The classes that an earlier run gave to prefixes, until it is built.
+    former: [HashMap<ClassKey, u32>; 2],
     size: Size,
     pub(super) refusal: Option<Refusal>,
 }
@@ -50,7 +54,26 @@ struct Fault {
 
 impl Set {
     pub(super) fn new(groups: Box<[u32]>) -> Self {
-        Self { groups, holders: 1, sides: None, last_classes: [0; 2], size: Size::default(), refusal: None }
+        Self {
+            groups,
+            holders: 1,
+            sides: None,
+            last_classes: [PREFIXES; 2],
+            former: Default::default(),
+            size: Size::default(),
+            refusal: None,
+        }
+    }
+
+    pub(super) fn groups(&self) -> &[u32] {
+        &self.groups
+    }
+
+    /// It is to be built anew, over what an earlier run has left in the tables.
+    pub(super) fn resume(&mut self, [from, to]: [Former; 2]) {
+        self.last_classes = [from.last.max(PREFIXES), to.last.max(PREFIXES)];
+        self.former = [from.classes, to.classes];
+        self.refusal = None;
     }
 
     pub(super) fn disturb_members(&mut self, class: u32) {
@@ -250,7 +273,7 @@ impl Policy {
     }
 
     /// Takes a set's entries back, and all that was built of it.
-    fn withdraw(&mut self, number: u32, ops: &mut Vec<Op>) {
+    pub(super) fn withdraw(&mut self, number: u32, ops: &mut Vec<Op>) {
         let Some(set) = self.sets.get_mut(&number) else { return };
         let asked = set.asked();
         let Some(sides) = set.take_sides() else { return };
@@ -266,8 +289,10 @@ impl Policy {
     /// Builds a set of its groups' rules, if it can be; says how many there are.
     fn build(&mut self, number: u32) -> usize {
         let Some(set) = self.sets.get_mut(&number).filter(|set| set.sides.is_none()) else { return 0 };
+        let former = std::mem::take(&mut set.former);
         let side = |to_guest: bool| {
-            Side::new(set_direction(number, to_guest), set.last_classes[usize::from(to_guest)])
+            let former = former[usize::from(to_guest)].clone();
+            Side::new(set_direction(number, to_guest), set.last_classes[usize::from(to_guest)], former)
         };
         set.sides = Some(Box::new([side(false), side(true)]));
         let mut rules = 0;

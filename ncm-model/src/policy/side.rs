@@ -1,7 +1,7 @@
 //! One direction of a policy set: from rules counted in and out to table entries, of which only those are looked at again that
 //! may have changed.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;
 
 use ncm_common::tables::{ClassKey, Classes, MAX_CLASSES, Rule, RuleKey};
@@ -96,6 +96,8 @@ pub(super) struct Side {
     /// The class given out last. None is ever given out twice in the life of a set: an entry that still lists one which has gone must
     /// not lead to the rules of another prefix.
     last_class: u32,
+    /// Classes that an earlier run gave to prefixes.
+    former: HashMap<ClassKey, u32>,
     ranges: BTreeMap<(Whom, Kind), Ranges>,
     prefixes: BTreeMap<(Family, Prefix), Covered>,
     cells: BTreeMap<(u32, Kind), Cell>,
@@ -110,10 +112,11 @@ pub(super) struct Side {
 }
 
 impl Side {
-    pub(super) fn new(key: u32, last_class: u32) -> Self {
+    pub(super) fn new(key: u32, last_class: u32, former: HashMap<ClassKey, u32>) -> Self {
         Self {
             key,
             last_class,
+            former,
             ranges: BTreeMap::new(),
             prefixes: BTreeMap::new(),
             cells: BTreeMap::new(),
@@ -162,9 +165,12 @@ impl Side {
             Remote::Prefix(prefix) => {
                 let place = (rule.family, prefix);
                 let covered = self.prefixes.entry(place).or_insert_with(|| {
-                    self.last_class += 1;
                     self.dirty_prefixes.insert(place);
-                    Covered { class: self.last_class, rules: 0, groups: Vec::new() }
+                    let class = self.former.remove(&class_key(self.key, prefix)).unwrap_or_else(|| {
+                        self.last_class += 1;
+                        self.last_class
+                    });
+                    Covered { class, rules: 0, groups: Vec::new() }
                 });
                 covered.rules += 1;
                 match covered.groups.iter_mut().find(|(known, _)| *known == group) {

@@ -16,6 +16,8 @@ pub(crate) struct Allocator {
     free: VecDeque<(u32, u32)>,
     /// What an earlier run gave out and nobody has claimed yet.
     seeded: HashMap<Box<str>, (u32, u32)>,
+    /// All that an earlier run gave out, during a replay: who comes and goes in it comes back to the same index.
+    replayed: Option<HashMap<(u32, u32), Box<str>>>,
 }
 
 impl Default for Allocator {
@@ -27,7 +29,14 @@ impl Default for Allocator {
 impl Allocator {
     /// An allocator for a table with that many slots, whose generations begin at `first`.
     pub(crate) fn of(slots: u32, first: u32) -> Self {
-        Self { slots, highest: 0, first: first.max(1), free: VecDeque::new(), seeded: HashMap::new() }
+        Self {
+            slots,
+            highest: 0,
+            first: first.max(1),
+            free: VecDeque::new(),
+            seeded: HashMap::new(),
+            replayed: None,
+        }
     }
 
     /// How many slots the table has.
@@ -71,7 +80,25 @@ impl Allocator {
 
     /// Takes an index back.
     pub(crate) fn release(&mut self, index: u32, generation: u32) {
-        self.free.push_back((index, generation));
+        if let Some(identity) = self.replayed.as_ref().and_then(|known| known.get(&(index, generation))) {
+            self.seeded.insert(identity.clone(), (index, generation));
+        } else {
+            self.free.push_back((index, generation));
+        }
+    }
+
+    /// From now on what happened once happens again.
+    pub(crate) fn begin_replay(&mut self) {
+        let known = self.seeded.iter().map(|(identity, given)| (*given, identity.clone()));
+        self.replayed = Some(known.collect());
+    }
+
+    /// The replay has ended. `claims_all`: who has not claimed an index by now will not; else they wait for their owners.
+    pub(crate) fn end_replay(&mut self, claims_all: bool) {
+        self.replayed = None;
+        if claims_all {
+            self.free.extend(self.seeded.drain().map(|(_, given)| given));
+        }
     }
 }
 
@@ -99,6 +126,27 @@ mod tests {
             Some((2, 90)),
             "as any that a former run may have given out meanwhile"
         );
+    }
+
+    #[test]
+    fn who_comes_and_goes_in_a_replay_comes_back_to_the_same_index() {
+        let mut indices = Allocator::of(100, 5);
+        indices.seed("a", 1, 3);
+        indices.seed("gone", 2, 3);
+        indices.seeded();
+        indices.begin_replay();
+        for _ in 0..3 {
+            let (index, generation) = indices.assign("a").unwrap();
+            assert_eq!((index, generation), (1, 3));
+            let other = indices.assign("of the past").unwrap();
+            assert!(other.0 > 2, "{other:?}");
+            indices.release(other.0, other.1);
+            indices.release(index, generation);
+        }
+        assert_eq!(indices.assign("a"), Some((1, 3)));
+        indices.end_replay(true);
+        let given: Vec<_> = (0..3).filter_map(|number| indices.assign(&format!("new {number}"))).collect();
+        assert!(given.contains(&(2, 5)) && given.iter().all(|(index, _)| *index != 1), "{given:?}");
     }
 
     #[test]

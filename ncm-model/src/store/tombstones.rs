@@ -57,6 +57,14 @@ impl Tombstones {
         self.held.get(&kind)?.get(id).map(|tombstone| tombstone.revision)
     }
 
+    /// All that is remembered, in the order of the deletions: kind, id, revision, and when.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u8, &str, u32, u64)> {
+        self.order.iter().filter_map(|(buried, serial, (kind, id))| {
+            let tombstone = self.held.get(kind)?.get(id).filter(|tombstone| tombstone.serial == *serial)?;
+            Some((*kind, &**id, tombstone.revision, *buried))
+        })
+    }
+
     /// Forgets a deletion: the resource is held again.
     pub(crate) fn lift(&mut self, kind: u8, id: &str) {
         if let Some(held) = self.held.get_mut(&kind) {

@@ -4,6 +4,7 @@ mod bounds;
 mod contract;
 mod decoding;
 mod epochs;
+mod journal;
 mod kernel;
 mod leases;
 mod merging;

@@ -15,14 +15,14 @@ use crate::wire::{
 use prost::Message as _;
 
 /// A security group's rule, by number: direction, version, protocol, port, and what is at the other end.
-type GroupRule = (u8, u8, u8, u8, u8);
+pub(super) type GroupRule = (u8, u8, u8, u8, u8);
 
 /// A rule's destination, priority and next hop, by number.
-type RuleEvent = (u8, u8, u8);
+pub(super) type RuleEvent = (u8, u8, u8);
 
 /// One event of a history over few identities, so that they meet.
 #[derive(Clone, Debug)]
-enum Event {
+pub(super) enum Event {
     Vpc {
         id: u8,
         vni: u8,
@@ -76,7 +76,7 @@ fn groups() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![2 => Just(Vec::new()), 1 => prop::collection::vec(0_u8..3, 1..3)]
 }
 
-fn event() -> impl Strategy<Value = Event> {
+pub(super) fn event() -> impl Strategy<Value = Event> {
     let few = 0_u8..4;
     let vpc = (0_u8..2, 0_u8..2, prop::bool::weighted(0.2)).prop_map(|(id, vni, delete)| Event::Vpc {
         id,
@@ -179,7 +179,7 @@ fn group_rule(
 }
 
 impl Event {
-    fn add(&self, state: GoalState, revision: Option<u32>) -> GoalState {
+    pub(super) fn add(&self, state: GoalState, revision: Option<u32>) -> GoalState {
         let operation = |delete: bool| if delete { DELETE } else { CREATE };
         // Equal revisions let the latest win; distinct ones make histories comparable.
         let distinct = revision.is_some();
@@ -303,7 +303,7 @@ impl Event {
         }
     }
 
-    fn interface(&self, node: &mut Node) {
+    pub(super) fn interface(&self, node: &mut Node) {
         if let Self::Interface { id, ifindex } = self {
             let name = format!("tap{}", (*id).min(2));
             let facts = (*ifindex > 0).then(|| crate::InterfaceFacts {
@@ -349,7 +349,7 @@ fn add_held(
     goal
 }
 
-fn interfaces_of(node: &Node) -> Vec<(String, crate::InterfaceFacts)> {
+pub(super) fn interfaces_of(node: &Node) -> Vec<(String, crate::InterfaceFacts)> {
     node.model
         .interfaces
         .iter()

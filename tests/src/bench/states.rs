@@ -1,6 +1,7 @@
 //! Goal states with many neighbours: the time from push to reply against raw batch writes of the same entries, and
 //! the agent's memory.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -18,6 +19,7 @@ use crate::testbed::{HostOptions, Lab, TwoHosts};
 const CAPACITY: u32 = 1_100_000;
 
 pub(super) fn measure(plan: &Plan, done: &mut dyn FnMut(Row)) -> Result<()> {
+    measure_journal(plan, done)?;
     for count in [1_000, 100_000, 1_000_000] {
         let (time, rate) = (format!("goal_state_{count}"), format!("goal_state_rate_{count}"));
         let (memory, peak) = (format!("memory_resident_{count}"), format!("memory_peak_{count}"));
@@ -31,7 +33,7 @@ pub(super) fn measure(plan: &Plan, done: &mut dyn FnMut(Row)) -> Result<()> {
         let mut message_bytes = 0;
         for _ in 0..rounds {
             let wait = wants_memory.then_some(Duration::from_secs(10));
-            let push = push(count, wait)?;
+            let push = push(count, wait, None)?;
             pushes.push(push.time);
             resident.push(push.resident);
             peaks.push(push.peak);
@@ -72,6 +74,27 @@ pub(super) fn measure(plan: &Plan, done: &mut dyn FnMut(Row)) -> Result<()> {
     Ok(())
 }
 
+/// What it costs that a push is durable before it is answered: on a disk, beside a push that nothing is kept of.
+fn measure_journal(plan: &Plan, done: &mut dyn FnMut(Row)) -> Result<()> {
+    const COUNT: u32 = 1_000_000;
+    let name = format!("journal_push_{COUNT}");
+    if !plan.wants(&name) {
+        return Ok(());
+    }
+    let directory = std::env::temp_dir().join(format!("ncm-bench-{}", std::process::id()));
+    let (mut with, mut without) = (vec![], vec![]);
+    for _ in 0..rounds(plan, COUNT) {
+        without.push(push(COUNT, None, None)?.time);
+        let kept = push(COUNT, None, Some(&directory));
+        std::fs::remove_dir_all(&directory).context("remove the journal")?;
+        with.push(kept?.time);
+    }
+    let (own, reference) = (median(with), median(without));
+    let bound = Some(Bound::AtMost(1.3));
+    done(Row::new(name, "ms", own * 1e3, "the same push without a journal", reference * 1e3, bound));
+    Ok(())
+}
+
 /// How often a size is measured: the smaller, the more a single run is up to chance.
 fn rounds(plan: &Plan, count: u32) -> usize {
     let full: usize = match count {
@@ -97,11 +120,15 @@ fn settle(count: u32) {
     std::thread::sleep(Duration::from_millis(100) + Duration::from_micros(count.into()) * 2);
 }
 
-/// Pushes the message, encoded beforehand, to an agent that has just started.
-fn push(count: u32, wait: Option<Duration>) -> Result<Push> {
+/// Pushes the message, encoded beforehand, to an agent that has just started. `journal`: where it keeps what it accepts, if it does.
+fn push(count: u32, wait: Option<Duration>, journal: Option<&Path>) -> Result<Push> {
     let lab = Lab::new()?;
     let cloud = many::cloud();
     let options = HostOptions::default().with("capacity", "endpoints", &CAPACITY.to_string());
+    let options = match journal {
+        Some(path) => options.with("paths", "state", &format!("{:?}", path.display().to_string())),
+        None => options.with("store", "journal", "false"),
+    };
     let net = TwoHosts::unstarted(&lab, options)?;
     net.host1.start()?;
     let _a = cloud.guest(&lab, &net.host1, "a")?;

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::thread;
@@ -156,6 +156,18 @@ impl Namespace {
     /// If the namespace cannot be entered.
     pub fn ifindex(&self, interface: &str) -> Result<Option<u32>> {
         self.inside(|| Ok(nix::net::if_::if_nametoindex(interface).ok()))
+    }
+
+    /// Puts a program that lets everything pass before all others on an interface's ingress, until it is dropped.
+    ///
+    /// # Errors
+    /// If there is no such interface, or the kernel refuses it.
+    pub fn bystander(&self, interface: &str) -> Result<OwnedFd> {
+        // r0 = TCX_NEXT; exit.
+        let instructions = [[0xb7, 0, 0, 0, 0xff, 0xff, 0xff, 0xff], [0x95, 0, 0, 0, 0, 0, 0, 0]];
+        let program = sys::load_program(sys::BPF_PROG_TYPE_SCHED_CLS, &instructions)?;
+        let index = self.ifindex(interface)?.with_context(|| format!("no interface {interface}"))?;
+        self.inside(|| sys::attach_ingress(&program, index, true))
     }
 
     /// Opens a packet socket on an interface.

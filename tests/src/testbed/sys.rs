@@ -100,7 +100,7 @@ pub(super) fn open_tap(name: &str) -> Result<File> {
 }
 
 /// `struct bpf_insn`: code, registers, offset and immediate.
-type Instruction = [u8; 8];
+pub(super) type Instruction = [u8; 8];
 
 /// `union bpf_attr` is larger, but the kernel takes any prefix and reads the rest as zero.
 #[repr(C)]
@@ -111,6 +111,36 @@ struct LoadAttributes {
     instructions: u64,
     license: u64,
     rest: [u64; 12],
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct MapAttributes {
+    kind: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+    flags: u32,
+    padding: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct ElementAttributes {
+    map: u32,
+    padding: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct LinkAttributes {
+    program: u32,
+    ifindex: u32,
+    attach_type: u32,
+    flags: u32,
 }
 
 #[repr(C)]
@@ -134,33 +164,79 @@ struct TestAttributes {
     padding: u32,
 }
 
+const BPF_MAP_CREATE: libc::c_long = 0;
+const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
 const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_PROG_TEST_RUN: libc::c_long = 10;
-const BPF_PROG_TYPE_XDP: u32 = 6;
+const BPF_LINK_CREATE: libc::c_long = 28;
+const BPF_MAP_TYPE_ARRAY: u32 = 2;
+pub(super) const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
+pub(super) const BPF_PROG_TYPE_XDP: u32 = 6;
+const BPF_TCX_INGRESS: u32 = 46;
+const BPF_F_BEFORE: u32 = 1 << 3;
 const BPF_F_TEST_XDP_LIVE_FRAMES: u32 = 1 << 1;
-const XDP_TX: u8 = 3;
 
-/// Loads an XDP program that only says `XDP_TX`.
-pub(super) fn load_transmitter() -> Result<OwnedFd> {
-    // r0 = XDP_TX; exit.
-    let instructions: [Instruction; 2] = [[0xb7, 0, 0, 0, XDP_TX, 0, 0, 0], [0x95, 0, 0, 0, 0, 0, 0, 0]];
+/// A call of bpf(2) that gives a number, a descriptor among them.
+fn bpf<T>(command: libc::c_long, attributes: &T) -> io::Result<RawFd> {
+    // SAFETY: the attributes live through the call, and the size is theirs; what they point to is the callers' to keep.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), size_of::<T>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as RawFd) }
+}
+
+fn bpf_new<T>(command: libc::c_long, attributes: &T) -> io::Result<OwnedFd> {
+    let fd = bpf(command, attributes)?;
+    // SAFETY: a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Loads a program.
+pub(super) fn load_program(program_type: u32, instructions: &[Instruction]) -> Result<OwnedFd> {
     let license = c"Apache-2.0";
     let attributes = LoadAttributes {
-        program_type: BPF_PROG_TYPE_XDP,
+        program_type,
         instruction_count: instructions.len() as u32,
         instructions: instructions.as_ptr() as u64,
         license: license.as_ptr() as u64,
         rest: [0; 12],
     };
-    // SAFETY: the attributes and what they point to live through the call, and the size is theirs.
-    let fd = unsafe {
-        libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const attributes, size_of::<LoadAttributes>())
+    bpf_new(BPF_PROG_LOAD, &attributes).context("load a program of the testbed")
+}
+
+/// Makes an array of numbers.
+pub(super) fn create_array(entries: u32) -> Result<OwnedFd> {
+    let attributes = MapAttributes {
+        kind: BPF_MAP_TYPE_ARRAY,
+        key_size: 4,
+        value_size: 8,
+        max_entries: entries,
+        ..Default::default()
     };
-    if fd < 0 {
-        return Err(io::Error::last_os_error()).context("load the packet generator");
-    }
-    // SAFETY: a new descriptor that nobody else owns.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+    bpf_new(BPF_MAP_CREATE, &attributes).context("make an array of the testbed")
+}
+
+/// Reads a number of an array.
+pub(super) fn read_array(array: &OwnedFd, index: u32) -> Result<u64> {
+    let mut value = 0_u64;
+    let attributes = ElementAttributes {
+        map: array.as_raw_fd() as u32,
+        key: std::ptr::from_ref(&index) as u64,
+        value: std::ptr::from_mut(&mut value) as u64,
+        ..Default::default()
+    };
+    bpf(BPF_MAP_LOOKUP_ELEM, &attributes).context("read an array of the testbed")?;
+    Ok(value)
+}
+
+/// Has a program see what comes in by an interface of this namespace, after all others or before them, until the link is dropped.
+pub(super) fn attach_ingress(program: &OwnedFd, interface: u32, before: bool) -> Result<OwnedFd> {
+    let attributes = LinkAttributes {
+        program: program.as_raw_fd() as u32,
+        ifindex: interface,
+        attach_type: BPF_TCX_INGRESS,
+        flags: if before { BPF_F_BEFORE } else { 0 },
+    };
+    bpf_new(BPF_LINK_CREATE, &attributes).context("attach a program of the testbed")
 }
 
 /// Runs a program on `count` live copies of a frame, as if an interface of this namespace had received them.
@@ -178,12 +254,5 @@ pub(super) fn transmit(program: &OwnedFd, interface: u32, frame: &[u8], count: u
         batch_size: 64,
         ..Default::default()
     };
-    // SAFETY: the attributes and what they point to live through the call, and the size is theirs.
-    let failed = unsafe {
-        libc::syscall(libc::SYS_bpf, BPF_PROG_TEST_RUN, &raw const attributes, size_of::<TestAttributes>())
-    };
-    if failed != 0 {
-        return Err(io::Error::last_os_error()).context("send live frames");
-    }
-    Ok(())
+    bpf(BPF_PROG_TEST_RUN, &attributes).context("send live frames").map(drop)
 }
