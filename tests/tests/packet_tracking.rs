@@ -3,8 +3,8 @@
 use ncm_common::counters::PathCounter;
 use ncm_common::drops::DropReason;
 use ncm_common::tables::{
-    Flow, FlowKey, MEMBERS, MacKey, PortFlows, Reference, Rule, RuleKey, endpoint_flags, flow_kinds,
-    flow_state, set_direction, timeouts,
+    Flow, FlowKey, MEMBERS, MacKey, PortFlows, Reference, Rule, RuleKey, VtepKey, endpoint_flags, flow_kinds,
+    flow_state, node_flags, set_direction, timeouts,
 };
 use ncm_dataplane::{Hook, TestRun};
 use ncm_tests::packet::{
@@ -360,6 +360,24 @@ fn a_flow_with_a_short_timeout_is_not_over_while_it_is_used() {
     out(&world, 1000, 80, ACK).assert_encapsulated();
     let after = established(&world, &key).expect("established");
     assert!(after.seen[0] > flow.seen[0], "{after:?}");
+}
+
+#[test]
+fn a_known_flow_is_no_way_in_for_another_host() {
+    let world = World::new();
+    world.change_node(|node| node.flags |= node_flags::STRICT);
+    let other = VtepKey { vni: SUBNET_A.vni, ip: mapped(HOST_2) };
+    world.tables().vteps.put(&other, &Reference { index: 2, generation: 2 }).expect("room");
+    out(&world, 1000, 80, SYN).assert_encapsulated();
+    back(&world, 80, 1000, SYN | ACK).assert_delivered(A1.port, PathCounter::DecapsulatedRelay);
+    out(&world, 1000, 80, ACK).assert_encapsulated();
+    back(&world, 80, 1000, ACK).assert_delivered(A1.port, PathCounter::DecapsulatedRelay);
+    let frame = segment((RA.ip, 80), (A1.ip, 1000), ACK).frame(A1.mac, RA.mac);
+    world.from_relay(SUBNET_A.vni, HOST_2, frame).assert_dropped(DropReason::WrongVtep, A1.port);
+    // Nor is it for another MAC of the host's own.
+    let frame = segment((RA.ip, 80), (A1.ip, 1000), ACK).frame(A1.mac, A2.mac);
+    world.from_relay(SUBNET_A.vni, HOST_1, frame).assert_dropped(DropReason::TunnelSource, A1.port);
+    back(&world, 80, 1000, ACK).assert_delivered(A1.port, PathCounter::DecapsulatedRelay);
 }
 
 #[test]
