@@ -111,7 +111,6 @@ impl<'a> Load<'a> {
                 thread::sleep(took);
                 Ok(())
             })?;
-            println!("{what}, {took:?}: {round:?}; while nothing happened {control:?}");
             if round.lost == 0 && round.twice == 0 {
                 return Ok(());
             }
