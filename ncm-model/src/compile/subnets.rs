@@ -84,7 +84,9 @@ impl Model {
             if let Some(live) = wanted {
                 self.assert(slot, live, moves);
             }
-            let settles = |live: Option<Live>| live.map(|live| (live.vni, live.router.is_some()));
+            // Ports in several IPv6 subnets know their prefixes.
+            let link = |live: Live| Some(live.net).filter(|net| net.addr().is_ipv6());
+            let settles = |live: Option<Live>| live.map(|live| (live.vni, live.router.is_some(), link(live)));
             if settles(before) != settles(wanted) {
                 self.disturb(slot);
             }
