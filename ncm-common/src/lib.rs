@@ -33,6 +33,12 @@ pub const MAX_VNI: u32 = (1 << 24) - 1;
 /// First five bytes of the source MACs that distributed routers use; the sixth is any.
 pub const DVR_MAC_PREFIX: [u8; 5] = [0xfe, 0x16, 0x11, 0x00, 0x00];
 
+/// MAC of who answers guests in a subnet without a gateway: the one of distributed routers that none has.
+pub const SERVER_MAC: [u8; 6] = [0xfe, 0x16, 0x11, 0, 0, 0];
+
+/// IPv4 address of who answers guests in a subnet without a gateway: one that no subnet has (RFC 3927).
+pub const SERVER_IP: [u8; 4] = [169, 254, 169, 253];
+
 /// Names of the kernel programs in the object, one per hook.
 pub mod programs {
     /// Native XDP on an underlay interface.

@@ -56,15 +56,16 @@ layout! {
         pub ip: [u8; 16],
     }
 
-    /// Key of the prefixes that a port may send from beyond single addresses.
+    /// Key of the prefixes that a port may send from beyond single addresses; and of the IPv6 subnets that it is in, if there are
+    /// several: those have no MAC and no family, so that no source is one.
     pub struct SourcePrefixKey {
         /// Significant bits: 96 + the length of the allowed prefix (0 to 128).
         pub prefix_len: u32,
         /// Port index.
         pub port: u32,
-        /// Source MAC.
+        /// Source MAC; zero of a subnet.
         pub mac: [u8; 6],
-        /// 4 or 6: `::/0` allows no IPv4 address, although it covers the mapped ones.
+        /// 4 or 6: `::/0` allows no IPv4 address, although it covers the mapped ones. Of a subnet: 0.
         pub family: u8,
         /// Zero.
         pub reserved: u8,
@@ -217,7 +218,7 @@ layout! {
     /// The classes of an address: one for each prefix of the set's rules that covers it, the longest first; 0 ends the list.
     /// The class of rules for any address is 0 and not listed.
     pub struct Classes {
-        /// Class numbers, unique within the set and direction, never 0 and without [`MEMBERS`].
+        /// Class numbers, unique within the set and direction, with [`PREFIXES`] set and without [`MEMBERS`].
         pub classes: [u32; MAX_CLASSES],
     }
 
@@ -329,7 +330,8 @@ layout! {
         pub set: u32,
     }
 
-    /// Decisions by policy: how many flows, and packets that begin none, were allowed and denied.
+    /// Decisions by policy: how many flows, and packets that begin none, were allowed and denied. A packet that begins none and
+    /// that the XDP program of its guest leaves to tc counts at both.
     pub struct PolicyCount {
         /// Allowed.
         pub allowed: u64,
@@ -506,6 +508,10 @@ pub const MAX_CLASSES: usize = 8;
 
 /// Bit of a class that stands for the members of security groups.
 pub const MEMBERS: u32 = 1 << 31;
+
+/// Bit of a class that stands for a prefix. Rules for every address, under class 0, are apart from all others by it: one step of
+/// the longest-prefix table's walk, and not one for each bit that the numbers of classes have.
+pub const PREFIXES: u32 = 1 << 30;
 
 /// Number of the policy set that has no rules, whatever there is: a closed port's, so that what is open is never a matter of
 /// which word of its entry is written first.
@@ -802,7 +808,7 @@ tables! {
     SOURCES: Hash<SourceKey, Source>[65_536, Some("sources")],
         "single addresses that ports may send from, beyond their first", "agent", "guest programs";
     SOURCE_PREFIXES: LongestPrefix<SourcePrefixKey, Source>[16_384, Some("source_prefixes")],
-        "prefixes that ports may send from", "agent", "guest programs";
+        "prefixes that ports may send from, and IPv6 subnets of ports that are in several", "agent", "guest programs";
     REMOTE_EPOCHS: Array<u32, u32>[crate::tables::EPOCH_SLOTS, None],
         "rises with every change of an endpoint whose address has that slot", "agent", "all programs";
     TIMEOUTS: Array<u32, u32>[crate::tables::timeouts::COUNT, None],

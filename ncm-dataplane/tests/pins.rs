@@ -121,6 +121,23 @@ fn an_attached_program_stays_and_is_swapped_by_the_next_process() {
 }
 
 #[test]
+fn another_layout_that_is_forwarding_is_left_alone_and_named() {
+    isolate();
+    run("ip link add d0 type veth peer name d1");
+    open().attach(Hook::GuestTc, ifindex("d0")).expect("attached");
+    // As a build with another layout has pinned it.
+    let directory = Path::new(BPFFS).join("ncm/d-test");
+    let [own] = &list(&directory)[..] else { panic!("one layout in {directory:?}") };
+    std::fs::rename(directory.join(own), directory.join("v1")).expect("bpffs has directories");
+    let error = Dataplane::open(&options()).expect_err("two programs on one hook");
+    assert!(matches!(&error, Error::OtherLayout { found, .. } if *found == [1]), "{error}");
+    assert!(error.to_string().contains("--teardown"), "it says what helps: {error}");
+    assert_eq!(list(&directory), ["v1"], "nothing was made beside it");
+    teardown(Path::new(BPFFS), "d-test").expect("removed");
+    drop(open());
+}
+
+#[test]
 fn the_link_of_an_interface_that_has_gone_goes_too() {
     isolate();
     let links = PinPaths::new(Path::new(BPFFS), "d-test").expect("a name").links();

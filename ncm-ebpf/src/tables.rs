@@ -23,7 +23,10 @@ use ncm_common::tables::{
     TableKind, Vni, VtepKey, capacity,
 };
 
-use crate::scratch::Scratch;
+use crate::{
+    scratch::Scratch,
+    stages::policy::{VERDICTS_EACH, Verdict},
+};
 
 /// `-EEXIST`
 pub const EXISTS: i64 = -17;
@@ -133,14 +136,14 @@ impl<K, V> Table<K, V> {
 }
 
 impl<V> Table<u32, V> {
-    /// One value for each CPU.
-    const fn per_cpu() -> Self {
+    /// So many values for each CPU.
+    const fn per_cpu(count: u32) -> Self {
         Self {
             definition: UnsafeCell::new(bpf_map_def {
                 type_: BPF_MAP_TYPE_PERCPU_ARRAY,
                 key_size: 4,
                 value_size: size_of::<V>() as u32,
-                max_entries: 1,
+                max_entries: count,
                 map_flags: 0,
                 id: 0,
                 pinning: 0,
@@ -228,7 +231,11 @@ maps! {
 
 /// Memory of each CPU for the packet at hand. No table: nobody else reads it, and it is not kept.
 #[map]
-pub static SCRATCH: Table<u32, Scratch> = Table::per_cpu();
+pub static SCRATCH: Table<u32, Scratch> = Table::per_cpu(1);
+
+/// What policy answered each CPU last, by a hash of the question. No table either.
+#[map]
+pub static VERDICTS: Table<u32, Verdict> = Table::per_cpu(VERDICTS_EACH);
 
 impl Table<u32, PortFlows> {
     /// One more established flow of a port.

@@ -26,7 +26,7 @@ pub use compiled::{Compiled, GROUPS, GUESTS, PAIR, PAIR_PREFIX, REMOTES};
 pub use frame::{
     Arp, Ip, Ip6, Outer, OuterV6, arp_request, echo_request, ethernet, fragment_header, icmp, icmp6,
     ipv4_checksum_holds, ipv6_payload_checksum_holds, mac, segment, solicitation, swap_bytes, tcp, tcp6,
-    tunnel, tunnel_v6, udp, udp_checksum_holds, udp6,
+    tunnel, tunnel_from, tunnel_v6, udp, udp_checksum_holds, udp6,
 };
 pub use seen::{Seen, Verdict};
 pub use talk::{Station, Talk};

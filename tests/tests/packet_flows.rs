@@ -117,7 +117,7 @@ fn a_known_flow_asks_no_policy_until_the_epoch_rises() {
     back(&world, 53, 1000).assert_delivered(A1.port, PathCounter::DecapsulatedRelay);
     world.tables().rules.delete(&rule(false, 0, 17)).expect("deleted");
     out(&world, 1000, 53).assert_encapsulated();
-    out(&world, 1001, 53).assert_dropped(DropReason::PolicyEgress, A1.port);
+    out(&world, 1000, 54).assert_dropped(DropReason::PolicyEgress, A1.port);
     world.raise();
     // Whose packet comes first does not matter: it is the originator's direction that is decided.
     let answer = back(&world, 53, 1000);
@@ -142,10 +142,10 @@ fn a_decision_that_was_overtaken_by_a_change_does_not_stand() {
     out(&world, 1000, 53).assert_encapsulated();
     // As if the rule had gone between its lookup and the flow's insertion: the flow carries the epoch that was read first.
     world.tables().rules.delete(&rule(false, 0, 17)).expect("deleted");
-    let table = world.tables().half_open.of(A1.port).expect("readable").expect("the port's table");
-    let mut flow = table.get(&key(17, 1000, 53)).unwrap().unwrap();
-    flow.port_epoch -= 1;
-    table.put(&key(17, 1000, 53), &flow).expect("room");
+    world.raise();
+    let port = world.tables().ports.get(&A1.port).unwrap().unwrap();
+    let flow = half_open(&world, &key(17, 1000, 53)).expect("half open");
+    assert_eq!(flow.port_epoch + 1, port.epoch);
     out(&world, 1000, 53).assert_dropped(DropReason::PolicyEgress, A1.port);
 }
 
@@ -226,6 +226,7 @@ fn tcp_goes_through_its_states() {
     world.tables().rules.delete(&rule(false, 0, 6)).expect("deleted");
     out_tcp(&world, FIN | ACK).assert_encapsulated();
     back_tcp(&world, FIN | ACK).assert_delivered(A1.port, PathCounter::DecapsulatedRelay);
+    world.raise();
     out_tcp(&world, SYN).assert_dropped(DropReason::PolicyEgress, A1.port);
 }
 
@@ -328,6 +329,35 @@ fn prefixes_and_members_allow_whom_they_cover() {
     let of = PolicyCountKey { port: A1.port, set: set_direction(1, false) };
     let count = counts.iter().find(|(counted, _)| *counted == of).expect("counted").1;
     assert_eq!((count.allowed, count.denied), (2, 3), "{counts:?}");
+}
+
+/// What policy has answered is remembered as long as a flow's decision would stand, and no longer: until the port's epoch rises, or
+/// that of the other side.
+#[test]
+fn an_answer_of_policy_is_remembered_until_an_epoch_rises() {
+    let world = World::new();
+    under_policy(&world, A1);
+    let allowed = || out(&world, 1000, 53).assert_encapsulated();
+    let denied = |world: &World| out(world, 1000, 53).assert_dropped(DropReason::PolicyEgress, A1.port);
+    let forget = || world.tables().half_open.of(A1.port).unwrap().unwrap().delete(&key(17, 1000, 53));
+    allow(&world, rule(false, 0, 17));
+    allowed();
+    forget().expect("deleted");
+    world.tables().rules.delete(&rule(false, 0, 17)).expect("deleted");
+    // As all CPUs may ask, this says nothing of the flow in between: a change is not over before the epoch has risen.
+    world.raise();
+    denied(&world);
+    // What was denied is asked again just so.
+    allow(&world, rule(false, 3 | MEMBERS, 17));
+    denied(&world);
+    world.change_endpoint(SUBNET_A.vni, RA.ip, |endpoint| endpoint.members = 3 | MEMBERS);
+    allowed();
+    forget().expect("deleted");
+    // The same class of members is another's later: the other side's epoch says so, and the port's does not.
+    world.tables().rules.delete(&rule(false, 3 | MEMBERS, 17)).expect("deleted");
+    let slot = epoch_slot(SUBNET_A.vni, &mapped(RA.ip));
+    world.tables().remote_epochs.put(&slot, &1).expect("writable");
+    denied(&world);
 }
 
 #[test]

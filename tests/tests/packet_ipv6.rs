@@ -2,11 +2,14 @@
 
 use ncm_common::counters::PathCounter;
 use ncm_common::drops::DropReason;
-use ncm_common::tables::{Rule, RuleKey, port_flags, set_direction};
+use ncm_common::tables::{
+    Rule, RuleKey, Source, SourceKey, SourcePrefixKey, port_flags, set_direction, subnet_flags,
+};
+use ncm_common::{SERVER_IP, SERVER_MAC};
 use ncm_dataplane::{Hook, TestRun};
 use ncm_tests::packet::{
-    A1, A2, B1, HOST_1, Ip6, Mac, RA, RB, SUBNET_A, SUBNET_B, Seen, Verdict, World, fragment_header, icmp6,
-    ipv6_payload_checksum_holds, link_local, solicitation, tcp6, udp, udp6,
+    A1, A2, B1, HOST_1, Ip6, Mac, RA, RB, SUBNET_A, SUBNET_B, Seen, SubnetOf, Verdict, World,
+    fragment_header, icmp6, ipv6_payload_checksum_holds, link_local, solicitation, tcp6, udp, udp6,
 };
 
 const HOOKS: [Hook; 2] = [Hook::GuestTc, Hook::GuestXdp];
@@ -160,6 +163,62 @@ fn a_probe_for_an_address_of_somebody_else_is_answered_to_all() {
 }
 
 #[test]
+fn whoever_is_in_several_subnets_asks_in_each_of_them_from_its_link_local_address() {
+    let world = World::new();
+    let (first, second) = (SUBNET_A.v6(), SUBNET_B.v6());
+    let second_ip = [0xfd, 10, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 11];
+    let of = |subnet: SubnetOf| Source { subnet: subnet.index, subnet_generation: subnet.index };
+    let own = SourceKey { port: A1.port, mac: A1.mac, reserved: [0; 2], ip: second_ip };
+    world.tables().sources.put(&own, &of(second)).expect("room");
+    let asked = [
+        (SUBNET_B.gateway_v6().1, SUBNET_B.gateway_v6().0),
+        (B1.ip_v6(), B1.mac),
+        (RB.ip_v6(), RB.mac),
+        (RA.ip_v6(), RA.mac),
+    ];
+    let askers = [link_local(A1.mac), link_local([2, 9, 9, 9, 9, 9]), [0; 16]];
+    for asker in askers {
+        // Of the second subnet the port knows by the address alone, from which nobody asks here.
+        let seen = world.from_guest(A1, solicitation((A1.mac, asker), RB.ip_v6()));
+        seen.assert_dropped(DropReason::NdUnknown, A1.port);
+    }
+    for subnet in [first, second] {
+        let link = SourcePrefixKey {
+            prefix_len: 96 + 64,
+            port: A1.port,
+            mac: [0; 6],
+            family: 0,
+            reserved: 0,
+            ip: subnet.network_v6(),
+        };
+        world.tables().source_prefixes.put(&link, &of(subnet)).expect("room");
+    }
+    world.change_port(A1, |port| port.flags |= port_flags::SOURCE_PREFIXES);
+    for hook in HOOKS {
+        for (target, owner) in asked {
+            for asker in askers {
+                let seen = world.from_guest_at(hook, A1, solicitation((A1.mac, asker), target));
+                if hook == Hook::GuestXdp && asker == [0; 16] {
+                    // Without the option it has to grow for the answer.
+                    seen.assert_untouched();
+                    continue;
+                }
+                seen.assert_answered(PathCounter::NdAnswered);
+                assert_eq!((advertised(&seen).0, advertised(&seen).1), (target, owner), "{seen}");
+            }
+        }
+        // An address of a subnet asks in that subnet, and one's own is nobody else's.
+        let from = |ip, target| world.from_guest_at(hook, A1, solicitation((A1.mac, ip), target));
+        from(A1.ip_v6(), RB.ip_v6()).assert_dropped(DropReason::NdUnknown, A1.port);
+        from(second_ip, RB.ip_v6()).assert_answered(PathCounter::NdAnswered);
+        from(link_local(A1.mac), second_ip).assert_dropped(DropReason::NdUnknown, A1.port);
+        // What is a subnet of the port's is no address to send from.
+        let frame = udp6((RB.ip_v6(), 1), (RA.ip_v6(), 2), b"").frame(RA.mac, A1.mac);
+        world.from_guest_at(hook, A1, frame).assert_dropped(DropReason::SpoofedIp, A1.port);
+    }
+}
+
+#[test]
 fn gateways_answer_pings() {
     let world = World::new();
     let (mac, ip) = SUBNET_A.gateway_v6();
@@ -233,6 +292,42 @@ fn a_packet_that_does_not_fit_is_reported_with_the_mtu_that_would() {
         Verdict::Passed,
         "to tc"
     );
+}
+
+#[test]
+fn a_packet_that_does_not_fit_is_reported_where_there_is_no_gateway_too() {
+    let world = World::new();
+    for subnet in [SUBNET_A, SUBNET_A.v6()] {
+        world.change_subnet(subnet, |subnet| {
+            subnet.flags &= !(subnet_flags::GATEWAY | subnet_flags::ROUTED);
+            (subnet.gateway_ip, subnet.gateway_mac) = ([0; 16], [0; 6]);
+        });
+    }
+    let seen = world.from_guest(A1, udp((A1.ip, 1), (RA.ip, 2), &[0; 1450]).frame(RA.mac, A1.mac));
+    seen.assert_answered(PathCounter::PacketTooBigSent);
+    assert_eq!(
+        (seen.ipv4().0, seen.ipv4().1, seen.macs()),
+        (SERVER_IP, A1.ip, (A1.mac, SERVER_MAC)),
+        "{seen}"
+    );
+    assert_eq!(seen.frame[38..42], 1450u32.to_be_bytes(), "{seen}");
+    // From a link-local address likewise, whichever subnet that counts as.
+    let large = |from, to| udp6((from, 1), (to, 2), &[7; 1410]).frame(RA.mac, A1.mac);
+    let pairs = [(A1.ip_v6(), RA.ip_v6()), (link_local(A1.mac), link_local(RA.mac))];
+    for counts_as_v4 in [false, true] {
+        if counts_as_v4 {
+            let own = SourceKey { port: A1.port, mac: A1.mac, reserved: [0; 2], ip: link_local(A1.mac) };
+            world.tables().sources.delete(&own).expect("deleted");
+        }
+        for (from, to) in pairs {
+            let seen = world.from_guest(A1, large(from, to));
+            seen.assert_answered(PathCounter::PacketTooBigSent);
+            assert_eq!(seen.macs(), (A1.mac, SERVER_MAC), "{seen}");
+            assert_eq!(seen.frame[22..38], link_local(SERVER_MAC), "{seen}");
+            assert_eq!((&seen.frame[38..54], &seen.frame[54..56]), (&from[..], &[2, 0][..]), "{seen}");
+            assert!(ipv6_payload_checksum_holds(&seen.frame[14..]), "{seen}");
+        }
+    }
 }
 
 #[test]

@@ -13,8 +13,23 @@ use ncm_common::tables::{
 use ncm_dataplane::{Hook, TestRun};
 use ncm_tests::packet::{A1, A2, SUBNET_A, World, mapped, udp};
 
-/// Takes of a while for one case.
+/// How long turns go on, and how long at most until enough of them have let packets pass: on a busy machine they take their time.
 const WHILE: Duration = Duration::from_millis(700);
+const AT_MOST: Duration = Duration::from_secs(30);
+
+/// Turns in which packets have to pass.
+const GRANTED: u32 = 10;
+
+/// How long a turn waits for packets to see what it has changed.
+const A_MOMENT: Duration = Duration::from_millis(20);
+
+/// Waits a moment until it is so.
+fn wait_until(is_so: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while begun.elapsed() < A_MOMENT && !is_so() {
+        std::thread::yield_now();
+    }
+}
 
 /// More than there are CPUs, so that some are interrupted in the middle of a decision.
 const THREADS: usize = 3;
@@ -74,20 +89,16 @@ fn take_turns(
         }
         let start = Instant::now();
         let (mut turns, mut granted) = (0_u32, 0_u32);
-        while start.elapsed() < WHILE {
+        while start.elapsed() < WHILE || granted <= GRANTED && start.elapsed() < AT_MOST {
             let stands = |flow: &Flow| is_current(flow) && flow.state & flow_state::DENIED == 0;
             grant();
             raise();
-            let wait = Instant::now();
-            while wait.elapsed() < Duration::from_millis(2) && !flow(world).is_some_and(|flow| stands(&flow))
-            {
-            }
+            wait_until(|| flow(world).is_some_and(|flow| stands(&flow)));
             granted += u32::from(flow(world).is_some_and(|flow| stands(&flow)));
             let before = denied(world);
             revoke();
             raise();
-            let wait = Instant::now();
-            while wait.elapsed() < Duration::from_millis(2) && denied(world) == before {}
+            wait_until(|| denied(world) != before);
             if let Some(flow) = flow(world).filter(stands) {
                 over.store(true, Ordering::Relaxed);
                 panic!("after {turns} turns a decision outlived what it rests on: {flow:?}");
@@ -95,7 +106,7 @@ fn take_turns(
             turns += 1;
         }
         over.store(true, Ordering::Relaxed);
-        assert!(granted > 10, "packets passed in only {granted} of {turns} turns");
+        assert!(granted > GRANTED, "packets passed in only {granted} of {turns} turns");
     });
 }
 

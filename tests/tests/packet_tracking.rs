@@ -3,10 +3,13 @@
 use ncm_common::counters::PathCounter;
 use ncm_common::drops::DropReason;
 use ncm_common::tables::{
-    Flow, FlowKey, MEMBERS, PortFlows, Rule, RuleKey, flow_kinds, flow_state, set_direction, timeouts,
+    Flow, FlowKey, MEMBERS, MacKey, PortFlows, Reference, Rule, RuleKey, endpoint_flags, flow_kinds,
+    flow_state, set_direction, timeouts,
 };
 use ncm_dataplane::{Hook, TestRun};
-use ncm_tests::packet::{A1, A2, HOST_1, Ip, Ipv4, RA, SUBNET_A, Seen, World, icmp, mapped, segment, udp};
+use ncm_tests::packet::{
+    A1, A2, HOST_1, HOST_2, Ip, Ipv4, RA, Remote, SUBNET_A, Seen, World, icmp, mapped, segment, udp,
+};
 
 const SYN: u8 = 2;
 const RST: u8 = 4;
@@ -197,6 +200,47 @@ fn an_entry_whose_memory_has_become_another_ports_is_not_followed() {
     }
 }
 
+/// Gives A1's index to a port of another generation, all else being equal: epoch, addresses, interface.
+fn succeed(world: &World, generation: u32) {
+    let tables = world.tables();
+    let mut port = tables.ports.get(&A1.port).expect("readable").expect("there");
+    port.generation = generation;
+    port.set = 1;
+    tables.ports.put(&A1.port, &port).expect("writable");
+    let reference = Reference { index: A1.port, generation };
+    tables.port_by_interface.put(&world.ifindex(A1.interface), &reference).expect("room");
+    let of = MacKey { vni: SUBNET_A.vni, mac: A1.mac, reserved: [0; 2] };
+    let mut endpoint = tables.endpoints_mac.get(&of).expect("readable").expect("there");
+    endpoint.generation = generation;
+    tables.endpoints_mac.put(&of, &endpoint).expect("room");
+}
+
+#[test]
+fn the_next_port_under_an_index_inherits_no_flows() {
+    // Established and half-open ones, begun by either side.
+    let world = World::new();
+    out(&world, 1000, 80, SYN).assert_encapsulated();
+    back(&world, 80, 1000, SYN | ACK).assert_delivered(A1.port, PathCounter::DecapsulatedRelay);
+    out(&world, 1000, 80, ACK).assert_encapsulated();
+    out(&world, 1001, 80, SYN).assert_encapsulated();
+    back(&world, 2000, 22, SYN).assert_delivered(A1.port, PathCounter::DecapsulatedRelay);
+    let cut = |fragment: u16| Ip { fragment, ..udp((A1.ip, 7), (RA.ip, 7), &[1; 24]) };
+    let (first, later) = (cut(0x2000).frame(RA.mac, A1.mac), cut(4).frame(RA.mac, A1.mac));
+    world.from_guest(A1, first).assert_encapsulated();
+    world.from_guest(A1, later.clone()).assert_encapsulated();
+    // Policy of the next one allows nothing, and nobody has raised its epoch: it begins with the one that the last port had.
+    succeed(&world, 77);
+    out(&world, 1000, 80, ACK).assert_dropped(DropReason::PolicyEgress, A1.port);
+    back(&world, 80, 1000, ACK).assert_dropped(DropReason::PolicyIngress, A1.port);
+    back(&world, 80, 1001, SYN | ACK).assert_dropped(DropReason::PolicyIngress, A1.port);
+    out(&world, 22, 2000, SYN | ACK).assert_dropped(DropReason::PolicyEgress, A1.port);
+    world.from_guest(A1, later).assert_dropped(DropReason::FragmentUnknown, A1.port);
+    // An error about what the last one has said is not for the next.
+    let quoted = segment((A1.ip, 1000), (RA.ip, 80), ACK).bytes();
+    let error = icmp(RA.ip, A1.ip, 3, 3, [0; 4], &quoted[..28]).frame(A1.mac, RA.mac);
+    world.from_relay(SUBNET_A.vni, HOST_1, error).assert_dropped(DropReason::PolicyIngress, A1.port);
+}
+
 #[test]
 fn errors_between_guests_of_one_host_are_let_through_with_their_flow() {
     let world = World::new();
@@ -259,6 +303,45 @@ fn what_is_handed_up_is_no_larger_than_the_agent_needs() {
     };
     asked(1400).assert_counted(PathCounter::HandedUp);
     asked(1700).assert_dropped(DropReason::HandUpLimited, A1.port);
+}
+
+#[test]
+fn of_guests_with_one_mac_each_is_reached_at_its_own_host() {
+    let world = World::new();
+    // As of a pair of routers that share one: who has had it last is on host 2.
+    let other = Remote { host: 2, ip: [10, 0, 1, 112], ..RA };
+    world.add_remote(other, endpoint_flags::L2 | endpoint_flags::L3);
+    for (of, host) in [(RA, HOST_1), (other, HOST_2)] {
+        let seen = world.from_guest(A1, udp((A1.ip, 1000), (of.ip, 53), b"").frame(RA.mac, A1.mac));
+        assert_eq!(seen.tunnelled(0).destination, host, "{:?}\n{seen}", of.ip);
+    }
+    // Behind it: an address that is not known.
+    let seen = world.from_guest(A1, udp((A1.ip, 1000), ([192, 168, 7, 7], 53), b"").frame(RA.mac, A1.mac));
+    assert_eq!(seen.tunnelled(0).destination, HOST_2, "{seen}");
+    // One that only routing reaches is found by the MAC.
+    let routed = Remote { host: 1, ip: [10, 0, 1, 113], mac: other.mac, ..RA };
+    world.add_remote(routed, endpoint_flags::L3);
+    let seen = world.from_guest(A1, udp((A1.ip, 1000), (routed.ip, 53), b"").frame(RA.mac, A1.mac));
+    assert_eq!(seen.tunnelled(0).destination, HOST_2, "{seen}");
+}
+
+#[test]
+fn a_flow_with_a_short_timeout_is_not_over_while_it_is_used() {
+    let world = World::new();
+    // Shorter than what a flow's time may lag behind otherwise.
+    for kind in 0..timeouts::COUNT {
+        world.tables().timeouts.put(&kind, &20).expect("writable");
+    }
+    let key = key(6, 1000, (RA.ip, 80));
+    out(&world, 1000, 80, SYN).assert_encapsulated();
+    back(&world, 80, 1000, SYN | ACK).assert_delivered(A1.port, PathCounter::DecapsulatedRelay);
+    out(&world, 1000, 80, ACK).assert_encapsulated();
+    let mut flow = established(&world, &key).expect("established");
+    flow.seen = flow.seen.map(|seen| seen - 6);
+    world.tables().flows.put(&key, &flow).expect("room");
+    out(&world, 1000, 80, ACK).assert_encapsulated();
+    let after = established(&world, &key).expect("established");
+    assert!(after.seen[0] > flow.seen[0], "{after:?}");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The writer over real tables that are too small.
 
-use ncm_common::tables::{Port, Rule, RuleKey, set_direction};
+use ncm_common::tables::{IpKey, Port, Rule, RuleKey, set_direction};
 use ncm_dataplane::{Capacities, Dataplane, Options};
 use ncm_model::{Delta, Put};
 
@@ -163,4 +163,24 @@ fn the_epochs_of_addresses_go_on_from_what_an_earlier_run_left() {
     next.write(None, Changes { epochs: vec![5], ..Changes::default() });
     let epoch = |slot: u32| tables.remote_epochs.get(&slot).expect("readable");
     assert_eq!((epoch(4), epoch(5), epoch(6)), (Some(0), Some(43), Some(1)));
+}
+
+#[test]
+fn a_deletion_that_succeeds_only_later_has_flows_decided_anew() {
+    let dataplane = open();
+    let tables = dataplane.tables().clone();
+    let mut writer = Writer::of(tables.clone()).expect("threads start");
+    let key = IpKey { vni: 7, ip: [9; 16] };
+    tables.endpoints_ip.put(&key, &Endpoint::default()).expect("room");
+    tables.rules.put(&rule(1, 80), &Rule { rules: 1 }).expect("room");
+    // As if the kernel had refused to delete them in their step.
+    writer.undeleted.tables().endpoints_ip.del.push(key);
+    let slot = epoch_slot(key.vni, &key.ip);
+    let epoch = || tables.remote_epochs.get(&slot).expect("readable");
+    assert!(!writer.delete_again(None), "no port's flows are decided by an endpoint");
+    assert_eq!((epoch(), tables.endpoints_ip.count().expect("readable")), (Some(1), 0));
+    writer.undeleted.tables().rules.del.push(rule(1, 80));
+    assert!(writer.delete_again(None), "ports' flows may have been");
+    assert_eq!((sets(&writer), writer.undeleted.len()), (vec![], 0));
+    assert!(!writer.delete_again(None), "there is nothing left");
 }

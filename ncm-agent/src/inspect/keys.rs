@@ -207,11 +207,16 @@ impl TextKey for SourcePrefixKey {
         let (bits, ip) = parse_prefix(texts[2])?;
         let port = names.parse(name_kinds::PORT, texts[0])?;
         let is_v4 = bits >= MAPPED_BITS && Ipv6Addr::from(ip).to_ipv4_mapped().is_some();
+        let mac = parse_mac(texts[1])?;
         Ok(Self {
             prefix_len: SOURCE_BITS + bits,
             port,
-            mac: parse_mac(texts[1])?,
-            family: if is_v4 { 4 } else { 6 },
+            mac,
+            family: match (mac, is_v4) {
+                ([0, 0, 0, 0, 0, 0], _) => 0,
+                (_, true) => 4,
+                (_, false) => 6,
+            },
             reserved: 0,
             ip,
         })

@@ -1,7 +1,8 @@
 //! Policy as columns: sets by their security groups, rules and classes in the forms in which rules are written.
 
 use ncm_common::tables::{
-    ClassKey, Classes, MEMBERS, PolicyCount, PolicyCountKey, Rule, RuleKey, name_kinds, set_direction,
+    ClassKey, Classes, MEMBERS, PREFIXES, PolicyCount, PolicyCountKey, Rule, RuleKey, name_kinds,
+    set_direction,
 };
 
 use super::columns::{Columns, KeyError, TextKey, Value, parse_prefix, parsed, prefix_text};
@@ -55,7 +56,7 @@ impl Columns for Classes {
     const NAMES: &'static [&'static str] = &["classes"];
     fn values(&self, _: &Names) -> Vec<Value> {
         let classes: Vec<String> =
-            self.classes.iter().take_while(|class| **class != 0).map(ToString::to_string).collect();
+            self.classes.iter().take_while(|class| **class != 0).map(|class| number(*class)).collect();
         vec![if classes.is_empty() { "-".into() } else { classes.join(" ").into() }]
     }
 }
@@ -69,7 +70,7 @@ impl Columns for RuleKey {
             class if class & MEMBERS != 0 => {
                 format!("members {}", names.show(name_kinds::MEMBERS, class & !MEMBERS))
             }
-            class => format!("class {class}"),
+            class => format!("class {}", number(class)),
         };
         let has = |from| self.prefix_len > from;
         let family = match self.family {
@@ -81,6 +82,11 @@ impl Columns for RuleKey {
         let protocol = if has(PROTOCOL_AT) { protocol_text(self.protocol) } else { ANY.to_owned() };
         vec![set, direction, remote.into(), family.into(), protocol.into(), self.ports_text().into()]
     }
+}
+
+/// The number of a prefix's class.
+fn number(class: u32) -> String {
+    (class & !PREFIXES).to_string()
 }
 
 /// How the last part of a rule's key is written.
@@ -139,7 +145,9 @@ impl TextKey for RuleKey {
             names.parse(name_kinds::MEMBERS, members)? | MEMBERS
         } else {
             let text = texts[2].strip_prefix("class ").unwrap_or(texts[2]);
-            parsed(text, "any, a class such as `class 7`, or `members` and security groups")?
+            let number: u32 =
+                parsed(text, "any, a class such as `class 7`, or `members` and security groups")?;
+            number | PREFIXES
         };
         let mut key = Self { set: parse_set(texts[0], texts[1], names)?, class, ..Self::default() };
         key.prefix_len = FAMILY_AT;

@@ -4,11 +4,12 @@ use std::net::Ipv4Addr;
 
 use dhcproto::v4::borrowed::{DhcpOptionIterator, Message as Question};
 use dhcproto::v4::{Encodable, Flags, HType, MIN_PACKET_SIZE, Message, MessageType, Opcode};
-use ncm_model::lease::{LeaseFacts, LeaseV4, SERVER_MAC};
+use ncm_common::{SERVER_IP, SERVER_MAC};
+use ncm_model::lease::{LeaseFacts, LeaseV4};
 
 use super::dhcp_options::{
-    BOOT_FILE, CLIENT, FILE, Filled, LEASE_TIME, MAX_SIZE, MESSAGE, MESSAGE_TYPE, OVERLOAD, Options,
-    PARAMETERS, RAPID_COMMIT, REBINDING, RENEWAL, REQUESTED, SERVER, times,
+    BOOT_FILE, CLIENT, END, FILE, Filled, LEASE_TIME, MAX_SIZE, MESSAGE, MESSAGE_TYPE, OVERLOAD, Options,
+    PAD, PARAMETERS, RAPID_COMMIT, REBINDING, RENEWAL, REQUESTED, SERVER, times,
 };
 use super::frame::{self, Received, Side};
 use super::{Answer, Ignored};
@@ -21,8 +22,6 @@ const COOKIE: [u8; 4] = [99, 130, 83, 99];
 /// Bytes of the IP packet that every client takes (RFC 2131, section 2), and of its IP and UDP headers.
 const SMALLEST: usize = 576;
 const HEADERS: usize = 28;
-/// Who answers in a subnet without a gateway: an address that no subnet has (RFC 3927).
-const SERVER_IP: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 253);
 
 /// The options of a client's message that count. Relay-agent information (82) is passed over, as the client is on the link
 /// itself, and so is a relay's address.
@@ -39,25 +38,27 @@ struct Asked {
 
 impl Asked {
     /// Reads the options, also those in `file` and `sname` where the client says that there are some.
-    fn read(message: &Question<'_>, bytes: &[u8]) -> Option<Self> {
+    fn read(bytes: &[u8]) -> Option<Self> {
         let mut asked = Self { max_size: SMALLEST, ..Self::default() };
-        let overload = asked.take(message.opts())?;
+        let overload = asked.take(bytes.get(FIXED..)?)?;
         if overload & 1 != 0 {
-            asked.take(DhcpOptionIterator::new(bytes.get(108..236)?))?;
+            asked.take(bytes.get(108..236)?)?;
         }
         if overload & 2 != 0 {
-            asked.take(DhcpOptionIterator::new(bytes.get(44..108)?))?;
+            asked.take(bytes.get(44..108)?)?;
         }
         Some(asked)
     }
 
-    fn take(&mut self, options: DhcpOptionIterator<'_>) -> Option<u8> {
+    fn take(&mut self, options: &[u8]) -> Option<u8> {
+        // The iterator takes a damaged option for the end.
+        ends(options).then_some(())?;
         let mut overload = 0;
-        for option in options {
+        for option in DhcpOptionIterator::new(options) {
             let data = option.data();
             let address = || <[u8; 4]>::try_from(data).ok().map(Ipv4Addr::from);
             match u8::from(option.code()) {
-                MESSAGE_TYPE => self.kind = *data.first()?,
+                MESSAGE_TYPE => self.kind = byte(data)?,
                 REQUESTED => self.requested = Some(address()?),
                 SERVER => self.server = Some(address()?),
                 CLIENT if !data.is_empty() => self.client = Some(data.to_vec()),
@@ -66,11 +67,31 @@ impl Asked {
                     self.max_size = usize::from(u16::from_be_bytes(data.try_into().ok()?)).max(SMALLEST)
                 }
                 RAPID_COMMIT => self.rapid = true,
-                OVERLOAD => overload = *data.first()?,
+                OVERLOAD => overload = byte(data)?,
                 _ => {}
             }
         }
         Some(overload)
+    }
+}
+
+/// The one byte that an option has.
+const fn byte(data: &[u8]) -> Option<u8> {
+    match data {
+        [byte] => Some(*byte),
+        _ => None,
+    }
+}
+
+/// Whether all options are whole, up to the one that says that it is the last (RFC 2131, section 4.1).
+fn ends(mut options: &[u8]) -> bool {
+    loop {
+        options = match options {
+            [PAD, rest @ ..] => rest,
+            [END, ..] => return true,
+            [_, length, rest @ ..] if rest.len() >= usize::from(*length) => &rest[usize::from(*length)..],
+            _ => return false,
+        };
     }
 }
 
@@ -98,7 +119,7 @@ pub(super) fn answer(frame: &[u8], partial: bool, facts: &LeaseFacts) -> Result<
         return Err(Ignored::OtherClient);
     }
     let lease = facts.v4.as_ref().ok_or(Ignored::NoBinding)?;
-    let asked = Asked::read(&message, bytes).ok_or(Ignored::Malformed)?;
+    let asked = Asked::read(bytes).ok_or(Ignored::Malformed)?;
     let server = server(lease);
     if asked.server.is_some_and(|other| other != server.ip) {
         return Err(Ignored::OtherServer);
@@ -120,9 +141,8 @@ pub(super) fn answer(frame: &[u8], partial: bool, facts: &LeaseFacts) -> Result<
 
 /// The server is the subnet's gateway.
 fn server(lease: &LeaseV4) -> Side<Ipv4Addr> {
-    lease
-        .gateway
-        .map_or(Side { mac: SERVER_MAC, ip: SERVER_IP }, |gateway| Side { mac: gateway.mac, ip: gateway.ip })
+    let otherwise = Side { mac: SERVER_MAC, ip: SERVER_IP.into() };
+    lease.gateway.map_or(otherwise, |gateway| Side { mac: gateway.mac, ip: gateway.ip })
 }
 
 /// What a REQUEST asks for, in each of the client's states (RFC 2131, section 4.3.2): SELECTING and INIT-REBOOT name the

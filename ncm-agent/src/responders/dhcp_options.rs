@@ -42,7 +42,10 @@ const NEEDED: [u8; 4] = [MASK, ROUTER, DNS, MTU];
 /// Bytes of the fields `file` and `sname`, which take options that the others have no room for.
 pub(super) const FILE: usize = 128;
 pub(super) const SNAME: usize = 64;
-const END: u8 = 255;
+/// No option, between others.
+pub(super) const PAD: u8 = 0;
+/// The last one.
+pub(super) const END: u8 = 255;
 
 /// Lease, renewal and rebinding times in seconds; the latter two not where there is no end.
 pub(super) fn times(lease: &LeaseV4) -> (u32, Option<(u32, u32)>) {

@@ -21,6 +21,8 @@ pub(super) const IA_PD: u16 = 25;
 const MOST_ASSOCIATIONS: usize = 16;
 /// Most addresses of an identity association that count.
 const MOST_ADDRESSES: usize = 16;
+/// Bytes of an identity association's address without its options.
+const ADDRESS_LEAST: usize = 24;
 /// Longest identifier of a client, in bytes (RFC 8415, section 11.1).
 const LONGEST_ID: usize = 130;
 
@@ -80,9 +82,11 @@ impl Asked {
                     asked.associations.push(association(code, data)?);
                 }
                 REQUESTED => {
-                    let codes = data.chunks_exact(2).map(|code| u16::from_be_bytes([code[0], code[1]]));
-                    asked.requested = Some(codes.collect());
+                    let (codes, rest) = data.as_chunks::<2>();
+                    rest.is_empty().then_some(())?;
+                    asked.requested = Some(codes.iter().map(|code| u16::from_be_bytes(*code)).collect());
                 }
+                RAPID_COMMIT if !data.is_empty() => return None,
                 RAPID_COMMIT => asked.rapid = true,
                 _ => {}
             }
@@ -98,7 +102,8 @@ fn association(code: u16, data: &[u8]) -> Option<Association> {
     for option in Walk(options) {
         let (code, data) = option.ok()?;
         if code == IA_ADDRESS {
-            let address = Ipv6Addr::from(<[u8; 16]>::try_from(data.get(..16)?).ok()?);
+            // Its lifetimes, which are wishes only, have to be there.
+            let address = Ipv6Addr::from(*data.get(..ADDRESS_LEAST)?.first_chunk::<16>()?);
             if addresses.len() < MOST_ADDRESSES {
                 addresses.push(address);
             }

@@ -28,19 +28,21 @@ pub struct Neighbour {
 }
 
 impl Neighbour {
-    /// The message of `len` bytes at `offset`; `None` if it is cut short or its code is not 0.
+    /// The message of `len` bytes at `offset`; `None` if it is cut short, in its first option too, or its code is not 0.
     #[inline(always)]
     #[must_use]
     pub fn parse(frame: &(impl Frame + ?Sized), offset: usize, len: u32) -> Option<Self> {
         let window = frame.window::<LEN>(offset)?;
-        if len < LEN as u32 || window.u8::<1>() != 0 {
+        // Options come in units of eight bytes, as the message itself does (RFC 4861, section 4.6).
+        if len < LEN as u32 || len & 7 != 0 || window.u8::<1>() != 0 {
             return None;
         }
         let target = Address::at::<8, 12, 16, 20, LEN>(&window);
         let mut mac = Mac::ZERO;
         if len >= LEN as u32 + 8 {
             let option = frame.window::<8>(offset + LEN)?;
-            if option.u8::<1>() == 0 {
+            let size = u32::from(option.u8::<1>()) * 8;
+            if size == 0 || size > len - LEN as u32 {
                 return None;
             }
             if matches!(option.u8::<0>(), SOURCE_OPTION | TARGET_OPTION) && option.u8::<1>() == 1 {
@@ -112,6 +114,26 @@ impl Advertisement {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The message in a frame with an advertisement whose option is this long by its own account.
+    fn parse(units: u8, len: u32) -> Option<Neighbour> {
+        let target = (Address::new(&[0xfd; 16]), Mac::new(&[2, 0, 0, 0, 0, 2]));
+        let mut frame = [0; FRAME_LEN];
+        Advertisement { target, asker: target, router: false }.write(&mut frame);
+        frame[79] = units;
+        Neighbour::parse(&frame[..], 54, len)
+    }
+
+    #[test]
+    fn what_is_cut_short_is_none() {
+        assert!(parse(1, 32).is_some() && parse(1, 24).is_some());
+        for len in (0..24).chain(25..32) {
+            assert_eq!(parse(1, len), None, "{len} bytes");
+        }
+        for units in [0, 2, 255] {
+            assert_eq!(parse(units, 32), None, "an option of {units} units");
+        }
+    }
 
     #[test]
     fn an_advertisement_reads_as_one_and_its_checksum_holds() {

@@ -63,6 +63,23 @@ impl Sender {
         owns(self.index, self.port, ip)
     }
 
+    /// The IPv6 subnet, of several that the guest is in, to which an address belongs.
+    #[inline(always)]
+    pub fn link(&self, ip: &Address) -> Option<Source> {
+        if self.port.flags & port_flags::SOURCE_PREFIXES == 0 {
+            return None;
+        }
+        let of = SourcePrefixKey {
+            prefix_len: PREFIX_BITS + 128,
+            port: self.index,
+            mac: [0; 6],
+            family: 0,
+            reserved: 0,
+            ip: ip.bytes(),
+        };
+        SOURCE_PREFIXES.get(&of).copied()
+    }
+
     /// Whether the MAC is that of an allowed pair: such MACs lead to the port.
     #[inline(always)]
     fn has_pair_with(&self, mac: Mac) -> bool {

@@ -5,7 +5,7 @@
 use ncm_common::{
     counters::PathCounter,
     drops::DropReason,
-    tables::{Subnet, SubnetPrefixKey, endpoint_flags, port_flags},
+    tables::{Subnet, endpoint_flags, port_flags},
 };
 
 use super::{
@@ -23,7 +23,6 @@ use crate::{
         packet::{class, icmp, protocol},
     },
     scratch::Scratch,
-    tables::SUBNET_PREFIXES,
 };
 
 /// Answers a guest's ARP request for a gateway or a known endpoint of its subnet.
@@ -85,13 +84,9 @@ fn solicitation<C: Context>(packet: C, sender: Sender, scratch: &mut Scratch) ->
         sender.mac(whole.from)?;
         return refuse(DropReason::SpoofedNd);
     }
-    if is_probe {
-        sender.mac(whole.from)?;
-        scratch.subnet = 0;
-    } else {
-        let source = sender.asker(&whole.from, &whole.source).map_err(as_nd)?;
-        (scratch.subnet, scratch.subnet_generation) = (source.subnet, source.subnet_generation);
-    }
+    let asker = if is_probe { Address::link_local(whole.from) } else { whole.source };
+    let source = sender.asker(&whole.from, &asker).map_err(as_nd)?;
+    (scratch.subnet, scratch.subnet_generation) = (source.subnet, source.subnet_generation);
     scratch.target = message.target;
     Ended::step(seek(sender, scratch))?;
     write(scratch);
@@ -119,14 +114,12 @@ fn seek(sender: Sender, scratch: &mut Scratch) -> u32 {
 #[inline(always)]
 fn found(sender: Sender, scratch: &mut Scratch) -> Step<()> {
     let target = scratch.target;
-    let (index, generation) = if scratch.subnet == 0 {
-        let key = SubnetPrefixKey { prefix_len: 160, vni: sender.port.vni, ip: target.bytes() };
-        match SUBNET_PREFIXES.get(&key) {
-            Some(subnet) => (subnet.index, subnet.generation),
-            None => (sender.port.subnet, sender.port.subnet_generation),
-        }
-    } else {
-        (scratch.subnet, scratch.subnet_generation)
+    let whole = &scratch.packet;
+    // Who asks from no address of a subnet's may ask for those of each that it is in.
+    let any = (whole.source.is_unspecified() || whole.source.is_link_local()) && !target.is_link_local();
+    let (index, generation) = match sender.link(&target).filter(|_| any) {
+        Some(link) => (link.subnet, link.subnet_generation),
+        None => (scratch.subnet, scratch.subnet_generation),
     };
     if sender.owns(&scratch.target) {
         return refuse(DropReason::NdUnknown);

@@ -1,8 +1,9 @@
-//! ICMP errors that a guest is owed, from the gateway of its subnet: a TTL that ran out, a packet that does not fit.
+//! ICMP errors that a guest is owed, from the gateway of its subnet if it has one: a TTL that ran out, a packet that does not fit.
 //!
 //! An error needs another packet than the one at hand, so that XDP leaves it to tc.
 
 use ncm_common::{
+    SERVER_IP, SERVER_MAC,
     counters::PathCounter,
     drops::DropReason,
     tables::{Subnet, subnet_flags},
@@ -13,7 +14,7 @@ use crate::{
     context::Context,
     count::count,
     headers::{
-        Address, Packet, checksum,
+        Address, Ipv4Address, Mac, Packet, checksum,
         ethernet::ethertype,
         ipv6,
         packet::{class, icmp, protocol},
@@ -83,10 +84,10 @@ fn send<C: Context>(packet: C, index: u32, scratch: &mut Scratch) -> Step<Option
     if reported && C::PASSES_UP {
         return Err(Ended::PASS_UP);
     }
-    let gateway = Address::new(&from.gateway_ip);
-    if !reported || from.flags & subnet_flags::GATEWAY == 0 || gateway.is_v4() != (whole.family == 4) {
+    if !reported {
         return Ok(None);
     }
+    let teller = teller(from, whole.family);
     let Some(quote) = quote(&packet, whole) else { return Ok(None) };
     if !limit::grants_error(index) {
         count(PathCounter::IcmpLimited, packet.length());
@@ -101,15 +102,34 @@ fn send<C: Context>(packet: C, index: u32, scratch: &mut Scratch) -> Step<Option
         packet.store(at, &sum.to_ne_bytes())?;
     }
     if whole.family == 4 {
-        headers_v4(frame, whole, from, owed, kept, quote.sum);
+        headers_v4(frame, whole, teller, owed, kept, quote.sum);
         store::<C, V4>(packet, frame)?;
     } else {
-        headers_v6(frame, whole, from, owed, kept, quote.sum);
+        headers_v6(frame, whole, teller, owed, kept, quote.sum);
         store::<C, V6>(packet, frame)?;
     }
     let counter = if owed.mtu == 0 { PathCounter::TimeExceededSent } else { PathCounter::PacketTooBigSent };
     count(counter, packet.length());
     answer::back(packet, index).map(Some)
+}
+
+/// Who reports to a guest of that subnet: its gateway; without one of the packet's version, an address that no guest has. A
+/// packet that is too big is to be reported there too, or its sender would never learn of it.
+#[inline(always)]
+fn teller(subnet: &Subnet, family: u8) -> (Mac, Address) {
+    let gateway = Address::new(&subnet.gateway_ip);
+    if subnet.flags & subnet_flags::GATEWAY != 0 && gateway.is_v4() == (family == 4) {
+        return (Mac::new(&subnet.gateway_mac), gateway);
+    }
+    let mac = const { Mac::new(&SERVER_MAC) };
+    (
+        mac,
+        if family == 4 {
+            const { Address::v4(Ipv4Address::new(SERVER_IP)) }
+        } else {
+            Address::link_local(mac)
+        },
+    )
 }
 
 /// Writes the first `N` bytes of an answer.
@@ -200,9 +220,16 @@ const fn rest(owed: &Owed) -> u32 {
 
 /// Ethernet, IPv4 and ICMP header of an error that quotes `kept` bytes, which sum up to `sum`.
 #[inline(always)]
-fn headers_v4(frame: &mut [u8; 94], whole: &Packet, from: &Subnet, owed: &Owed, kept: u32, sum: u32) {
+fn headers_v4(
+    frame: &mut [u8; 94],
+    whole: &Packet,
+    (mac, from): (Mac, Address),
+    owed: &Owed,
+    kept: u32,
+    sum: u32,
+) {
     let length = (28 + kept) as u16;
-    let (source, destination) = (Address::new(&from.gateway_ip).as_v4(), whole.source.as_v4());
+    let (source, destination) = (from.as_v4(), whole.source.as_v4());
     // Internetwork control, do not fragment, as the kernel itself sends errors.
     let fixed = [
         u16::from_ne_bytes([0x45, 0xc0]),
@@ -218,7 +245,7 @@ fn headers_v4(frame: &mut [u8; 94], whole: &Packet, from: &Subnet, owed: &Owed, 
         + checksum::halves(destination.word());
     let sum = sum + u32::from(u16::from_ne_bytes(owed.v4)) + checksum::halves(rest(owed));
     frame[0..6].copy_from_slice(&whole.from.bytes());
-    frame[6..12].copy_from_slice(&from.gateway_mac);
+    frame[6..12].copy_from_slice(&mac.bytes());
     frame[12..14].copy_from_slice(&ethertype::IPV4.to_be_bytes());
     frame[14..16].copy_from_slice(&fixed[0].to_ne_bytes());
     frame[16..18].copy_from_slice(&fixed[1].to_ne_bytes());
@@ -235,9 +262,15 @@ fn headers_v4(frame: &mut [u8; 94], whole: &Packet, from: &Subnet, owed: &Owed, 
 
 /// Ethernet, IPv6 and ICMPv6 header of an error, likewise.
 #[inline(always)]
-fn headers_v6(frame: &mut [u8; 94], whole: &Packet, from: &Subnet, owed: &Owed, kept: u32, sum: u32) {
-    let length = (8 + kept) as u16;
-    let (source, destination) = (Address::new(&from.gateway_ip), whole.source);
+fn headers_v6(
+    frame: &mut [u8; 94],
+    whole: &Packet,
+    (mac, source): (Mac, Address),
+    owed: &Owed,
+    kept: u32,
+    sum: u32,
+) {
+    let (length, destination) = ((8 + kept) as u16, whole.source);
     let sum = sum
         + source.sum()
         + destination.sum()
@@ -246,7 +279,7 @@ fn headers_v6(frame: &mut [u8; 94], whole: &Packet, from: &Subnet, owed: &Owed, 
         + u32::from(u16::from_ne_bytes(owed.v6))
         + checksum::halves(rest(owed));
     frame[0..6].copy_from_slice(&whole.from.bytes());
-    frame[6..12].copy_from_slice(&from.gateway_mac);
+    frame[6..12].copy_from_slice(&mac.bytes());
     frame[12..14].copy_from_slice(&ethertype::IPV6.to_be_bytes());
     frame[14..18].copy_from_slice(&[0x60, 0, 0, 0]);
     frame[18..20].copy_from_slice(&length.to_be_bytes());

@@ -11,8 +11,8 @@ use crate::{
     tables::{Entry, HalfOpen, REMOTE_EPOCHS},
 };
 
-/// How long a flow's time may lag behind, in ticks: writing it for every packet would take a cache line from other CPUs.
-const LAG: i32 = 7;
+/// How long a flow's time may lag behind at most, in ticks: writing it for every packet would take a cache line from other CPUs.
+const LAG: u32 = 7;
 
 /// Time, in ticks.
 #[inline(always)]
@@ -151,7 +151,10 @@ pub fn see(entry: Entry, to_guest: bool, now: u32) {
 #[inline(always)]
 fn lags(entry: Entry, to_guest: bool, now: u32) -> bool {
     let [out, back] = entry.seen();
-    now.wrapping_sub(if to_guest { back } else { out }) as i32 > LAG
+    // A flow that is soon over must not be so for this.
+    let quarter = entry.flow().timeout >> 2;
+    let lag = if quarter < LAG { quarter } else { LAG };
+    now.wrapping_sub(if to_guest { back } else { out }) as i32 > lag as i32
 }
 
 /// Whether what is known says where packets from the guest go, and this is such a packet.

@@ -113,6 +113,9 @@ fn quoted<C: Context>(
         (source, destination, header.u8::<9>(), usize::from(first & 0x0f) << 2)
     } else {
         let Some(header) = packet.window::<40>(start) else { return false };
+        if header.u8::<0>() >> 4 != 6 {
+            return false;
+        }
         let source = Address::at::<8, 12, 16, 20, 40>(&header);
         let destination = Address::at::<24, 28, 32, 36, 40>(&header);
         let (kind, length) = behind_extensions(packet, start, header.u8::<6>());
@@ -122,6 +125,15 @@ fn quoted<C: Context>(
         (source, destination, kind, length as usize)
     };
     let next = start + (next & 0x1ff);
+    // What stands behind the packet's end in its frame is no part of what it quotes.
+    let needed = match kind {
+        protocol::TCP | protocol::UDP => 4,
+        protocol::ICMP | protocol::ICMPV6 => 8,
+        _ => 0,
+    };
+    if (next - at) as u32 + needed > error.length {
+        return false;
+    }
     let ports = match kind {
         protocol::TCP | protocol::UDP => match packet.window::<4>(next) {
             Some(header) => header.raw32::<0>(),

@@ -91,17 +91,22 @@ fn switched(from: &Subnet, packet: &Packet, side: &mut Side) -> Step<&'static En
     let (ip_slot, mac_slot) =
         (epoch_slot(vni, &packet.destination.bytes()), mac_slot(vni, &packet.to.bytes()));
     let (ip_epoch, mac_epoch) = (flow::epoch(ip_slot), flow::epoch(mac_slot));
-    // Whose change has the flow decided anew: the address's, if it has that MAC; else the MAC's. And who is no guest that has the
-    // address is none of its groups' members.
-    (side.members, side.flow.remote_slot, side.flow.remote_epoch) = match by_ip(vni, packet.destination) {
-        Some(remote) if Mac::new(&remote.mac) == packet.to => (remote.members, ip_slot, ip_epoch),
-        _ => (0, mac_slot, mac_epoch),
+    // Where the address has that MAC, it is the address that leads on, and its change that has the flow decided anew: of several
+    // guests with one MAC each has its own place. Else it is the MAC; and who is no guest that has the address is none of its
+    // groups' members.
+    let own = by_ip(vni, packet.destination).filter(|own| Mac::new(&own.mac) == packet.to);
+    (side.members, side.flow.remote_slot, side.flow.remote_epoch) = match own {
+        Some(own) => (own.members, ip_slot, ip_epoch),
+        None => (0, mac_slot, mac_epoch),
     };
     side.flow.vni = vni;
     side.flow.to_mac = side.flow.via_mac;
     side.flow.from_mac = side.flow.local_mac;
     side.flow.flags &= !(flow_flags::LOCAL | flow_flags::ROUTED);
-    Ok(by_mac(vni, packet.to).ok_or(DropReason::UnknownMac)?)
+    match own {
+        Some(own) if own.flags & (endpoint_flags::LOCAL | endpoint_flags::L2) != 0 => Ok(own),
+        _ => Ok(by_mac(vni, packet.to).ok_or(DropReason::UnknownMac)?),
+    }
 }
 
 /// The endpoint that a packet for its gateway's MAC is routed to; `None` if it is to a gateway itself.

@@ -1,6 +1,6 @@
 //! What ports contribute: their entry, their interface, and what they may send from.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 use ncm_common::tables::{
@@ -228,7 +228,30 @@ impl Model {
                 sources.push((host(port.mac, mapped::address(self.ip_of(address))), source(address.subnet)));
             }
         }
+        prefixes.extend(self.links(port).into_iter().map(|(key, subnet)| (key, source(subnet))));
         (sources, prefixes)
+    }
+
+    /// The IPv6 subnets of a port that is in several. From its one link-local address a guest asks for neighbours in all of them.
+    fn links(&self, port: &PortSlot) -> BTreeMap<SourcePrefixKey, u32> {
+        let mut links = BTreeMap::new();
+        for (_, address) in self.addresses_from(port.first) {
+            let live = self.subnets[address.subnet].live;
+            let live = live.filter(|live| live.net.addr().is_ipv6() && address.has(address_flags::V6));
+            if let Some(live) = live {
+                let (ip, length) = mapped::prefix(live.net);
+                let key = SourcePrefixKey {
+                    prefix_len: 96 + length,
+                    port: port.index,
+                    mac: [0; 6],
+                    family: 0,
+                    reserved: 0,
+                    ip,
+                };
+                links.entry(key).or_insert(address.subnet);
+            }
+        }
+        if links.len() > 1 { links } else { BTreeMap::new() }
     }
 
     /// The port's first IPv6 address whose subnet is there.

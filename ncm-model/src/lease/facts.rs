@@ -6,9 +6,6 @@ use ipnet::{Ipv4Net, Ipv6Net};
 
 use super::options::Extras;
 
-/// Who answers in a subnet whose gateway has no MAC: as distributed routers' source is.
-pub const SERVER_MAC: [u8; 6] = [0xfe, 0x16, 0x11, 0, 0, 0];
-
 /// What the guest behind a port may be told.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct LeaseFacts {
@@ -55,7 +52,7 @@ pub struct LeaseV4 {
 pub struct LinkV6 {
     /// The subnet's prefix.
     pub net: Ipv6Net,
-    /// MAC of its gateway, or [`SERVER_MAC`]: router advertisements come from the link-local address that belongs to it.
+    /// MAC of its gateway, or [`ncm_common::SERVER_MAC`]: router advertisements come from the link-local address that belongs to it.
     pub gateway_mac: [u8; 6],
     /// A router holds the subnet: its gateway routes.
     pub routed: bool,

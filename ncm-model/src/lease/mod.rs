@@ -7,8 +7,9 @@ pub mod options;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net};
+use ncm_common::SERVER_MAC;
 
-pub use facts::{Gateway, LeaseFacts, LeaseV4, LinkV6, SERVER_MAC, eui64, link_local, split_name};
+pub use facts::{Gateway, LeaseFacts, LeaseV4, LinkV6, eui64, link_local, split_name};
 pub use options::{Extras, Family};
 
 use crate::apply::{Binding, Outcome, Refusal};

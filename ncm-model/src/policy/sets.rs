@@ -3,7 +3,8 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use ncm_common::tables::{
-    ClassKey, Classes, MAX_CLASSES, MEMBERS, Name, NameKey, Rule, RuleKey, name_kinds, set_direction,
+    ClassKey, Classes, MAX_CLASSES, MEMBERS, Name, NameKey, PREFIXES, Rule, RuleKey, name_kinds,
+    set_direction,
 };
 
 use super::resume::Former;
@@ -57,7 +58,7 @@ impl Set {
             groups,
             holders: 1,
             sides: None,
-            last_classes: [0; 2],
+            last_classes: [PREFIXES; 2],
             former: Default::default(),
             size: Size::default(),
             refusal: None,
@@ -70,7 +71,7 @@ impl Set {
 
     /// It is to be built anew, over what an earlier run has left in the tables.
     pub(super) fn resume(&mut self, [from, to]: [Former; 2]) {
-        self.last_classes = [from.last, to.last];
+        self.last_classes = [from.last.max(PREFIXES), to.last.max(PREFIXES)];
         self.former = [from.classes, to.classes];
         self.refusal = None;
     }

@@ -2,9 +2,11 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use ncm_common::SERVER_MAC;
+
 use super::kernel::Node;
 use super::states::*;
-use crate::lease::{Extras, Family, Gateway, LeaseFacts, SERVER_MAC};
+use crate::lease::{Extras, Family, Gateway, LeaseFacts};
 use crate::wire::OperationStatus::{InvalidArg, OutOfOrder, Pending, Success};
 use crate::wire::subnet_configuration::{DnsEntry, ExtraDhcpOption};
 use crate::wire::{

@@ -203,7 +203,15 @@ fn a_list_of_infos_is_complete_and_one_with_operations_changes_what_it_lists() {
     assert_eq!(push(delta(vec![with(Delete, "2", 0)])), named(&[("1", 7), ("3", 3)]));
     assert_eq!(push(delta(vec![with(Info, "3", 3), with(Info, "4", 4)])), named(&[("3", 3), ("4", 4)]));
     assert_eq!(push(group("g", vec![with(Create, "5", 5)])), named(&[("5", 5)]), "FULL is complete");
-    assert_eq!(push(group("g", vec![])), named(&[]));
+    assert_eq!(
+        push(group("g", vec![with(Create, "5", 5), with(Create, "6", 6)])),
+        named(&[("5", 5), ("6", 6)])
+    );
+    // What a complete list only asks about stays, as it is; what it does not name goes.
+    assert_eq!(
+        push(group("g", vec![with(Get, "6", 66), with(Create, "7", 7)])),
+        named(&[("6", 6), ("7", 7)])
+    );
 }
 
 #[test]

@@ -392,6 +392,20 @@ impl World<'_> {
                 self.kernel.sources.insert(key, source(live.reference));
             }
         }
+        let mut links = BTreeMap::new();
+        for (subnet, ip) in addresses {
+            let live = self.subnets.get(subnet).filter(|live| live.net.addr().is_ipv6());
+            if let (Some(live), true) = (live, ip.is_ipv6()) {
+                let (prefix_len, ip) = (96 + length(live.net), mapped(live.net.network()));
+                let key =
+                    SourcePrefixKey { prefix_len, port: port.index, mac: [0; 6], family: 0, reserved: 0, ip };
+                links.entry(key).or_insert(source(live.reference));
+            }
+        }
+        if links.len() > 1 {
+            any_prefix = true;
+            self.kernel.source_prefixes.extend(links);
+        }
         (any_source, any_prefix)
     }
 

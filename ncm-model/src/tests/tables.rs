@@ -166,6 +166,29 @@ fn allowed_pairs_become_sources_and_macs() {
 }
 
 #[test]
+fn the_ipv6_subnets_of_a_port_that_is_in_several_are_known_to_it() {
+    let mut node = Node::new();
+    let subnets = [("six", "fd00:1::/64", 20), ("seven", "fd00:2::/56", 21)];
+    let state = subnets
+        .iter()
+        .fold(base(), |state, (id, cidr, vni)| state.subnet(CREATE, subnet(id, "v", cidr, *vni)));
+    node.push(&state);
+    let both = [("s", "10.0.0.5"), ("six", "fd00:1::5"), ("seven", "fd00:2::5"), ("six", "fd00:1::6")];
+    node.push(&empty().port(CREATE, port("p", &mac(1), &both)));
+    node.check();
+    let index = |vni| *node.kernel.subnets.iter().find(|(_, subnet)| subnet.vni == vni).expect("held").0;
+    let links: Vec<_> = (node.kernel.source_prefixes.iter())
+        .map(|(key, source)| (key.prefix_len - 96, key.mac, key.family, source.subnet))
+        .collect();
+    assert_eq!(links, [(56, [0; 6], 0, index(21)), (64, [0; 6], 0, index(20))]);
+    // In one alone there is nothing to tell apart.
+    let alone = port("p", &mac(1), &both[..2]);
+    node.push(&empty().port(UPDATE, crate::wire::PortConfiguration { update_type: FULL, ..alone }));
+    node.check();
+    assert!(node.kernel.source_prefixes.is_empty());
+}
+
+#[test]
 fn tenants_with_the_same_addresses_do_not_meet() {
     let mut node = Node::new();
     let state = base()

@@ -101,7 +101,7 @@ pub(super) fn rule(
 }
 
 /// So many rules for each direction and version of IP, as a tenant has them: of ports, from hosts, from prefixes and from
-/// anywhere. The last one allows what is measured: UDP to port 4000, within the subnet.
+/// anywhere, all below port 32,768. The last one allows what is measured: UDP to the ports from there on, within the subnet.
 fn rules(count: usize) -> Vec<SecurityGroupRule> {
     let mut all = Vec::new();
     for direction in [Direction::Egress, Direction::Ingress] {
@@ -116,7 +116,7 @@ fn rules(count: usize) -> Vec<SecurityGroupRule> {
                     (2, false) => format!("fd0b:0:0:{:x}::/64", number & 255),
                     _ => String::new(),
                 };
-                let (port, protocol) = (5_000 + number * 13 % 50_000, [Protocol::Tcp, Protocol::Udp]);
+                let (port, protocol) = (5_000 + number * 13 % 27_000, [Protocol::Tcp, Protocol::Udp]);
                 let ports = (port, port + number % 3);
                 all.push(rule(
                     id(number),
@@ -127,7 +127,7 @@ fn rules(count: usize) -> Vec<SecurityGroupRule> {
                     prefix,
                 ));
             }
-            all.push(rule(id(0), direction, version, Protocol::Udp, (4_000, 4_000), network.to_owned()));
+            all.push(rule(id(0), direction, version, Protocol::Udp, (32_768, 65_535), network.to_owned()));
         }
     }
     all

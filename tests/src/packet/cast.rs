@@ -1,5 +1,7 @@
 //! Who is in the world: subnets, guests of this host and of others.
 
+use std::net::IpAddr;
+
 use ncm_common::tables::Route;
 
 use super::{Ipv4, Ipv6, Mac, mac, mapped};
@@ -119,6 +121,16 @@ pub struct Remote {
 }
 
 impl Remote {
+    /// Tunnel endpoint of its host.
+    #[must_use]
+    pub fn endpoint(&self) -> IpAddr {
+        match self.host {
+            1 => HOST_1.into(),
+            2 => HOST_2.into(),
+            _ => HOST_1_V6.into(),
+        }
+    }
+
     /// IPv6 address.
     #[must_use]
     pub const fn ip_v6(&self) -> Ipv6 {

@@ -22,23 +22,23 @@ use ncm_model::{
 };
 use prost::Message as _;
 
-use super::{A1, A2, B1, C1, C2, Guest, HERE, HOST_1, HOST_2, Mac, Remote, SUBNET_A, SUBNET_B, SUBNET_C};
+use super::{A1, A2, B1, C1, C2, Guest, HERE, HERE_V6, Mac, Remote, SUBNET_A, SUBNET_B, SUBNET_C};
 use super::{SubnetOf, World, mac};
 
 /// The guests of this host.
 pub const GUESTS: [Guest; 5] = [A1, A2, B1, C1, C2];
 
-/// Neighbours on other hosts: seven of A and three of B on host 1, one of C on host 2.
+/// Neighbours on other hosts: seven of A and three of B on host 1, some of them as it is reached over IPv6; one of C on host 2.
 pub const REMOTES: [Remote; 11] = [
     remote(1, 0x1a, SUBNET_A, 111),
     remote(1, 0x2a, SUBNET_A, 112),
     remote(1, 0x3a, SUBNET_A, 113),
     remote(1, 0x4a, SUBNET_A, 120),
-    remote(1, 0x5a, SUBNET_A, 127),
-    remote(1, 0x6a, SUBNET_A, 128),
+    remote(3, 0x5a, SUBNET_A, 127),
+    remote(3, 0x6a, SUBNET_A, 128),
     remote(1, 0x7a, SUBNET_A, 200),
     remote(1, 0x1b, SUBNET_B, 121),
-    remote(1, 0x2b, SUBNET_B, 122),
+    remote(3, 0x2b, SUBNET_B, 122),
     remote(1, 0x3b, SUBNET_B, 250),
     remote(2, 0x1a, SUBNET_C, 111),
 ];
@@ -83,8 +83,8 @@ impl Compiled {
             ("sources", 256),
             ("policy_counts", 4_096),
         ]);
-        let here = IpAddr::V4(Ipv4Addr::from(HERE));
-        let settings = Settings { addresses: vec![here], endpoints: vec![here], ..Settings::default() };
+        let here = vec![IpAddr::from(HERE), IpAddr::from(HERE_V6)];
+        let settings = Settings { addresses: here.clone(), endpoints: here, ..Settings::default() };
         let mut compiled = Self {
             world,
             model: Model::new(settings, &Seed::default()),
@@ -205,8 +205,8 @@ impl Compiled {
     fn write(&mut self, mut changes: Changes) {
         let tables = self.world.tables();
         for change in &changes.hosts {
-            if let HostChange::Add { index, generation, address: IpAddr::V4(address) } = change {
-                self.world.add_host(*index, *generation, address.octets());
+            if let HostChange::Add { index, generation, address } = change {
+                self.world.add_host(*index, *generation, *address);
             }
         }
         let known = |port| tables.ports.get(&port).expect("readable").map_or(0, |port| port.generation);
@@ -326,12 +326,11 @@ fn neighbour(remote: Remote, kind: NeighborType, groups: &[&str]) -> NeighborSta
         ip_address: ip.to_string(),
         ..Default::default()
     };
-    let host = if remote.host == 1 { HOST_1 } else { HOST_2 };
     let configuration = NeighborConfiguration {
         id: format!("neighbour-{}-{}", remote.subnet.vni, remote.ip[3]),
         update_type: UpdateType::Full.into(),
         mac_address: text(remote.mac),
-        host_ip_address: Ipv4Addr::from(host).to_string(),
+        host_ip_address: remote.endpoint().to_string(),
         fixed_ips: vec![
             fixed(name(remote.subnet), remote.ip.into()),
             fixed(name_v6(remote.subnet), remote.ip_v6().into()),

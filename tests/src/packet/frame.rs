@@ -1,6 +1,8 @@
 //! Frames, built field by field, so that any of them can be wrong.
 
-use super::{Ipv4, Ipv6, Mac};
+use std::net::IpAddr;
+
+use super::{HERE, HERE_V6, Ipv4, Ipv6, Mac};
 
 /// Ethertypes.
 pub(crate) const IPV4: u16 = 0x0800;
@@ -430,6 +432,15 @@ pub fn tunnel_v6(outer: &OuterV6, inner: &[u8]) -> Vec<u8> {
     }
     packet.extensions.clone_from(&outer.extensions);
     packet.frame(outer.macs.0, outer.macs.1)
+}
+
+/// `inner` in the tunnel to us from that host, over the version of its address.
+#[must_use]
+pub fn tunnel_from(host: IpAddr, vni: u32, inner: &[u8]) -> Vec<u8> {
+    match host {
+        IpAddr::V4(host) => tunnel(&Outer::new(host.octets(), HERE, vni), inner),
+        IpAddr::V6(host) => tunnel_v6(&OuterV6::new(host.octets(), HERE_V6, vni), inner),
+    }
 }
 
 fn vxlan(flags: u8, vni: u32, inner: &[u8]) -> Vec<u8> {

@@ -5,10 +5,7 @@ use std::net::IpAddr;
 
 use ncm_model::reference;
 
-use super::{
-    Guest, HERE, HOST_1, HOST_2, Ip, Ip6, Ipv4, Ipv6, Mac, Remote, SubnetOf, icmp, icmp6, segment, tcp6, udp,
-    udp6,
-};
+use super::{Guest, HERE, Ip, Ip6, Ipv4, Ipv6, Mac, Remote, SubnetOf, icmp, icmp6, segment, tcp6, udp, udp6};
 
 /// A guest of this host, a neighbour on another, or somebody whom nobody knows.
 #[derive(Clone, Copy)]
@@ -24,21 +21,20 @@ pub struct Station {
     /// Subnet.
     pub subnet: SubnetOf,
     /// Tunnel endpoint of its host.
-    pub host: Ipv4,
+    pub host: IpAddr,
 }
 
 impl From<Guest> for Station {
     fn from(guest: Guest) -> Self {
         let Guest { mac, ip, subnet, .. } = guest;
-        Self { guest: Some(guest), mac, ip, ip_v6: guest.ip_v6(), subnet, host: HERE }
+        Self { guest: Some(guest), mac, ip, ip_v6: guest.ip_v6(), subnet, host: HERE.into() }
     }
 }
 
 impl From<Remote> for Station {
     fn from(remote: Remote) -> Self {
         let Remote { mac, ip, subnet, .. } = remote;
-        let host = if remote.host == 1 { HOST_1 } else { HOST_2 };
-        Self { guest: None, mac, ip, ip_v6: remote.ip_v6(), subnet, host }
+        Self { guest: None, mac, ip, ip_v6: remote.ip_v6(), subnet, host: remote.endpoint() }
     }
 }
 

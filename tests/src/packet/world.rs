@@ -165,8 +165,12 @@ impl World {
     }
 
     /// Adds a remote host under an index of that generation, with a next hop of its own.
-    pub fn add_host(&self, index: u32, generation: u32, ip: Ipv4) {
-        self.add_template(index, generation, template(index, ip));
+    pub fn add_host(&self, index: u32, generation: u32, endpoint: IpAddr) {
+        let half = match endpoint {
+            IpAddr::V4(ip) => template(index, ip.octets()),
+            IpAddr::V6(ip) => template_v6(index, ip.octets()),
+        };
+        self.add_template(index, generation, half);
     }
 
     fn add_template(&self, index: u32, generation: u32, half: TemplateHalf) {

@@ -1,8 +1,11 @@
 //! Frames of every kind that may come along, as they should be.
 
+use std::net::IpAddr;
+
 use ncm_tests::packet::{
-    A2, Arp, C1, GUESTS, Guest, Ip, Ip6, Outer, PAIR, REMOTES, Station, Talk, arp_request, echo_request,
-    ethernet, fragment_header, icmp, icmp6, link_local, solicitation, tcp, tunnel, udp, udp6,
+    A2, Arp, C1, GUESTS, Guest, HERE_V6, HOST_1_V6, Ip, Ip6, Outer, OuterV6, PAIR, REMOTES, Station, Talk,
+    arp_request, echo_request, ethernet, fragment_header, icmp, icmp6, link_local, solicitation, tcp, tunnel,
+    tunnel_v6, udp, udp6,
 };
 
 use super::Input;
@@ -310,7 +313,8 @@ fn large(random: &mut Random) -> Input {
     let (one, other) = any_pair(random);
     let v6 = random.one_in(2);
     let macs = arriving_macs(&one, &other, v6);
-    let bytes = vec![5; random.pick(&[1_300, 1_380, 1_400, 1_422, 1_430, 1_472, 1_480, 2_900])];
+    let bytes =
+        vec![5; random.pick(&[1_300, 1_380, 1_382, 1_383, 1_400, 1_402, 1_422, 1_430, 1_472, 1_480, 2_900])];
     let frame = if v6 {
         udp6((one.ip_v6, 1_000), (other.ip_v6, 80), &bytes).frame(macs.0, macs.1)
     } else {
@@ -326,8 +330,9 @@ fn large(random: &mut Random) -> Input {
 fn wire(random: &mut Random) -> Input {
     let (one, other) = any_pair(random);
     let inner = any_talk(random).arriving(&one, &other, random.one_in(2));
-    let mut outer =
-        Outer::new(one.host, [192, 0, 2, random.pick(&[1, 1, 1, 9])], random.pick(&[100, 200, 300, 77]));
+    let vni = random.pick(&[100, 200, 300, 77]);
+    let IpAddr::V4(host) = one.host else { return Input::Wire(wire_v6(random, vni, &inner)) };
+    let mut outer = Outer::new(host.octets(), [192, 0, 2, random.pick(&[1, 1, 1, 9])], vni);
     outer.flags = random.pick(&[8, 8, 8, 0, 0xff]);
     outer.checksum = random.one_in(2);
     outer.ports.1 = random.pick(&[4789, 4789, 4789, 4790]);
@@ -336,6 +341,19 @@ fn wire(random: &mut Random) -> Input {
         outer.options = vec![1, 1, 1, 0];
     }
     Input::Wire(tunnel(&outer, &inner))
+}
+
+/// The same over IPv6.
+fn wire_v6(random: &mut Random, vni: u32, inner: &[u8]) -> Vec<u8> {
+    let to = if random.one_in(4) { HOST_1_V6 } else { HERE_V6 };
+    let mut outer = OuterV6::new(HOST_1_V6, to, vni);
+    outer.flags = random.pick(&[8, 8, 8, 0, 0xff]);
+    outer.checksum = random.one_in(2);
+    outer.ports.1 = random.pick(&[4789, 4789, 4789, 4790]);
+    if random.one_in(5) {
+        outer.extensions = vec![(random.pick(&[0, 60]), vec![0, 0, 1, 4, 0, 0, 0, 0])];
+    }
+    tunnel_v6(&outer, inner)
 }
 
 /// What nobody forwards, and what an allowed pair sends.

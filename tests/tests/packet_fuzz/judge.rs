@@ -4,12 +4,11 @@ use std::collections::{BTreeMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ncm_common::counters::PathCounter;
-use ncm_common::tables::VtepKey;
 use ncm_model::reference;
 use ncm_model::wire::security_group_configuration::SecurityGroupRule;
 use ncm_tests::packet::{
     A2, C1, Compiled, GROUPS, GUESTS, Guest, HERE, HERE_V6, HOST_1, HOST_1_V6, HOST_2, Mac, PAIR, REMOTES,
-    SUBNET_A, SUBNET_B, Seen, Station, UP0, Verdict, World, link_local, mapped,
+    Seen, Station, UP0, Verdict, World, link_local,
 };
 
 use super::parse::{Fragment, Parsed, parse, quoted};
@@ -45,24 +44,19 @@ pub(crate) struct Judge {
     cuts: HashSet<Cut>,
     context: String,
     ways: BTreeMap<PathCounter, u32>,
+    /// Frames that left in a tunnel over IPv6.
+    over_v6: u32,
 }
 
 impl Judge {
     pub(crate) fn new() -> Self {
-        let compiled = Compiled::new();
-        // Host 1 sends over IPv6 as well.
-        let vteps = &compiled.world().tables().vteps;
-        for vni in [SUBNET_A.vni, SUBNET_B.vni] {
-            let of = |ip| VtepKey { vni, ip };
-            let host = vteps.get(&of(mapped(HOST_1))).expect("readable").expect("host 1");
-            vteps.put(&of(HOST_1_V6), &host).expect("room");
-        }
         Self {
-            compiled,
+            compiled: Compiled::new(),
             flows: HashSet::new(),
             cuts: HashSet::new(),
             context: String::new(),
             ways: BTreeMap::new(),
+            over_v6: 0,
         }
     }
 
@@ -149,6 +143,7 @@ impl Judge {
                 self.ways
             );
         }
+        assert!(self.over_v6 > 0, "no tunnel over IPv6 among {frames} frames: {:?}", self.ways);
     }
 
     #[track_caller]
@@ -313,18 +308,9 @@ impl Judge {
             }
             None => {
                 self.hold(exit == PathCounter::Encapsulated, "it is for another host", seen);
-                // The kernel writes the lengths of segments.
-                if gso_size == 0 {
-                    let tunnel = seen.tunnelled(0);
-                    let right = (
-                        IpAddr::from(tunnel.source),
-                        IpAddr::from(tunnel.destination),
-                        tunnel.vni,
-                        tunnel.port,
-                    ) == (HERE.into(), to.host.into(), to.subnet.vni, 4789);
-                    self.hold(right, "the tunnel leads to the other's host, in its VNI", seen);
-                }
-                seen.frame[50..].to_vec()
+                let outer = self.wrapped(&to, seen, gso_size);
+                self.over_v6 += u32::from(outer == 70);
+                seen.frame[outer..].to_vec()
             }
         };
         self.same(&packet, &out, to.mac, routed, seen);
@@ -332,6 +318,24 @@ impl Judge {
         if let Some(receiver) = to.guest {
             self.justify(receiver, true, &packet, &Station::from(guest), seen);
         }
+    }
+
+    /// The tunnel leads to the host of whom the packet is for. Gives the bytes of its headers.
+    fn wrapped(&self, to: &Station, seen: &Seen, gso_size: u32) -> usize {
+        // The kernel writes the lengths of segments.
+        if gso_size == 0 {
+            let came = if to.host.is_ipv4() {
+                let tunnel = seen.tunnelled(0);
+                (IpAddr::from(tunnel.source), IpAddr::from(tunnel.destination), tunnel.vni, tunnel.port)
+            } else {
+                let tunnel = seen.tunnelled_v6(0);
+                (IpAddr::from(tunnel.source), IpAddr::from(tunnel.destination), tunnel.vni, tunnel.port)
+            };
+            let here = if to.host.is_ipv4() { IpAddr::from(HERE) } else { IpAddr::from(HERE_V6) };
+            let right = came == (here, to.host, to.subnet.vni, 4789);
+            self.hold(right, "the tunnel leads to the other's host, in its VNI", seen);
+        }
+        if to.host.is_ipv4() { 50 } else { 70 }
     }
 
     /// What left is what came, but for MACs and TTL.

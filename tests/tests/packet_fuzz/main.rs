@@ -18,9 +18,7 @@ use std::time::{Duration, Instant};
 use judge::Judge;
 use ncm_common::counters::PathCounter;
 use ncm_dataplane::{Hook, TestRun};
-use ncm_tests::packet::{
-    HERE, HERE_V6, HOST_1, HOST_1_V6, Outer, OuterV6, Seen, Verdict, World, tunnel, tunnel_v6,
-};
+use ncm_tests::packet::{HOST_1, HOST_1_V6, Seen, Verdict, World, tunnel_from};
 use random::Random;
 
 /// Frames that are put in under one policy.
@@ -31,7 +29,7 @@ pub(crate) enum Input {
     /// From a guest, at XDP or tc; size of its segments, if it stands for several.
     Guest(ncm_tests::packet::Guest, Vec<u8>, u32),
     /// From the wire: VNI and outer source, and the frame in the tunnel.
-    Inner(u32, [u8; 4], Vec<u8>),
+    Inner(u32, IpAddr, Vec<u8>),
     /// From the wire, as it is.
     Wire(Vec<u8>),
 }
@@ -74,14 +72,12 @@ fn put_in(judge: &mut Judge, random: &mut Random, input: &Input) {
         }
         Input::Inner(vni, source, inner) => {
             if random.one_in(2) {
-                let outer = if *source == HOST_1 && random.one_in(3) {
-                    tunnel_v6(&OuterV6::new(HOST_1_V6, HERE_V6, *vni), inner)
-                } else {
-                    tunnel(&Outer::new(*source, HERE, *vni), inner)
-                };
-                put_in(judge, random, &Input::Wire(outer));
+                // Host 1 may take either way.
+                let other = *source == IpAddr::from(HOST_1) && random.one_in(3);
+                let source = if other { HOST_1_V6.into() } else { *source };
+                put_in(judge, random, &Input::Wire(tunnel_from(source, *vni, inner)));
             } else {
-                at_relay(judge, *vni, (*source).into(), inner);
+                at_relay(judge, *vni, *source, inner);
             }
         }
         Input::Wire(frame) => {
@@ -95,7 +91,9 @@ fn put_in(judge: &mut Judge, random: &mut Random, input: &Input) {
                     let source = if udp == 34 {
                         IpAddr::from([frame[26], frame[27], frame[28], frame[29]])
                     } else {
-                        IpAddr::from(HOST_1_V6)
+                        let mut source = [0; 16];
+                        source.copy_from_slice(&frame[22..38]);
+                        IpAddr::from(source)
                     };
                     at_relay(judge, vni, source, &frame[udp + 16..]);
                 }

@@ -1,6 +1,6 @@
 //! Ways to break a frame.
 
-use ncm_tests::packet::{GUESTS, Mac, REMOTES, Station};
+use ncm_tests::packet::{GUESTS, HOST_1, HOST_1_V6, HOST_2, Ipv6, Mac, REMOTES, Station, UNKNOWN_HOST};
 
 use super::Input;
 use super::random::Random;
@@ -8,6 +8,9 @@ use super::random::Random;
 /// Values that lengths, offsets and numbers trip over.
 const WORDS: [u16; 14] = [0, 1, 2, 5, 7, 8, 19, 20, 39, 40, 0x1fff, 0x2000, 0x7fff, 0xffff];
 const BYTES: [u8; 16] = [0, 1, 2, 6, 17, 43, 44, 51, 58, 59, 60, 63, 64, 128, 135, 255];
+
+/// A host of nobody's, over IPv6.
+const STRANGER_V6: Ipv6 = [0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 99];
 
 pub(crate) fn mutate(input: &mut Input, random: &mut Random) {
     match input {
@@ -22,7 +25,8 @@ pub(crate) fn mutate(input: &mut Input, random: &mut Random) {
         && random.one_in(12)
     {
         *vni = random.pick(&[100, 200, 300, 400, 0, 0xff_ffff]);
-        source[3] = random.pick(&[2, 3, 99]);
+        let hosts = [HOST_1.into(), HOST_2.into(), UNKNOWN_HOST.into(), HOST_1_V6.into(), STRANGER_V6.into()];
+        *source = random.pick(&hosts);
     }
 }
 

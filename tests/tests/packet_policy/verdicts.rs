@@ -3,9 +3,7 @@
 use ncm_common::drops::DropReason;
 use ncm_dataplane::Hook;
 use ncm_model::wire::security_group_configuration::SecurityGroupRule;
-use ncm_tests::packet::{
-    Compiled, GROUPS, GUESTS, HERE, Outer, REMOTES, Seen, Station, Talk, Verdict, tunnel,
-};
+use ncm_tests::packet::{Compiled, GROUPS, GUESTS, REMOTES, Seen, Station, Talk, Verdict, tunnel_from};
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
 
@@ -58,8 +56,8 @@ fn put_in(compiled: &Compiled, (from, to): (Station, Station), talk: Talk, v6: b
         }
         // At XDP, TCP is left to the kernel to decapsulate.
         None if xdp && talk.protocol(v6) != 6 => {
-            let outer = Outer::new(from.host, HERE, to.subnet.vni);
-            world.from_wire(Hook::WireXdp, tunnel(&outer, &talk.arriving(&from, &to, v6)))
+            let inner = talk.arriving(&from, &to, v6);
+            world.from_wire(Hook::WireXdp, tunnel_from(from.host, to.subnet.vni, &inner))
         }
         None => world.from_relay(to.subnet.vni, from.host, talk.arriving(&from, &to, v6)),
     }

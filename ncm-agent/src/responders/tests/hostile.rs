@@ -23,25 +23,53 @@ impl Numbers {
 
 const QUESTIONS: [Question; 3] = [Question::Dhcp, Question::Dhcpv6, Question::RouterSolicitation];
 
-fn samples() -> Vec<Vec<u8>> {
-    let mut dhcp = vec![1, 1, 6, 0, 1, 2, 3, 4];
-    dhcp.resize(28, 0);
-    dhcp.extend(GUEST);
-    dhcp.resize(236, 0);
-    dhcp.extend([
+/// A DISCOVER, with options in the old fields as well.
+fn discover() -> Vec<u8> {
+    let mut message = vec![1, 1, 6, 0, 1, 2, 3, 4];
+    message.resize(28, 0);
+    message.extend(GUEST);
+    message.resize(44, 0);
+    message.extend([12, 3, b'v', b'm', b'1', 255]);
+    message.resize(108, 0);
+    message.extend([60, 2, b'o', b'k', 255]);
+    message.resize(236, 0);
+    message.extend([
         99, 130, 83, 99, 53, 1, 1, 61, 3, 1, 2, 3, 55, 4, 1, 3, 6, 121, 57, 2, 5, 220, 52, 1, 3, 255,
     ]);
-    let mut udp = vec![2, 0x22, 2, 0x23, 0, 54, 0, 0, 1, 7, 8, 9, 0, 1, 0, 4, 1, 2, 3, 4];
-    udp.extend([0, 3, 0, 12 + 4 + 24 - 4, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 5, 0, 20]);
-    udp.extend(v6("fd00:1::7").octets());
-    let length = udp.len() as u16;
-    udp[4..6].copy_from_slice(&length.to_be_bytes());
-    let solicitation = [133, 0, 0, 0, 0, 0, 0, 0, 1, 1, 2, 0x11, 0x22, 0x33, 0x44, 0x55];
-    vec![
-        frame4(GUEST, Ipv4Addr::UNSPECIFIED, Ipv4Addr::BROADCAST, &dhcp),
-        frame6(GUEST, v6("fe80::7"), v6("ff02::1:2"), (17, 1), 6, &udp),
-        frame6(GUEST, v6("fe80::7"), v6("ff02::2"), (58, 255), 2, &solicitation),
-    ]
+    message
+}
+
+/// A SOLICIT for one address.
+fn solicit() -> Vec<u8> {
+    let mut message = vec![1, 7, 8, 9, 0, 1, 0, 4, 1, 2, 3, 4, 0, 6, 0, 4, 0, 23, 0, 24];
+    message.extend([0, 3, 0, 40, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 5, 0, 24]);
+    message.extend(v6("fd00:1::7").octets());
+    message.extend([0; 8]);
+    message
+}
+
+/// A router solicitation from its sender's link-layer address.
+const SOLICITATION: [u8; 16] = [133, 0, 0, 0, 0, 0, 0, 0, 1, 1, 2, 0x11, 0x22, 0x33, 0x44, 0x55];
+
+/// The frame of a message, whose lengths and checksums are right.
+fn framed(question: Question, message: &[u8]) -> Vec<u8> {
+    match question {
+        Question::Dhcp => frame4(GUEST, Ipv4Addr::UNSPECIFIED, Ipv4Addr::BROADCAST, message),
+        Question::Dhcpv6 => {
+            let length = (8 + message.len()) as u16;
+            let udp = [&[2, 0x22, 2, 0x23][..], &length.to_be_bytes(), &[0, 0], message].concat();
+            frame6(GUEST, v6("fe80::7"), v6("ff02::1:2"), (17, 1), 6, &udp)
+        }
+        Question::RouterSolicitation => frame6(GUEST, v6("fe80::7"), v6("ff02::2"), (58, 255), 2, message),
+    }
+}
+
+fn messages() -> [Vec<u8>; 3] {
+    [discover(), solicit(), SOLICITATION.to_vec()]
+}
+
+fn samples() -> Vec<Vec<u8>> {
+    QUESTIONS.iter().zip(messages()).map(|(question, message)| framed(*question, &message)).collect()
 }
 
 /// Frames that are too large, or not of the answer's kind, would be a fault of ours.
@@ -50,6 +78,98 @@ fn check(question: Question, frame: &[u8], facts: &LeaseFacts) {
         return;
     };
     assert!(answer.len() <= 14 + 1500 + 60, "{question:?} was answered with {} bytes", answer.len());
+}
+
+#[test]
+fn whole_messages_are_answered() {
+    for (question, frame) in QUESTIONS.into_iter().zip(samples()) {
+        let outcome = answer(question, &frame, false, &facts());
+        assert!(matches!(outcome, Ok(Answer::Frame(_) | Answer::Frames(_))), "{question:?}: {outcome:?}");
+    }
+}
+
+#[test]
+fn messages_that_are_cut_in_frames_that_fit_them_are_never_answered() {
+    // What is left of them is whole: a SOLICIT with a client's identifier, with what it asks for too, and a solicitation from nobody.
+    let whole = [&[][..], &[12, 20], &[8]];
+    for ((question, message), whole) in QUESTIONS.into_iter().zip(messages()).zip(whole) {
+        // ICMPv6's checksum is a part of the message.
+        let least = if question == Question::RouterSolicitation { 4 } else { 0 };
+        for length in least..message.len() {
+            let outcome = answer(question, &framed(question, &message[..length]), false, &facts());
+            if whole.contains(&length) {
+                assert!(outcome.is_ok(), "{question:?} of {length} bytes: {outcome:?}");
+            } else {
+                assert_eq!(outcome, Err(Ignored::Malformed), "{question:?} cut to {length} bytes");
+            }
+        }
+    }
+}
+
+/// The message with one byte less in the length at `at`, a byte or two.
+fn shorter(message: &[u8], at: std::ops::Range<usize>) -> Vec<u8> {
+    let mut message = message.to_vec();
+    let last = at.end - 1;
+    assert_ne!(message[last], 0, "a length at {at:?}");
+    message[last] -= 1;
+    message
+}
+
+#[test]
+fn messages_with_a_length_too_short_by_one_are_never_answered() {
+    let dhcp = discover();
+    let length = |code: u8| {
+        let mut at = 240;
+        while dhcp[at] != code {
+            at += 2 + usize::from(dhcp[at + 1]);
+        }
+        at + 1..at + 2
+    };
+    // One byte less, and what follows begins with the last byte of the option's data. Of the client's identifier and the list of
+    // parameters this one is no length of anything there.
+    let cases: Vec<(Question, Vec<u8>)> = [53, 61, 55, 57, 52]
+        .into_iter()
+        .map(|code| (Question::Dhcp, shorter(&dhcp, length(code))))
+        // Hardware addresses of five bytes are not Ethernet's.
+        .chain([(Question::Dhcp, shorter(&dhcp, 2..3))])
+        .chain(
+            [4..8, 12..16, 20..24, 36..40]
+                .map(|option| (Question::Dhcpv6, shorter(&solicit(), option.start + 2..option.end))),
+        )
+        .chain([(Question::RouterSolicitation, shorter(&SOLICITATION, 9..10))])
+        .collect();
+    for (question, message) in cases {
+        let outcome = answer(question, &framed(question, &message), false, &facts());
+        assert_eq!(outcome, Err(Ignored::Malformed), "{question:?}: {message:x?}");
+    }
+    // The lengths of the headers in front of it.
+    for (question, frame) in QUESTIONS.into_iter().zip(samples()) {
+        let fields: &[(usize, u8)] = match question {
+            // IPv4: its own length, that of its header, and UDP's.
+            Question::Dhcp => &[(17, 1), (14, 1), (39, 1)],
+            Question::Dhcpv6 => &[(19, 1), (59, 1)],
+            Question::RouterSolicitation => &[(19, 1)],
+        };
+        for (at, less) in fields {
+            let mut frame = frame.clone();
+            frame[*at] -= less;
+            for partial in [false, true] {
+                let outcome = answer(question, &frame, partial, &facts());
+                assert_eq!(outcome, Err(Ignored::Malformed), "{question:?}: the length at {at}");
+            }
+        }
+    }
+}
+
+#[test]
+fn options_in_the_old_fields_that_are_cut_are_never_answered() {
+    // `file` is full of an option that goes on beyond it; `sname` has no end.
+    for (at, field) in [(108, vec![60, 127]), (44, vec![0; 64])] {
+        let mut message = discover();
+        message[at..at + field.len()].copy_from_slice(&field);
+        let outcome = answer(Question::Dhcp, &framed(Question::Dhcp, &message), false, &facts());
+        assert_eq!(outcome, Err(Ignored::Malformed), "at {at}");
+    }
 }
 
 #[test]
