@@ -123,7 +123,10 @@ pub fn teardown(bpffs: &Path, instance: &str) -> Result<(), Error> {
         // Links first: no program runs on while its tables go.
         remove_tree(&paths.instance.join(format!("v{layout}")).join("links"))?;
     }
-    remove_tree(&paths.instance)
+    remove_tree(&paths.instance)?;
+    // Not if another instance is there.
+    let _kept = std::fs::remove_dir(bpffs.join("ncm"));
+    Ok(())
 }
 
 /// Removes a directory of bpffs with all below it; not being there is no error.

@@ -134,9 +134,10 @@ fn a_second_agent_on_an_uplink_is_refused_and_the_first_is_not_touched() {
 
 /// What a host has that an agent could have left: devices, addresses, neighbours that are kept, programs, pins, sockets, files.
 fn traces(host: &Host) -> Result<String> {
-    let script = "ip -o link | awk '{print $2}'; ip -o address | awk '{print $2, $4}'; ip -6 route | sort; ip route | sort; \
-                  ip neigh show | grep managed; tc qdisc show | grep -v noqueue; bpftool net show; \
-                  find /sys/fs/bpf -mindepth 1; ls /run/ncm; ss -Hluln; ls /proc/net/vlan 2>/dev/null; true";
+    // Guests' interfaces lose their own address as they are set down; the file system of pins is the other host's too.
+    let script = "ip -o link | awk '{print $2}'; ip -o address | grep -v tap | awk '{print $2, $4}'; \
+                  ip -6 route | grep -v tap; ip route; ip neigh show | grep managed; tc qdisc show | grep -v noqueue; \
+                  bpftool net show; ls -d /sys/fs/bpf/ncm/host1; ls /run/ncm | grep host1; ss -Hluln; true";
     host.ns.run_words(&["sh", "-c", script])
 }
 

@@ -15,7 +15,7 @@ fn cloud() -> Cloud {
         .port("a", "web", "10.1.0.11", "host1")
         .port("b", "web", "10.1.0.12", "host2")
         .port("c", "web", "10.1.0.13", "host1")
-        .group("friends", &["in icmp from group friends", "out any"]);
+        .group("friends", &["in icmp from group friends", "in tcp 22 from 10.0.0.0/8", "out any"]);
     for port in ["a", "b", "c"] {
         cloud.member(port, &["friends"]);
     }

@@ -71,6 +71,7 @@ fn a_million_on_their_way_do_not_keep_the_agent_from_stopping_within_a_second() 
             neighbor_states: many::neighbors("web", "red", 1_000_000, net.host2.address),
             ..Default::default()
         };
+        let message = message.encode_to_vec();
         let process = host.agent_mut().process().id();
         let stopper = std::thread::spawn(move || {
             std::thread::sleep(Duration::from_millis(800));
@@ -81,9 +82,10 @@ fn a_million_on_their_way_do_not_keep_the_agent_from_stopping_within_a_second() 
             }
             anyhow::Ok(begin.elapsed())
         });
-        let answered = host.agent().push_encoded(message.encode_to_vec().into()).is_ok();
+        let answered = host.agent().push_encoded(message.into()).is_ok();
         let stopped = stopper.join().map_err(|_| anyhow::anyhow!("the stopper panicked"))??;
-        println!("stopped after {stopped:?}, answered: {answered}");
+        let begun = host.agent().log().tail(20);
+        println!("stopped after {stopped:?}, answered: {answered}\n{begun}");
         ensure!(stopped < Duration::from_secs(1), "it took {stopped:?} to stop");
         host.kill();
         host.start()?;

@@ -4,12 +4,12 @@
 //! (`snapshot-N`): what was held when segment N began. Each file is a row of **frames** with length, number and checksums. What
 //! the journal tells is the latest snapshot, and the segments from its number on, in order.
 //!
-//! - **Appending** ([`log`]) is one thread: it writes what is there, then makes all of it durable with one call, and then answers
+//! - **Appending** (`log`) is one thread: it writes what is there, then makes all of it durable with one call, and then answers
 //!   everybody who waits for that. Messages are applied meanwhile.
 //! - **A power cut** can tear what was not yet durable: it was not answered. Such a tail is cut off. Each frame says up to which
 //!   frame all was durable when it was written; a damaged frame that a later one knows to have been durable is no torn tail.
 //! - **Damage** sets the journal aside (renamed, not deleted): it tells nothing then, which is less harm than telling half.
-//! - **Snapshots** ([`snapshot`]) are written beside, renamed when they are durable, and only then what they replace is deleted.
+//! - **Snapshots** (`snapshot`) are written beside, renamed when they are durable, and only then what they replace is deleted.
 //!
 //! Nothing here knows what messages mean: that is the engine's, which replays them.
 

@@ -30,6 +30,18 @@ impl PacketSocket {
         (&self.socket).write(frame).context("send a frame").map(drop)
     }
 
+    /// Sends a frame; false if there is no room for it at present.
+    ///
+    /// # Errors
+    /// If the interface is down or gone.
+    pub fn try_send(&self, frame: &[u8]) -> Result<bool> {
+        match (&self.socket).write(frame) {
+            Ok(_) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => Ok(false),
+            Err(error) => Err(error).context("send a frame"),
+        }
+    }
+
     /// The next frame (seen going in or out) that `wanted` accepts, or `None` when none comes within `limit`.
     ///
     /// # Errors
