@@ -1,6 +1,7 @@
 //! Flows as their users see them: who moves is followed, who floods hurts nobody else, and what happens can be looked at.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -105,12 +106,17 @@ fn who_floods_exhausts_its_own_share_alone() {
         echo.set_read_timeout(Some(Duration::from_millis(200)))?;
         let to = c.ip().octets();
         let datagrams = frames(&a, &c, 2_000, |port| packet::udp((from, port), (to, 7), b"?"));
+        let flooded = AtomicBool::new(false);
         let flooding = thread::scope(|scope| -> Result<()> {
             let flood = scope.spawn(|| send(&a, &syns).and_then(|()| send(&a, &datagrams)));
             let answers = scope.spawn(|| {
                 let mut buffer = [0; 16];
-                while let Ok((length, to)) = echo.recv_from(&mut buffer) {
-                    let _ = echo.send_to(&buffer[..length], to);
+                loop {
+                    match echo.recv_from(&mut buffer) {
+                        Ok((length, to)) => drop(echo.send_to(&buffer[..length], to)),
+                        Err(_) if flooded.load(Ordering::Relaxed) => break,
+                        Err(_) => {}
+                    }
                 }
             });
             // Others' connections meanwhile: those that there are, and new ones.
@@ -120,7 +126,9 @@ fn who_floods_exhausts_its_own_share_alone() {
                 drop(Talk::begin(&b, &c, 1000 + number, number % 2 == 0)?);
                 drop(Talk::begin(&far, &b, 1000 + number, number % 2 == 1)?);
             }
-            flood.join().map_err(|_| anyhow::anyhow!("the flood panicked"))??;
+            let flood = flood.join().map_err(|_| anyhow::anyhow!("the flood panicked"));
+            flooded.store(true, Ordering::Relaxed);
+            flood??;
             answers.join().map_err(|_| anyhow::anyhow!("the echo panicked"))
         });
         flooding.context("while a guest floods")?;
