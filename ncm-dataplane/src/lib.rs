@@ -83,6 +83,8 @@ pub struct Dataplane {
     tables: Tables,
     links: attach::Links,
     log: std::sync::Mutex<Option<ProgramLog>>,
+    /// Whether a change is being written whose epochs have not risen: the lowest bit of the heartbeat.
+    changing: std::sync::Mutex<bool>,
     others: BTreeMap<String, OwnedFd>,
 }
 
@@ -125,11 +127,13 @@ impl Dataplane {
                 }
             })?;
         let links = attach::Links::adopt(paths.as_ref().map(PinPaths::links), &loaded.programs)?;
+        let beat = loaded.tables.heartbeat.get(&0)?.unwrap_or_default();
         Ok(Self {
             programs: loaded.programs,
             tables: loaded.tables,
             links,
             log: std::sync::Mutex::new(loaded.log),
+            changing: std::sync::Mutex::new(beat & 1 != 0),
             others: loaded.others,
         })
     }
@@ -203,7 +207,26 @@ impl Dataplane {
     /// # Errors
     /// [`Error::Table`] if the kernel refuses the write.
     pub fn set_heartbeat(&self, now: u64) -> Result<(), Error> {
-        self.tables.heartbeat.put(&0, &now)
+        let changing = self.changing.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        self.tables.heartbeat.put(&0, &(now & !1 | u64::from(*changing)))
+    }
+
+    /// Notes that a change is being written after which epochs have to rise, or that they have. It outlives the process: who is killed in
+    /// between leaves flows that were decided by what has gone. In the lowest bit of the heartbeat, which nobody misses.
+    ///
+    /// # Errors
+    /// [`Error::Table`] if the kernel refuses the write.
+    pub fn set_changing(&self, is: bool) -> Result<(), Error> {
+        let mut changing = self.changing.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        *changing = is;
+        let beat = self.tables.heartbeat.get(&0)?.unwrap_or_default();
+        self.tables.heartbeat.put(&0, &(beat & !1 | u64::from(is)))
+    }
+
+    /// Whether a change is being written, by this process or by one that ended amid it.
+    #[must_use]
+    pub fn is_changing(&self) -> bool {
+        *self.changing.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// The programs' log, once; `None` if it is off or has been taken.

@@ -110,6 +110,51 @@ fn after_a_kill_everything_is_known_again_and_nothing_is_touched() {
     });
 }
 
+/// Who is killed between a rule's deletion and the epochs that it needs leaves a mark; the next run has flows decided anew.
+#[test]
+fn after_a_kill_amid_a_change_all_flows_are_decided_anew() {
+    Lab::story(|lab| {
+        let cloud = cloud();
+        let net = TwoHosts::new(lab, HostOptions::default())?;
+        let [a, b, _c] = guests(lab, &net, &cloud)?;
+        net.push(&cloud)?;
+        let host = &net.host1;
+        let ping = a.begin_ping(b.ip())?;
+        ping.goes_on(3)?;
+        let redecided = || host.metric(&["ncm_path_packets_total{", "\"flow_redecided\""]);
+        host.kill();
+        let pin = "/sys/fs/bpf/ncm/host1/v2/maps/HEARTBEAT";
+        let beat = host.ns.run(&format!("bpftool -j map dump pinned {pin}"))?;
+        let beat: serde_json::Value = serde_json::from_str(&beat)?;
+        let mut bytes: Vec<String> = beat[0]["value"]
+            .as_array()
+            .context("a heartbeat")?
+            .iter()
+            .filter_map(|byte| byte.as_str()?.strip_prefix("0x").map(str::to_owned))
+            .collect();
+        let first = u8::from_str_radix(&bytes[0], 16)?;
+        ensure!(first & 1 == 0, "nothing was being changed");
+        bytes[0] = format!("{:02x}", first | 1);
+        host.ns.run(&format!(
+            "bpftool map update pinned {pin} key hex 00 00 00 00 value hex {}",
+            bytes.join(" ")
+        ))?;
+        host.start()?;
+        host.agent_mut().wait_for_log("all flows are decided anew", Duration::from_secs(1))?;
+        ping.goes_on(3)?;
+        ensure!(redecided()? > 0.0, "no flow was decided anew");
+        ping.expect_no_loss()?;
+        host.expect_ncmctl(&["verify"])?;
+        // And once is enough.
+        host.kill();
+        host.start()?;
+        host.agent_mut().wait_for_log("written=0 removed=0", Duration::from_secs(1))?;
+        let log = host.agent_mut().log().tail(50);
+        ensure!(!log.contains("decided anew"), "{log}");
+        Ok(())
+    });
+}
+
 #[test]
 fn what_changed_in_the_tables_while_no_agent_ran_is_repaired_and_what_is_foreign_goes() {
     Lab::story(|lab| {

@@ -96,7 +96,13 @@ impl Shared {
                 model.adopt_epochs(&found.ports);
             }
             model.reconcile(&found, remove, &mut first);
+            if begins && self.dataplane.is_changing() {
+                tracing::info!("the last run ended amid a change: all flows are decided anew");
+                model.decide_anew(&mut first);
+            }
         }
+        // What is written first has its epochs risen at the end.
+        self.dataplane.set_changing(!first.is_empty())?;
         drop(found);
         hold_back(&mut first, &mut last);
         self.send(first, &mut repaired);
@@ -120,6 +126,7 @@ impl Shared {
             // The writer goes only when the engine does.
             drop(wait.blocking_recv());
         }
+        self.dataplane.set_changing(false)?;
         Ok(repaired)
     }
 

@@ -101,7 +101,14 @@ fn run(jobs: &Receiver<Job>, mut writer: Writer, shared: &Weak<Shared>) {
                 let Some(shared) = shared.upgrade() else { return };
                 let begun = Instant::now();
                 writer.undeleted.supersede(&mut changes);
+                let marked = !changes.port_epochs.put.is_empty() || !changes.epochs.is_empty();
+                if marked {
+                    mark(&shared, true);
+                }
                 let (refused, waited) = writer.write(shared.underlay.as_ref(), *changes);
+                if marked {
+                    mark(&shared, false);
+                }
                 let elapsed = begun.elapsed().saturating_sub(waited);
                 own::WRITE_MICROSECONDS.add(u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX));
                 if let Some(times) = times {
@@ -133,6 +140,13 @@ fn run(jobs: &Receiver<Job>, mut writer: Writer, shared: &Weak<Shared>) {
         if left > undeleted {
             tracing::error!(entries = left, "table entries stay that should go: it will be tried again");
         }
+    }
+}
+
+/// Notes for the next run whether epochs have still to rise.
+fn mark(shared: &Shared, changing: bool) {
+    if let Err(error) = shared.dataplane.set_changing(changing) {
+        tracing::error!(%error, "a kill now would leave flows as they were decided");
     }
 }
 
