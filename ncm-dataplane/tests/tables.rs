@@ -123,8 +123,8 @@ fn a_refused_entry_does_not_keep_the_others_out() {
 fn an_arrays_entries_are_deleted_to_zero_and_unused_slots_are_not_listed() {
     let dataplane = open();
     let table = &dataplane.tables().heartbeat;
-    dataplane.set_heartbeat(77).expect("writable");
-    assert_eq!(table.entries().expect("readable"), [(0, 77)]);
+    dataplane.set_heartbeat(76).expect("writable");
+    assert_eq!(table.entries().expect("readable"), [(0, 76)]);
     table.delete(&0).expect("writable");
     assert_eq!(table.get(&0).expect("readable"), Some(0));
     assert_eq!(table.count().expect("readable"), 0);
@@ -137,6 +137,21 @@ fn an_arrays_entries_are_deleted_to_zero_and_unused_slots_are_not_listed() {
     let mut indices: Vec<u32> = ports.entries().expect("readable").into_iter().map(|(key, _)| key).collect();
     indices.sort_unstable();
     assert_eq!(indices, [3, 63]);
+}
+
+#[test]
+fn a_change_that_is_being_written_marks_the_heartbeat_until_it_is_over() {
+    let dataplane = open();
+    let beat = || dataplane.tables().heartbeat.get(&0).expect("readable").expect("an array's entry");
+    assert!(!dataplane.is_changing());
+    dataplane.set_heartbeat(1_001).expect("writable");
+    assert_eq!(beat(), 1_000);
+    dataplane.set_changing(true).expect("writable");
+    assert_eq!(beat(), 1_001);
+    dataplane.set_heartbeat(2_000).expect("writable");
+    assert_eq!(beat(), 2_001, "time goes on meanwhile");
+    dataplane.set_changing(false).expect("writable");
+    assert_eq!((beat(), dataplane.is_changing()), (2_000, false));
 }
 
 #[test]
