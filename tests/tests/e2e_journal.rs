@@ -82,13 +82,19 @@ fn guests(lab: &Lab, net: &TwoHosts, cloud: &Cloud) -> Result<[Guest; 3]> {
     ])
 }
 
+/// Two hosts that have been told everything, and their guests.
+fn pushed(lab: &Lab) -> Result<(Cloud, TwoHosts, [Guest; 3])> {
+    let cloud = cloud();
+    let net = TwoHosts::new(lab, HostOptions::default())?;
+    let guests = guests(lab, &net, &cloud)?;
+    net.push(&cloud)?;
+    Ok((cloud, net, guests))
+}
+
 #[test]
 fn after_a_kill_everything_is_known_again_and_nothing_is_touched() {
     Lab::story(|lab| {
-        let cloud = cloud();
-        let net = TwoHosts::new(lab, HostOptions::default())?;
-        let [a, b, c] = guests(lab, &net, &cloud)?;
-        net.push(&cloud)?;
+        let (cloud, net, [a, b, c]) = pushed(lab)?;
         let host = &net.host1;
         let (local, remote) = (a.begin_ping(c.ip())?, a.begin_ping(b.ip())?);
         local.goes_on(3)?;
@@ -114,10 +120,7 @@ fn after_a_kill_everything_is_known_again_and_nothing_is_touched() {
 #[test]
 fn after_a_kill_amid_a_change_all_flows_are_decided_anew() {
     Lab::story(|lab| {
-        let cloud = cloud();
-        let net = TwoHosts::new(lab, HostOptions::default())?;
-        let [a, b, _c] = guests(lab, &net, &cloud)?;
-        net.push(&cloud)?;
+        let (_, net, [a, b, _c]) = pushed(lab)?;
         let host = &net.host1;
         let ping = a.begin_ping(b.ip())?;
         ping.goes_on(3)?;
@@ -158,10 +161,7 @@ fn after_a_kill_amid_a_change_all_flows_are_decided_anew() {
 #[test]
 fn what_changed_in_the_tables_while_no_agent_ran_is_repaired_and_what_is_foreign_goes() {
     Lab::story(|lab| {
-        let cloud = cloud();
-        let net = TwoHosts::new(lab, HostOptions::default())?;
-        let [a, b, _c] = guests(lab, &net, &cloud)?;
-        net.push(&cloud)?;
+        let (_, net, [a, b, _c]) = pushed(lab)?;
         let host = &net.host1;
         a.expect_ping(b.ip())?;
         let programmed = tables(host)?;

@@ -3,7 +3,7 @@
 use ncm_common::counters::PathCounter;
 use ncm_common::drops::DropReason;
 use ncm_common::tables::{
-    ClassKey, Classes, Flow, FlowKey, IpKey, MEMBERS, PolicyCountKey, Rule, RuleKey, epoch_slot, flow_kinds,
+    ClassKey, Classes, FlowKey, IpKey, MEMBERS, PolicyCountKey, Rule, RuleKey, epoch_slot, flow_kinds,
     flow_state, set_direction, timeouts,
 };
 use ncm_dataplane::Hook;
@@ -46,21 +46,6 @@ fn key(protocol: u8, local_port: u16, remote_port: u16) -> FlowKey {
     }
 }
 
-fn established(world: &World, key: &FlowKey) -> Option<Flow> {
-    world.tables().flows.get(key).expect("readable")
-}
-
-fn half_open(world: &World, key: &FlowKey) -> Option<Flow> {
-    world
-        .tables()
-        .half_open
-        .of(key.port)
-        .expect("readable")
-        .expect("the port's table")
-        .get(key)
-        .expect("readable")
-}
-
 /// A UDP packet from A1 to RA.
 fn out(world: &World, source: u16, destination: u16) -> Seen {
     world.from_guest(A1, udp((A1.ip, source), (RA.ip, destination), b"question").frame(RA.mac, A1.mac))
@@ -93,14 +78,14 @@ fn an_answer_establishes_a_flow_and_needs_no_rule() {
     let first = out(&world, 1000, 53);
     first.assert_encapsulated();
     first.assert_counted(PathCounter::FlowCreated);
-    let flow = half_open(&world, &key(17, 1000, 53)).expect("half open");
+    let flow = world.half_open(&key(17, 1000, 53)).expect("half open");
     assert_eq!(flow.state, 0, "begun by the guest, not answered");
     let answer = back(&world, 53, 1000);
     answer.assert_delivered(A1.port, PathCounter::DecapsulatedRelay);
     answer.assert_counted(PathCounter::FlowEstablished);
-    let flow = established(&world, &key(17, 1000, 53)).expect("established");
+    let flow = world.established(&key(17, 1000, 53)).expect("established");
     assert_eq!(flow.state, flow_state::ANSWERED | flow_state::CONFIRMED | flow_state::ESTABLISHED);
-    assert_eq!(half_open(&world, &key(17, 1000, 53)), None, "it has moved");
+    assert_eq!(world.half_open(&key(17, 1000, 53)), None, "it has moved");
     assert_eq!(world.tables().port_flows.get(&A1.port).unwrap().unwrap().established, 1);
     back(&world, 54, 1000).assert_dropped(DropReason::PolicyIngress, A1.port);
     for seen in [out(&world, 1000, 53), back(&world, 53, 1000)] {
@@ -124,7 +109,7 @@ fn a_known_flow_asks_no_policy_until_the_epoch_rises() {
     answer.assert_dropped(DropReason::PolicyEgress, A1.port);
     answer.assert_counted(PathCounter::FlowRedecided);
     out(&world, 1000, 53).assert_dropped(DropReason::PolicyEgress, A1.port);
-    let flow = established(&world, &key(17, 1000, 53)).expect("it stays, or the other side would begin it");
+    let flow = world.established(&key(17, 1000, 53)).expect("it stays, or the other side would begin it");
     assert_ne!(flow.state & flow_state::DENIED, 0);
     // A rule for the other direction does not bring it back either.
     allow(&world, rule(true, 0, 17));
@@ -144,7 +129,7 @@ fn a_decision_that_was_overtaken_by_a_change_does_not_stand() {
     world.tables().rules.delete(&rule(false, 0, 17)).expect("deleted");
     world.raise();
     let port = world.tables().ports.get(&A1.port).unwrap().unwrap();
-    let flow = half_open(&world, &key(17, 1000, 53)).expect("half open");
+    let flow = world.half_open(&key(17, 1000, 53)).expect("half open");
     assert_eq!(flow.port_epoch + 1, port.epoch);
     out(&world, 1000, 53).assert_dropped(DropReason::PolicyEgress, A1.port);
 }
@@ -179,16 +164,12 @@ fn a_flow_that_is_over_is_decided_like_a_new_one() {
     allow(&world, rule(false, 0, 17));
     out(&world, 1000, 53).assert_encapsulated();
     back(&world, 53, 1000).assert_delivered(A1.port, PathCounter::DecapsulatedRelay);
-    let mut flow = established(&world, &key(17, 1000, 53)).expect("established");
+    let mut flow = world.established(&key(17, 1000, 53)).expect("established");
     flow.seen = flow.seen.map(|seen| seen - flow.timeout - 10);
     world.tables().flows.put(&key(17, 1000, 53), &flow).expect("room");
     back(&world, 53, 1000).assert_dropped(DropReason::PolicyIngress, A1.port);
     out(&world, 1000, 53).assert_counted(PathCounter::FlowCreated);
-    assert_eq!(
-        established(&world, &key(17, 1000, 53)).unwrap().state,
-        flow_state::ESTABLISHED,
-        "in its place"
-    );
+    assert_eq!(world.established(&key(17, 1000, 53)).unwrap().state, flow_state::ESTABLISHED, "in its place");
     assert_eq!(world.tables().port_flows.get(&A1.port).unwrap().unwrap().established, 1);
 }
 
@@ -205,9 +186,9 @@ fn tcp_goes_through_its_states() {
     }
     under_policy(&world, A1);
     allow(&world, rule(false, 0, 6));
-    let flow = || established(&world, &key(6, 1000, 80)).expect("established");
+    let flow = || world.established(&key(6, 1000, 80)).expect("established");
     out_tcp(&world, SYN).assert_encapsulated();
-    assert_eq!(half_open(&world, &key(6, 1000, 80)).unwrap().timeout, 101);
+    assert_eq!(world.half_open(&key(6, 1000, 80)).unwrap().timeout, 101);
     back_tcp(&world, SYN | ACK).assert_delivered(A1.port, PathCounter::DecapsulatedRelay);
     out_tcp(&world, ACK).assert_encapsulated();
     assert_eq!(flow().timeout, 102);
@@ -237,7 +218,7 @@ fn what_answers_nothing_begins_nothing() {
         let seen = out_tcp(&world, flags);
         seen.assert_encapsulated();
         assert!(!has(&seen, PathCounter::FlowCreated), "{seen}");
-        assert_eq!(half_open(&world, &key(6, 1000, 80)), None);
+        assert_eq!(world.half_open(&key(6, 1000, 80)), None);
     }
     // The middle of a connection that is older than we are is taken up.
     out_tcp(&world, ACK).assert_counted(PathCounter::FlowCreated);
@@ -255,7 +236,7 @@ fn beyond_its_share_a_port_keeps_flows_half_open_and_goes_on() {
         seen.assert_counted(expected);
     }
     assert_eq!(world.tables().port_flows.get(&A1.port).unwrap().unwrap().established, 2);
-    assert!(half_open(&world, &key(17, 1003, 53)).is_some());
+    assert!(world.half_open(&key(17, 1003, 53)).is_some());
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use ncm_common::counters::PathCounter;
 use ncm_common::drops::DropReason;
-use ncm_common::tables::{Flow, FlowKey, Rule, RuleKey, flow_kinds, flow_state, set_direction, timeouts};
+use ncm_common::tables::{FlowKey, Rule, RuleKey, flow_kinds, flow_state, set_direction, timeouts};
 use ncm_dataplane::Hook;
 use ncm_tests::packet::{
     A1, A2, HOST_1, Ip, Ip6, Mac, RA, RB, SUBNET_A, Seen, World, fragment_header, mapped, udp,
@@ -86,15 +86,6 @@ impl Over {
     }
 }
 
-fn established(world: &World, key: &FlowKey) -> Option<Flow> {
-    world.tables().flows.get(key).expect("readable")
-}
-
-fn half_open(world: &World, key: &FlowKey) -> Option<Flow> {
-    let table = world.tables().half_open.of(key.port).expect("readable").expect("the port's table");
-    table.get(key).expect("readable")
-}
-
 #[test]
 fn an_answer_is_let_through_and_nothing_else() {
     for protocol in PROTOCOLS {
@@ -136,7 +127,7 @@ fn who_is_asked_answers_without_a_rule() {
             let seen = over.back(&world, protocol, b"a question");
             seen.assert_delivered(A1.port, PathCounter::DecapsulatedRelay);
             over.out(&world, protocol, b"an answer").assert_encapsulated();
-            let flow = established(&world, &over.key(protocol)).expect("established");
+            let flow = world.established(&over.key(protocol)).expect("established");
             assert_ne!(flow.state & flow_state::REMOTE_BEGAN, 0, "{flow:?}");
         }
     }
@@ -162,10 +153,10 @@ fn they_have_a_timeout_of_their_own_and_are_over_after_it() {
         let world = allowing(GRE, false);
         let key = over.key(GRE);
         over.out(&world, GRE, b"question").assert_encapsulated();
-        let flow = half_open(&world, &key).expect("half open");
+        let flow = world.half_open(&key).expect("half open");
         assert_eq!((flow.state, flow.timeout), (0, 100 + timeouts::OTHER));
         over.back(&world, GRE, b"answer").assert_delivered(A1.port, PathCounter::DecapsulatedRelay);
-        let mut flow = established(&world, &key).expect("established");
+        let mut flow = world.established(&key).expect("established");
         let open = flow_state::ANSWERED | flow_state::CONFIRMED | flow_state::ESTABLISHED;
         assert_eq!((flow.state, flow.timeout), (open, 100 + timeouts::OTHER));
         let at = |seen: u32| flow.seen.map(|last| last - seen);

@@ -38,15 +38,6 @@ fn key(protocol: u8, local_port: u16, remote: (Ipv4, u16)) -> FlowKey {
     }
 }
 
-fn established(world: &World, key: &FlowKey) -> Option<Flow> {
-    world.tables().flows.get(key).expect("readable")
-}
-
-fn half_open(world: &World, key: &FlowKey) -> Option<Flow> {
-    let table = world.tables().half_open.of(key.port).expect("readable").expect("the port's table");
-    table.get(key).expect("readable")
-}
-
 /// How many established flows count for A1.
 fn share(world: &World) -> u32 {
     world.tables().port_flows.get(&A1.port).expect("readable").expect("counted").established
@@ -81,18 +72,18 @@ fn a_connection_is_established_when_who_began_goes_on_and_not_by_the_answer_alon
     let key = key(6, 80, (RA.ip, 1000));
     back(&world, 1000, 80, SYN).assert_delivered(A1.port, PathCounter::DecapsulatedRelay);
     out(&world, 80, 1000, SYN | ACK).assert_encapsulated();
-    let flow = half_open(&world, &key).expect("half open");
+    let flow = world.half_open(&key).expect("half open");
     assert_eq!(flow.state, flow_state::REMOTE_BEGAN | flow_state::ANSWERED);
     assert_eq!(flow.timeout, 100 + timeouts::TCP_SYN_RECEIVED);
     // Neither side's repetitions change that.
     back(&world, 1000, 80, SYN).assert_delivered(A1.port, PathCounter::DecapsulatedRelay);
     out(&world, 80, 1000, SYN | ACK).assert_encapsulated();
-    assert_eq!(half_open(&world, &key).expect("half open").timeout, 100 + timeouts::TCP_SYN_RECEIVED);
+    assert_eq!(world.half_open(&key).expect("half open").timeout, 100 + timeouts::TCP_SYN_RECEIVED);
     assert_eq!(share(&world), 0);
     let third = back(&world, 1000, 80, ACK);
     third.assert_delivered(A1.port, PathCounter::DecapsulatedRelay);
     third.assert_counted(PathCounter::FlowEstablished);
-    let flow = established(&world, &key).expect("established");
+    let flow = world.established(&key).expect("established");
     assert_eq!(flow.timeout, 100 + timeouts::TCP_ESTABLISHED);
     assert_eq!(share(&world), 1);
 }
@@ -104,7 +95,7 @@ fn a_scan_that_ends_with_a_reset_establishes_nothing() {
     out(&world, 1000, 80, SYN).assert_encapsulated();
     back(&world, 80, 1000, SYN | ACK).assert_delivered(A1.port, PathCounter::DecapsulatedRelay);
     out(&world, 1000, 80, RST).assert_encapsulated();
-    let flow = half_open(&world, &key(6, 1000, (RA.ip, 80))).expect("half open");
+    let flow = world.half_open(&key(6, 1000, (RA.ip, 80))).expect("half open");
     assert_eq!(flow.timeout, 100 + timeouts::TCP_RESET);
     assert_eq!(share(&world), 0);
 }
@@ -146,14 +137,14 @@ fn a_new_connection_on_the_ports_of_one_that_was_closed_by_half_begins_anew() {
     out(&world, 1000, 80, SYN).assert_encapsulated();
     back(&world, 80, 1000, SYN | ACK).assert_delivered(A1.port, PathCounter::DecapsulatedRelay);
     out(&world, 1000, 80, FIN | ACK).assert_encapsulated();
-    assert_eq!(established(&world, &key).expect("established").timeout, 100 + timeouts::TCP_CLOSING);
+    assert_eq!(world.established(&key).expect("established").timeout, 100 + timeouts::TCP_CLOSING);
     // The other side has lost its half without a word.
     out(&world, 1000, 80, SYN).assert_counted(PathCounter::FlowCreated);
-    let flow = established(&world, &key).expect("in its place");
+    let flow = world.established(&key).expect("in its place");
     assert_eq!((flow.state, flow.timeout), (flow_state::ESTABLISHED, 100 + timeouts::TCP_NEW));
     back(&world, 80, 1000, SYN | ACK).assert_delivered(A1.port, PathCounter::DecapsulatedRelay);
     out(&world, 1000, 80, ACK).assert_encapsulated();
-    assert_eq!(established(&world, &key).expect("open").timeout, 100 + timeouts::TCP_ESTABLISHED);
+    assert_eq!(world.established(&key).expect("open").timeout, 100 + timeouts::TCP_ESTABLISHED);
     assert_eq!(share(&world), 1);
 }
 
@@ -167,8 +158,8 @@ fn a_flow_beyond_its_ports_share_is_established_once_there_is_room() {
         out(&world, port, 80, ACK).assert_encapsulated();
     }
     let (first, second) = (key(6, 1000, (RA.ip, 80)), key(6, 1001, (RA.ip, 80)));
-    let mut waiting = half_open(&world, &second).expect("beyond the share");
-    assert!(established(&world, &first).is_some());
+    let mut waiting = world.half_open(&second).expect("beyond the share");
+    assert!(world.established(&first).is_some());
     // The first one is over and freed, and a second has passed.
     world.tables().flows.delete(&first).expect("deleted");
     world.tables().port_flows.put(&A1.port, &PortFlows::default()).expect("writable");
@@ -176,7 +167,7 @@ fn a_flow_beyond_its_ports_share_is_established_once_there_is_room() {
     let table = world.tables().half_open.of(A1.port).expect("readable").expect("the port's table");
     table.put(&second, &waiting).expect("room");
     out(&world, 1001, 80, ACK).assert_counted(PathCounter::FlowEstablished);
-    assert!(established(&world, &second).is_some() && half_open(&world, &second).is_none());
+    assert!(world.established(&second).is_some() && world.half_open(&second).is_none());
     assert_eq!(share(&world), 1);
 }
 
@@ -188,13 +179,13 @@ fn an_entry_whose_memory_has_become_another_ports_is_not_followed() {
         out(&world, 1000, 80, SYN).assert_encapsulated();
         back(&world, 80, 1000, SYN | ACK).assert_delivered(A1.port, PathCounter::DecapsulatedRelay);
         out(&world, 1000, 80, ACK).assert_encapsulated();
-        let mut flow = established(&world, &key).expect("established");
+        let mut flow = world.established(&key).expect("established");
         spoil(&mut flow);
         world.tables().flows.put(&key, &flow).expect("room");
         out(&world, 1000, 80, ACK).assert_dropped(DropReason::StaleIndex, A1.port);
         // From the tunnel the long way is open, and puts it right.
         back(&world, 80, 1000, ACK).assert_counted(PathCounter::FlowCreated);
-        let flow = established(&world, &key).expect("in its place");
+        let flow = world.established(&key).expect("in its place");
         assert_eq!((flow.port, flow.port_again), (A1.port, A1.port));
         world.tables().flows.delete(&key).expect("deleted");
     }
@@ -354,11 +345,11 @@ fn a_flow_with_a_short_timeout_is_not_over_while_it_is_used() {
     out(&world, 1000, 80, SYN).assert_encapsulated();
     back(&world, 80, 1000, SYN | ACK).assert_delivered(A1.port, PathCounter::DecapsulatedRelay);
     out(&world, 1000, 80, ACK).assert_encapsulated();
-    let mut flow = established(&world, &key).expect("established");
+    let mut flow = world.established(&key).expect("established");
     flow.seen = flow.seen.map(|seen| seen - 6);
     world.tables().flows.put(&key, &flow).expect("room");
     out(&world, 1000, 80, ACK).assert_encapsulated();
-    let after = established(&world, &key).expect("established");
+    let after = world.established(&key).expect("established");
     assert!(after.seen[0] > flow.seen[0], "{after:?}");
 }
 

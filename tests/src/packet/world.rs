@@ -8,9 +8,10 @@ use std::process::{Command, Stdio};
 use ncm_common::counters::PathCounter;
 use ncm_common::drops::DropReason;
 use ncm_common::tables::{
-    Bucket, Count, Endpoint, Host, IpKey, MacKey, NextHop, NextHopGroup, Node, Port, PortDropKey, PortLimits,
-    PortTraffic, Reference, Route, RouteKey, Source, SourceKey, Subnet, SubnetPrefixKey, TemplateHalf,
-    Uplink, Vni, VtepKey, endpoint_flags, next_hop_flags, port_flags, route_flags, subnet_flags, timeouts,
+    Bucket, Count, Endpoint, Flow, FlowKey, Host, IpKey, MacKey, NextHop, NextHopGroup, Node, Port,
+    PortDropKey, PortLimits, PortTraffic, Reference, Route, RouteKey, Source, SourceKey, Subnet,
+    SubnetPrefixKey, TemplateHalf, Uplink, Vni, VtepKey, endpoint_flags, next_hop_flags, port_flags,
+    route_flags, subnet_flags, timeouts,
 };
 use ncm_dataplane::{Capacities, Dataplane, Hook, Options, Table, Tables, TestRun, Tunnel};
 use nix::sched::{CloneFlags, unshare};
@@ -458,6 +459,25 @@ impl World {
             received: part(|traffic| traffic.received),
             sent: part(|traffic| traffic.sent),
         }
+    }
+
+    /// The established flow of that key.
+    ///
+    /// # Panics
+    /// If the table cannot be read.
+    #[must_use]
+    pub fn established(&self, key: &FlowKey) -> Option<Flow> {
+        self.tables().flows.get(key).expect("readable")
+    }
+
+    /// The half-open flow of that key.
+    ///
+    /// # Panics
+    /// If the port has no table of its own.
+    #[must_use]
+    pub fn half_open(&self, key: &FlowKey) -> Option<Flow> {
+        let table = self.tables().half_open.of(key.port).expect("readable").expect("the port's table");
+        table.get(key).expect("readable")
     }
 
     /// Raises the epoch of every port, as the agent does after a change: what flows were decided to be is decided anew.
