@@ -82,7 +82,7 @@ fn varied(context: &XdpContext) -> Option<()> {
         return None;
     }
     // SAFETY: the byte is inside the packet.
-    unsafe { *(address_at as *mut u8) = (address | (number >> 16 & address_mask)) as u8 };
+    unsafe { *(address_at as *mut u8) = (address | (number >> 15 & address_mask)) as u8 };
     Some(())
 }
 

@@ -82,8 +82,7 @@ pub(super) fn measure(plan: &Plan, done: &mut dyn FnMut(Row)) -> Result<()> {
                 }
             }
             let name = format!("million_flows_{}_v{family}", way.name());
-            // One way: what a look-up costs is the same for both.
-            if way == Way::ToTunnel && plan.wants(&name) {
+            if plan.wants(&name) {
                 many.push((name, way, family));
             }
         }
@@ -202,8 +201,9 @@ fn million(plan: &Plan, name: &str, way: Way, family: u8) -> Result<Row> {
 /// One of [`MANY`] flows like the first, as the wrappers number them.
 fn numbered((mut key, mut flow): (FlowKey, Flow), way: Way, number: u32) -> (FlowKey, Flow) {
     let port = if way == Way::ToTunnel { &mut key.local_port } else { &mut key.remote_port };
-    *port = (number as u16).to_be_bytes();
-    key.remote[15] = 0x70 | (number >> 16 & 0xf) as u8;
+    // None of the ports that mean something by themselves, such as DHCP's.
+    *port = (0x8000 | number as u16).to_be_bytes();
+    key.remote[15] = 0x60 | (number >> 15 & 0x1f) as u8;
     // As if each had an address of its own, whose epoch is somewhere else.
     flow.remote_slot = number.wrapping_mul(0x9e37_79b1) >> 16 & (EPOCH_SLOTS - 1);
     flow.remote_epoch = 0;
@@ -242,7 +242,7 @@ impl Vary {
         let (spread, [port, port_mask], [address, address_mask]) = match self {
             Self::Nothing => (0, [PORT.into(), 0], [remote, 0]),
             Self::Port | Self::Asked => (1, [0x8000, 0x7fff], [remote, 0]),
-            Self::Flow => (0x9e37_79b1, [0, 0xffff], [0x70, 0xf]),
+            Self::Flow => (0x9e37_79b1, [0x8000, 0x7fff], [0x60, 0x1f]),
         };
         let words: [u32; 8] = [run, spread, port_at, port, port_mask, address_at, address, address_mask];
         words.iter().flat_map(|word| word.to_ne_bytes()).collect()
