@@ -241,8 +241,7 @@ impl<K: OfPort, V: Plain> PortTables<K, V> {
         Outcome { done: ports.len() - failed.len(), failed }
     }
 
-    /// Has tables for just these ports: what an agent that ended between two writes left, or left out, is put right. Tables
-    /// of another size than they are to have are replaced, with what is in them.
+    /// Has tables for just these ports: what an agent that ended between two writes left, or left out, is put right.
     ///
     /// # Errors
     /// [`Error::Table`] if the kernel refuses.
@@ -252,16 +251,6 @@ impl<K: OfPort, V: Plain> PortTables<K, V> {
         let missing: Vec<u32> = ports.iter().copied().filter(|port| !have.contains(port)).collect();
         let mut outcome = self.remove(&stale);
         outcome.append(self.create(&missing));
-        for port in have.iter().filter(|port| ports.contains(port)) {
-            if let Some(old) = self.of(*port)?.filter(|table| table.capacity() != self.entries) {
-                let entries = old.entries()?;
-                outcome.append(self.create(&[*port]));
-                if let Some(new) = self.of(*port)? {
-                    // An entry that does not fit is one that room is made by leaving out.
-                    let _left_out = new.put_batch(entries);
-                }
-            }
-        }
         match outcome.failed.into_iter().next() {
             None => Ok(()),
             Some((_, source)) => Err(self.error("make the ports' tables of")(source)),

@@ -82,7 +82,8 @@ fn the_next_process_finds_the_tables_of_the_ports_there_are() {
     }
     let mut options = small(Options::pinned("ports"));
     assert!(options.capacities.set("half_open", 300));
-    let dataplane = Dataplane::open(&options).expect("another size is no other layout");
+    let dataplane = Dataplane::open(&options).expect("tables of another size");
+    dataplane.take_over().expect("they take the place of those that are there");
     let half_open = &dataplane.tables().half_open;
     assert_eq!(half_open.of(1).expect("readable").expect("there").capacity(), 300);
     assert_eq!(half_open.get(&key(1, 5)).expect("readable"), Some(flow(5)), "moved into the larger one");

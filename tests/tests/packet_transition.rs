@@ -2,10 +2,11 @@
 //! first, at every stage.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use ncm_common::counters::PathCounter;
 use ncm_common::drops::DropReason;
-use ncm_common::tables::{FlowKey, Rule, RuleKey, flow_kinds, set_direction};
+use ncm_common::tables::{Endpoint, Flow, FlowKey, IpKey, Rule, RuleKey, flow_kinds, set_direction};
 use ncm_dataplane::{Error, Stage};
 use ncm_tests::packet::{A1, HOST_1, RA, SUBNET_A, Seen, World, mapped, segment, udp};
 
@@ -272,4 +273,37 @@ fn crash(pins: &Pins, stage: Stage, wanted: &[(&str, u32)]) {
         expect_known(&back(&next, 1003));
     }
     assert_eq!(pins.sets().len(), 1, "{stage:?}, then {wanted:?}");
+}
+
+#[test]
+#[ignore = "takes a gigabyte of memory: `cargo xtask test long`"]
+fn a_million_endpoints_and_flows_are_carried_over_in_seconds() {
+    const MILLION: u32 = 1_000_000;
+    let pins = Pins::new("million");
+    let old = World::pinned(&pins.0);
+    let large = [("endpoints", MILLION + 1000), ("flows", MILLION + 1000)];
+    let first = old.next(&large).expect("there is room");
+    until(&first, Stage::Done);
+    let tables = first.tables();
+    let endpoint = Endpoint { target: 1, generation: 1, ..Endpoint::default() };
+    let address = |number: u32| IpKey { vni: 9, ip: mapped(number.to_be_bytes()) };
+    assert!(
+        tables.endpoints_ip.put_batch((0..MILLION).map(|number| (address(number), endpoint))).is_complete()
+    );
+    let flow = |number: u32| {
+        let [a, b, c, d] = number.to_be_bytes();
+        let key = FlowKey { local_port: [a, b], remote_port: [c, d], ..key(132, 0) };
+        (key, Flow { port: A1.port, port_again: A1.port, created: number, ..Flow::default() })
+    };
+    assert!(tables.flows.put_batch((0..MILLION).map(flow)).is_complete());
+    let begun = Instant::now();
+    let second =
+        first.next(&[("endpoints", MILLION + 2000), ("flows", MILLION + 2000)]).expect("there is room");
+    let filled = begun.elapsed();
+    until(&second, Stage::Done);
+    println!("filled in {filled:?}, done in {:?}", begun.elapsed());
+    assert_eq!(second.tables().flows.count().expect("readable"), u64::from(MILLION));
+    assert_eq!(second.established(&flow(77).0), Some(flow(77).1));
+    assert_eq!(second.tables().endpoints_ip.get(&address(77)).expect("readable"), Some(endpoint));
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
 }
