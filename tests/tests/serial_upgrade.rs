@@ -4,7 +4,7 @@
 use std::cell::Cell;
 
 use anyhow::{Context, Result, ensure};
-use ncm_tests::testbed::{AgentConfig, Cloud, Host, HostOptions, Lab, Load, TwoHosts};
+use ncm_tests::testbed::{AgentConfig, Cloud, Host, HostOptions, Lab, Load, TwoHosts, binary};
 
 fn cloud() -> Cloud {
     let mut cloud = Cloud::new();
@@ -110,6 +110,38 @@ fn under_load(story: impl Fn(&TwoHosts, &mut Load<'_>) -> Result<()>) {
         let mut load = Load::begin(&a, &b, &c)?;
         story(&net, &mut load)?;
         a.expect_ping(b.ip())
+    });
+}
+
+#[test]
+fn without_a_journal_what_another_layout_has_left_forwards_on_until_any_version_tears_it_down() {
+    Lab::story(|lab| {
+        let cloud = cloud();
+        let net = TwoHosts::new(lab, HostOptions::default().with("store", "journal", "false"))?;
+        let (a, b) = (cloud.guest(lab, &net.host1, "a")?, cloud.guest(lab, &net.host2, "b")?);
+        net.push(&cloud)?;
+        let on = b.begin_ping(a.ip())?;
+        on.goes_on(3)?;
+        let host = &net.host1;
+        restart_with(host, |config| {
+            config.program(OTHER);
+        })?;
+        expect_layout(host, "v3")?;
+        on.goes_on(3)?;
+        a.expect_ping(b.ip()).context("a new flow by entries that nobody has pushed again")?;
+        let entries = host.expect_ncmctl(&["get"])?;
+        ensure!(!entries.contains("router"), "nothing is known of it: {entries}");
+
+        host.kill();
+        on.goes_on(3)?;
+        let told = host.ncmctl(&["map", "dump", "ports"])?;
+        ensure!(!told.success && told.stderr.contains("layout 3"), "{}", told.stderr);
+        on.expect_no_loss()?;
+        let program = binary("ncm-agent")?.to_string_lossy().into_owned();
+        host.ns.run_words(&[program.as_str(), "--config", "/run/host1.toml", "--teardown"])?;
+        let left = host.ns.outcome(&["ls", "/sys/fs/bpf/ncm/host1"])?;
+        ensure!(!left.success, "{} is left", left.stdout);
+        a.expect_no_ping(b.ip())
     });
 }
 
