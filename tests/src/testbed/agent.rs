@@ -16,6 +16,7 @@ use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic_prost::ProstCodec;
 
+use super::lab::patience;
 use super::namespace::{Namespace, Outcome};
 use super::process::{Output, Process};
 
@@ -123,7 +124,7 @@ impl Agent {
         let mut process = ns.start(&words)?;
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().context("start a runtime")?;
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + patience(Duration::from_secs(10));
         let stream = loop {
             let address: SocketAddr = LISTENER.parse()?;
             let connected = ns.inside(|| Ok(TcpStream::connect_timeout(&address, Duration::from_secs(1))?));
