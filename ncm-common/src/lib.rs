@@ -5,8 +5,10 @@
 //! Every other integer (VNI, index, MTU, counter) is in host order, unless its documentation says otherwise.
 #![no_std]
 
+pub mod conversion;
 pub mod counters;
 pub mod drops;
+pub mod fields;
 pub mod names;
 mod plain;
 pub mod tables;

@@ -10,7 +10,10 @@
 //! be given to something else later, so every reference carries the generation that its target had, and a reader that
 //! follows it compares the two. Index 0 is never given out, and generation 0 marks an empty slot.
 
+use core::mem::offset_of;
+
 use crate::Plain;
+use crate::fields::{Described, Field};
 
 /// Version of all layouts in this module together; part of the pin path.
 pub const LAYOUT_VERSION: u32 = 2;
@@ -27,6 +30,16 @@ macro_rules! layout {
 
         // SAFETY: `repr(C)`, without padding as asserted above, of fields that are themselves plain bytes.
         unsafe impl Plain for $name {}
+
+        impl Described for $name {
+            const FIELDS: &'static [Field] = &[$(Field {
+                name: stringify!($field),
+                offset: offset_of!($name, $field) as u32,
+                size: size_of::<$type>() as u32,
+                count: <$type as Described>::COUNT,
+                fields: <$type as Described>::FIELDS,
+            },)+];
+        }
 
         impl Default for $name {
             fn default() -> Self { Self::zeroed() }
@@ -734,6 +747,10 @@ pub struct TableSpec {
     pub name: &'static str,
     /// Kind of map.
     pub kind: TableKind,
+    /// Fields of a key; none if it is a number.
+    pub key_fields: &'static [Field],
+    /// Fields of a value; none if it is a number.
+    pub value_fields: &'static [Field],
     /// Bytes of a key.
     pub key_size: u32,
     /// Bytes of a value (of one CPU's, in per-CPU tables).
@@ -756,6 +773,8 @@ macro_rules! tables {
         pub const TABLES: &[TableSpec] = &[$(TableSpec {
             name: stringify!($name),
             kind: TableKind::$kind,
+            key_fields: <$key as Described>::FIELDS,
+            value_fields: <$value as Described>::FIELDS,
             key_size: size_of::<$key>() as u32,
             value_size: size_of::<$value>() as u32,
             default_capacity: $capacity,

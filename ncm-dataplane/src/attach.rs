@@ -161,10 +161,10 @@ pub fn held_by_another(
     Ok(Some(Holder { instance: holder, program, id }))
 }
 
-/// The ids of the programs that an instance has attached, in all layouts.
+/// The ids of the programs that an instance has attached, by all sets of tables.
 fn programs_of(paths: &PinPaths) -> Result<BTreeSet<u32>, Error> {
     let mut found = BTreeSet::new();
-    for links in paths.links_of_all_layouts() {
+    for links in paths.links() {
         found.extend(pinned(&links)?.into_iter().map(|attachment| attachment.program));
     }
     Ok(found)
@@ -174,43 +174,82 @@ fn programs_of(paths: &PinPaths) -> Result<BTreeSet<u32>, Error> {
 #[derive(Debug)]
 pub(crate) struct Links {
     /// Where links are pinned; `None`: they live as long as this process.
-    directory: Option<PathBuf>,
+    directory: Mutex<Option<PathBuf>>,
     held: Mutex<BTreeMap<(Hook, u32), OwnedFd>>,
 }
 
 impl Links {
-    /// Takes over the pinned links: those whose interface still exists get the new program at once, the others go.
-    pub(crate) fn adopt(directory: Option<PathBuf>, programs: &Programs) -> Result<Self, Error> {
-        let mut held = BTreeMap::new();
-        for name in directory.iter().map(|path| names(path)).collect::<Result<Vec<_>, _>>()?.concat() {
-            let path = directory.iter().map(|path| path.join(&name)).collect::<PathBuf>();
-            let Some((hook, ifindex)) = parse_name(&name) else {
-                tracing::warn!(path = %path.display(), "not one of our links: left alone");
-                continue;
-            };
-            let link = sys::get_pinned(&path, false).map_err(path_error("open", &path))?;
-            let info = sys::link_info(link.as_fd()).map_err(path_error("examine", &path))?;
-            let adopted = if info.ifindex == ifindex {
-                sys::link_update(link.as_fd(), programs.get(hook.program())?)
-            } else {
-                Err(io::Error::from_raw_os_error(libc::ENOLINK))
-            };
-            match adopted {
-                Ok(()) => {
-                    tracing::info!(%hook, ifindex, "took over the attached program");
-                    held.insert((hook, ifindex), link);
-                }
-                // The interface has gone, or has left for another namespace; only the pin keeps the link.
-                Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => {
-                    tracing::info!(%hook, ifindex, "removed the link of an interface that is gone");
-                    // Detaching what is already detached fails, which is as good.
-                    let _gone = sys::link_detach(link.as_fd());
-                    std::fs::remove_file(&path).map_err(path_error("remove", &path))?;
-                }
-                Err(source) => return Err(attach_error(hook, ifindex, source)),
+    /// Links that nobody has pinned.
+    pub(crate) fn unpinned() -> Self {
+        Self { directory: Mutex::new(None), held: Mutex::default() }
+    }
+
+    /// Takes over the pinned links, those of `others` too: from now on they are in `directory`. Those whose interface is gone go.
+    pub(crate) fn adopt(directory: PathBuf, others: &[PathBuf]) -> Result<Self, Error> {
+        let links = Self { directory: Mutex::new(Some(directory.clone())), held: Mutex::default() };
+        for place in others.iter().filter(|other| **other != directory).chain([&directory]) {
+            for name in names(place)? {
+                links.adopt_one(place, &name, &directory)?;
             }
         }
-        Ok(Self { directory, held: Mutex::new(held) })
+        Ok(links)
+    }
+
+    fn adopt_one(&self, place: &Path, name: &str, directory: &Path) -> Result<(), Error> {
+        let path = place.join(name);
+        let Some((hook, ifindex)) = parse_name(name) else {
+            tracing::warn!(path = %path.display(), "not one of our links: left alone");
+            return Ok(());
+        };
+        let link = sys::get_pinned(&path, false).map_err(path_error("open", &path))?;
+        let info = sys::link_info(link.as_fd()).map_err(path_error("examine", &path))?;
+        // The interface has gone, or has left for another namespace; only the pin keeps the link.
+        if info.ifindex != ifindex {
+            return remove_gone(hook, ifindex, &link, &path);
+        }
+        if place != directory {
+            let new = directory.join(name);
+            std::fs::rename(&path, &new).map_err(path_error("move a link's pin to", &new))?;
+        }
+        self.held().insert((hook, ifindex), link);
+        Ok(())
+    }
+
+    /// Puts these programs behind all links, each at once.
+    pub(crate) fn swap(&self, programs: &Programs) -> Result<(), Error> {
+        let mut held = self.held();
+        let mut gone = Vec::new();
+        for ((hook, ifindex), link) in held.iter() {
+            match sys::link_update(link.as_fd(), programs.get(hook.program())?) {
+                Ok(()) => tracing::info!(%hook, ifindex, "took over the attached program"),
+                Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => gone.push((*hook, *ifindex)),
+                Err(source) => return Err(attach_error(*hook, *ifindex, source)),
+            }
+        }
+        for (hook, ifindex) in gone {
+            if let (Some(link), Some(path)) = (held.remove(&(hook, ifindex)), self.pin_path(hook, ifindex)) {
+                remove_gone(hook, ifindex, &link, &path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves the pins to another directory.
+    pub(crate) fn move_to(&self, directory: &Path) -> Result<(), Error> {
+        let held = self.held();
+        for (hook, ifindex) in held.keys() {
+            if let Some(path) = self.pin_path(*hook, *ifindex).filter(|path| path.exists()) {
+                let new = directory.join(pin_name(*hook, *ifindex));
+                std::fs::rename(&path, &new).map_err(path_error("move a link's pin to", &new))?;
+            }
+        }
+        *self.directory() = Some(directory.to_path_buf());
+        Ok(())
+    }
+
+    fn directory(&self) -> std::sync::MutexGuard<'_, Option<PathBuf>> {
+        // A panic elsewhere leaves it as good as it was.
+        self.directory.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     fn held(&self) -> std::sync::MutexGuard<'_, BTreeMap<(Hook, u32), OwnedFd>> {
@@ -219,7 +258,7 @@ impl Links {
     }
 
     fn pin_path(&self, hook: Hook, ifindex: u32) -> Option<PathBuf> {
-        self.directory.as_ref().map(|directory| directory.join(pin_name(hook, ifindex)))
+        self.directory().as_ref().map(|directory| directory.join(pin_name(hook, ifindex)))
     }
 
     pub(crate) fn attach(&self, programs: &Programs, hook: Hook, ifindex: u32) -> Result<Attachment, Error> {
@@ -271,6 +310,17 @@ impl Links {
             .map(|(key, _)| *key)
             .collect();
         gone.into_iter().try_for_each(|(hook, ifindex)| self.detach(hook, ifindex))
+    }
+}
+
+/// Lets go of the link of an interface that is gone.
+fn remove_gone(hook: Hook, ifindex: u32, link: &OwnedFd, path: &Path) -> Result<(), Error> {
+    tracing::info!(%hook, ifindex, "removed the link of an interface that is gone");
+    // Detaching what is already detached fails, which is as good.
+    let _gone = sys::link_detach(link.as_fd());
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(path_error("remove", path)(error)),
+        _ => Ok(()),
     }
 }
 

@@ -59,6 +59,16 @@ impl<K: OfPort, V: Plain> PortTables<K, V> {
         Ok(Self { outer: Arc::new(fd), spec, ports, entries: HALF_OPEN_PER_PORT, types: PhantomData })
     }
 
+    /// The map of maps itself.
+    pub(crate) fn outer(&self) -> &OwnedFd {
+        &self.outer
+    }
+
+    /// How many entries tables have that are made from now on.
+    pub(crate) fn entries(&self) -> u32 {
+        self.entries
+    }
+
     /// The same tables; those that are made from now on hold so many entries.
     pub(crate) fn of_entries(mut self, entries: u32) -> Self {
         self.entries = entries;
@@ -307,8 +317,22 @@ impl<K: OfPort, V: Plain> PortTables<K, V> {
     }
 }
 
+/// The ports' own tables of a map of maps, by port.
+pub(crate) fn inner_tables(outer: &OwnedFd, ports: u32) -> io::Result<Vec<(u32, OwnedFd)>> {
+    let mut found = Vec::new();
+    for port in 0..ports {
+        let mut id = [0; 4];
+        match sys::lookup(outer.as_fd(), &port.to_ne_bytes(), &mut id) {
+            Ok(()) => found.push((port, sys::map_by_id(u32::from_ne_bytes(id), false)?)),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(found)
+}
+
 /// A table for one port.
-fn create_inner(spec: &TableSpec, entries: u32) -> io::Result<OwnedFd> {
+pub(crate) fn create_inner(spec: &TableSpec, entries: u32) -> io::Result<OwnedFd> {
     sys::create_map(&NewMap {
         kind: bpf_map_type::BPF_MAP_TYPE_LRU_HASH,
         key_size: spec.key_size,

@@ -69,10 +69,10 @@ pub enum Error {
         source: io::Error,
     },
 
-    /// A pinned table is not what this version expects.
+    /// A pinned table is not what is written beside it.
     #[error(
-        "the pinned table {} has {what} {found}, this agent wants {wanted}: set the configuration back to what it was, \
-         or remove the instance's state (`ncm-agent --teardown`, which interrupts traffic) and start again",
+        "the pinned table {} has {what} {found}, and should have {wanted}: something else has been pinned there. Remove the instance's \
+         state (`ncm-agent --teardown`, which interrupts traffic) and start again",
         path.display()
     )]
     Layout {
@@ -86,18 +86,32 @@ pub enum Error {
         wanted: u32,
     },
 
-    /// An agent of another version has programs attached that work on other tables.
+    /// Tables of another layout are in use that this version cannot take over.
     #[error(
-        "programs of another version (table layout {}) are forwarding for instance `{instance}`, and this one wants layout \
-         {LAYOUT_VERSION}: they cannot be exchanged under traffic. `ncm-agent --teardown` removes them; traffic then stops until \
-         this agent has started and the controller has pushed again",
-        list(.found)
+        "programs of another version (table layout {found}) are forwarding for instance `{instance}`, and this one (layout \
+         {LAYOUT_VERSION}) cannot take over their tables: {reason}. They go on. `ncm-agent --teardown` removes them; traffic then \
+         stops until this agent has started"
     )]
     OtherLayout {
         /// The instance.
         instance: String,
-        /// The layout versions in use.
-        found: Vec<u32>,
+        /// The layout version in use.
+        found: u32,
+        /// Why not.
+        reason: String,
+    },
+
+    /// A table is to be smaller than what is in it.
+    #[error(
+        "the table {table} is to have {capacity} entries ({}), which is too few for what is in it: nothing was \
+         changed. Set it higher, or remove something first",
+        capacity_key(.table)
+    )]
+    NoRoom {
+        /// The table, in lower case.
+        table: String,
+        /// What it is to have.
+        capacity: u32,
     },
 
     /// Nothing is pinned under this instance's name.
@@ -196,6 +210,12 @@ fn privilege_hint(error: &aya::EbpfError) -> &'static str {
     } else {
         ""
     }
+}
+
+/// The configuration's name for a table's capacity.
+fn capacity_key(table: &str) -> String {
+    let key = ncm_common::tables::table(table).and_then(|spec| spec.capacity_key);
+    key.map_or_else(|| "fixed".to_owned(), |key| format!("capacity.{key}"))
 }
 
 /// Names the layouts that are there instead of the one looked for.

@@ -6,6 +6,7 @@
 
 mod attach;
 mod by_port;
+mod carry;
 mod error;
 mod load;
 mod log;
@@ -14,15 +15,19 @@ mod pin;
 mod programs;
 mod raw;
 mod readback;
+mod shapes;
 mod sys;
 mod table;
 mod tables;
 mod testrun;
+mod transition;
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
+use ncm_common::conversion::phases;
 use ncm_common::tables::{TABLES, TableSpec};
 
 pub use attach::{Attachment, Foreign, Holder, Hook, held_by_another};
@@ -37,6 +42,9 @@ pub use readback::Reader;
 pub use table::{CounterTable, Sum, Table};
 pub use tables::{Capacities, Tables};
 pub use testrun::{TestOutcome, TestRun, Tunnel};
+pub use transition::Stage;
+
+use transition::Transition;
 
 /// Where bpffs is mounted by convention.
 pub const BPFFS: &str = "/sys/fs/bpf";
@@ -79,22 +87,29 @@ impl Options {
 /// A loaded dataplane. All methods take `&self` and may be called from several threads.
 #[derive(Debug)]
 pub struct Dataplane {
-    programs: programs::Programs,
+    programs: RwLock<Arc<programs::Programs>>,
     tables: Tables,
     links: attach::Links,
-    log: std::sync::Mutex<Option<ProgramLog>>,
+    log: Mutex<Option<ProgramLog>>,
     /// Whether a change is being written whose epochs have not risen: the lowest bit of the heartbeat.
-    changing: std::sync::Mutex<bool>,
+    changing: Mutex<bool>,
     others: BTreeMap<String, OwnedFd>,
+    /// What is not done yet of taking the place of another set of tables.
+    transition: Mutex<Option<Transition>>,
+    options: Options,
+    object: Vec<u8>,
 }
 
 impl Dataplane {
-    /// Loads the object. With an instance name: takes over its pinned tables after comparing them with what this
-    /// build expects, and swaps its attached programs for this build's, each in one step; the links of interfaces
-    /// that are gone are removed.
+    /// Loads the object. With an instance name: takes over its pinned tables.
+    ///
+    /// Where they are what this build and these options would make, its attached programs are swapped for this build's, each in one
+    /// step. Else a new set of tables is made and filled from the pinned ones, which go on forwarding until
+    /// [`Dataplane::take_over`]. The links of interfaces that are gone are removed.
     ///
     /// # Errors
-    /// [`Error::Layout`] if a pinned table differs, [`Error::Verifier`] if the kernel refuses a program, and others.
+    /// [`Error::NoRoom`] if a table is to be smaller than what is in it, [`Error::OtherLayout`] if the pinned tables cannot be taken
+    /// over, [`Error::Verifier`] if the kernel refuses a program, and others. What runs is left as it is.
     pub fn open(options: &Options) -> Result<Self, Error> {
         Self::open_object(options, OBJECT)
     }
@@ -105,37 +120,136 @@ impl Dataplane {
     /// # Errors
     /// As [`Dataplane::open`].
     pub fn open_object(options: &Options, object: &[u8]) -> Result<Self, Error> {
-        let paths = match &options.instance {
-            Some(instance) => Some(PinPaths::new(&options.bpffs, instance)?),
-            None => None,
+        let Some(instance) = &options.instance else {
+            let loaded = load::load(object, &options.capacities, options.log, None, None)?;
+            settle_half_open(&loaded.tables)?;
+            return Self::new(options, object, loaded, attach::Links::unpinned(), None);
         };
-        if let (Some(paths), Some(instance)) = (&paths, &options.instance) {
-            let found = paths.other_layouts_in_use();
-            if !found.is_empty() {
-                return Err(Error::OtherLayout { instance: instance.clone(), found });
-            }
-        }
-        let is_new = paths.as_ref().is_some_and(|paths| !paths.maps().exists());
-        if let Some(paths) = &paths {
-            paths.create()?;
-        }
-        let loaded =
-            load::load(object, &options.capacities, options.log, paths.as_ref()).inspect_err(|_| {
-                // Tables that never were of use must not bind the next start to this one's capacities.
-                if let Some(paths) = paths.as_ref().filter(|_| is_new) {
-                    let _left_behind = paths.remove_layout();
+        let paths = PinPaths::new(&options.bpffs, instance)?;
+        paths.mount()?;
+        let (current, is_new) = transition::current(&paths, instance)?;
+        if is_new || current.is_wanted(&options.capacities)? {
+            let maps = current.set.maps();
+            let loaded = load::load(object, &options.capacities, options.log, Some(&maps), None);
+            let loaded = loaded.inspect_err(|_| {
+                // Tables that never were of use.
+                if is_new {
+                    let _left_behind = current.set.remove();
+                    paths.remove_if_empty();
                 }
             })?;
-        let links = attach::Links::adopt(paths.as_ref().map(PinPaths::links), &loaded.programs)?;
+            settle_half_open(&loaded.tables)?;
+            let links = attach::Links::adopt(current.set.links(), &paths.links())?;
+            links.swap(&loaded.programs)?;
+            return Self::new(options, object, loaded, links, None);
+        }
+        let links = current.set.links();
+        let transition = Transition::begin(current, &paths, &options.capacities);
+        let begun = transition.and_then(|transition| {
+            let takeover = transition.takeover(instance)?;
+            let maps = transition.to.set.maps();
+            let loaded =
+                load::load(object, &options.capacities, options.log, Some(&maps), takeover.as_ref())?;
+            transition.fill(&loaded.tables)?;
+            settle_half_open(&loaded.tables)?;
+            tracing::info!(
+                from = %transition.from.set, to = %transition.to.set,
+                "the tables are of another layout or size: new ones are filled from them"
+            );
+            Self::new(options, object, loaded, attach::Links::adopt(links, &paths.links())?, Some(transition))
+        });
+        begun.inspect_err(|_| transition::take_back(&paths))
+    }
+
+    fn new(
+        options: &Options,
+        object: &[u8],
+        loaded: load::Loaded,
+        links: attach::Links,
+        transition: Option<Transition>,
+    ) -> Result<Self, Error> {
         let beat = loaded.tables.heartbeat.get(&0)?.unwrap_or_default();
         Ok(Self {
-            programs: loaded.programs,
+            programs: RwLock::new(Arc::new(loaded.programs)),
             tables: loaded.tables,
             links,
-            log: std::sync::Mutex::new(loaded.log),
-            changing: std::sync::Mutex::new(beat & 1 != 0),
+            log: Mutex::new(loaded.log),
+            changing: Mutex::new(beat & 1 != 0),
             others: loaded.others,
+            object: if transition.is_some() { object.to_vec() } else { Vec::new() },
+            transition: Mutex::new(transition),
+            options: options.clone(),
         })
+    }
+
+    /// Whether the programs that forward still use another set of tables than this one.
+    #[must_use]
+    pub fn is_pending(&self) -> bool {
+        lock(&self.transition).is_some()
+    }
+
+    /// Has this set of tables take the place of the one that forwards: to be called when everything has been written that is to be
+    /// there. No packet is lost and no flow forgotten. Returns at once if it is the one that forwards.
+    ///
+    /// # Errors
+    /// [`Error::Attach`] if the kernel refuses an exchange of programs, and others. The next start goes on from there, or back.
+    pub fn take_over(&self) -> Result<(), Error> {
+        self.take_over_until(Stage::Done)
+    }
+
+    /// [`Dataplane::take_over`] as far as a stage: for tests of what is in between.
+    ///
+    /// # Errors
+    /// As [`Dataplane::take_over`].
+    pub fn take_over_until(&self, last: Stage) -> Result<(), Error> {
+        let mut pending = lock(&self.transition);
+        while let Some(transition) = pending.as_mut().filter(|transition| transition.stage < last) {
+            transition.stage = self.next_stage(transition)?;
+            transition::reached(transition.stage);
+            if transition.stage == Stage::Done {
+                *pending = None;
+            }
+        }
+        Ok(())
+    }
+
+    fn next_stage(&self, transition: &Transition) -> Result<Stage, Error> {
+        match transition.stage {
+            Stage::Filled => {
+                transition.from.counts(&transition.to)?;
+                transition.say(phases::SWAPPING)?;
+                self.links.swap(&self.loaded())?;
+                Ok(Stage::Swapped)
+            }
+            Stage::Swapped => {
+                transition.say(phases::IN_USE)?;
+                self.links.move_to(&transition.to.set.links())?;
+                Ok(Stage::InUse)
+            }
+            Stage::InUse => {
+                let flows = transition.carry()?;
+                tracing::info!(flows, "the new tables are in use, and all flows are there");
+                Ok(Stage::Carried)
+            }
+            Stage::Carried | Stage::Done => {
+                if transition.has_flows {
+                    let (capacities, log) = (&self.options.capacities, self.options.log);
+                    let maps = transition.to.set.maps();
+                    let loaded = load::load(&self.object, capacities, log, Some(&maps), None)?;
+                    self.links.swap(&loaded.programs)?;
+                    *self.programs.write().unwrap_or_else(PoisonError::into_inner) =
+                        Arc::new(loaded.programs);
+                    *lock(&self.log) = loaded.log;
+                }
+                transition.from.set.remove()?;
+                tracing::info!(tables = %transition.to.set, "the tables of before are gone");
+                Ok(Stage::Done)
+            }
+        }
+    }
+
+    fn loaded(&self) -> Arc<programs::Programs> {
+        Arc::clone(&self.programs.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The tables. Handles are cheap to clone and outlive this value.
@@ -155,7 +269,7 @@ impl Dataplane {
     /// # Errors
     /// [`Error::Attach`] with a remedy; [`Error::Occupied`] if a program of ours that is not this instance's is there.
     pub fn attach(&self, hook: Hook, ifindex: u32) -> Result<Attachment, Error> {
-        self.links.attach(&self.programs, hook, ifindex)
+        self.links.attach(&self.loaded(), hook, ifindex)
     }
 
     /// Takes the hook's program from an interface, at once. Not being attached is no error.
@@ -199,7 +313,7 @@ impl Dataplane {
     /// # Errors
     /// [`Error::Program`] if the kernel cannot be asked.
     pub fn programs(&self) -> Result<Vec<ProgramInfo>, Error> {
-        self.programs.info()
+        self.loaded().info()
     }
 
     /// Says to the packet path that the underlay is being followed: `now` in nanoseconds of `CLOCK_MONOTONIC`.
@@ -207,7 +321,7 @@ impl Dataplane {
     /// # Errors
     /// [`Error::Table`] if the kernel refuses the write.
     pub fn set_heartbeat(&self, now: u64) -> Result<(), Error> {
-        let changing = self.changing.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let changing = lock(&self.changing);
         self.tables.heartbeat.put(&0, &(now & !1 | u64::from(*changing)))
     }
 
@@ -217,7 +331,7 @@ impl Dataplane {
     /// # Errors
     /// [`Error::Table`] if the kernel refuses the write.
     pub fn set_changing(&self, is: bool) -> Result<(), Error> {
-        let mut changing = self.changing.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut changing = lock(&self.changing);
         *changing = is;
         let beat = self.tables.heartbeat.get(&0)?.unwrap_or_default();
         self.tables.heartbeat.put(&0, &(beat & !1 | u64::from(is)))
@@ -226,13 +340,13 @@ impl Dataplane {
     /// Whether a change is being written, by this process or by one that ended amid it.
     #[must_use]
     pub fn is_changing(&self) -> bool {
-        *self.changing.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        *lock(&self.changing)
     }
 
     /// The programs' log, once; `None` if it is off or has been taken.
     #[must_use]
     pub fn take_log(&self) -> Option<ProgramLog> {
-        self.log.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take()
+        lock(&self.log).take()
     }
 
     /// Runs a hook's program on a packet.
@@ -248,7 +362,7 @@ impl Dataplane {
     /// # Errors
     /// [`Error::Missing`] if there is no such program, else as [`Dataplane::test_run`].
     pub fn test_run_program(&self, program: &str, run: &TestRun) -> Result<TestOutcome, Error> {
-        run.run(program, self.programs.get(program)?)
+        run.run(program, self.loaded().get(program)?)
     }
 
     /// Writes an entry of a table that is in the object but not the product's, as bytes.
@@ -266,4 +380,27 @@ impl Dataplane {
         }
         sys::update(map, key, value).map_err(failed)
     }
+}
+
+impl Drop for Dataplane {
+    fn drop(&mut self) {
+        // What was begun and not used goes again; what is used is the next start's to finish.
+        if let Some(transition) = lock(&self.transition).take()
+            && transition.stage == Stage::Filled
+        {
+            let _left_behind = transition.to.set.remove();
+        }
+    }
+}
+
+/// A lock that a panic elsewhere has left as good as it was.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Has ports' own tables for just the ports that there are.
+fn settle_half_open(tables: &Tables) -> Result<(), Error> {
+    let mut ports = Vec::new();
+    tables.ports.for_each(|index, port| ports.extend((port.generation != 0).then_some(index)))?;
+    tables.half_open.settle(&ports)
 }

@@ -6,10 +6,12 @@ use std::path::{Path, PathBuf};
 
 use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfLoader};
+use ncm_common::Plain;
+use ncm_common::conversion::{Conversion, globals, maps};
 use ncm_common::tables::{TABLES, TableKind, TableSpec};
 
 use crate::log::{LogLevel, ProgramLog};
-use crate::pin::{PinPaths, path_error};
+use crate::pin::path_error;
 use crate::programs::Programs;
 use crate::sys::{self, NewMap};
 use crate::tables::{Capacities, Tables};
@@ -27,32 +29,52 @@ pub(crate) struct Loaded {
     pub(crate) others: BTreeMap<String, OwnedFd>,
 }
 
-/// Loads `object`; tables are pinned if there are `paths`.
+/// Tables of flows that the programs are to take over, of another set.
+pub(crate) struct Takeover {
+    /// The set's pinned tables.
+    pub(crate) old: PathBuf,
+    /// How far the new set has come.
+    pub(crate) phase: PathBuf,
+    /// How the programs read and write the old ones.
+    pub(crate) conversion: Conversion,
+}
+
+/// Loads `object`; tables are pinned in `directory`, or taken from there.
 pub(crate) fn load(
     object: &[u8],
     capacities: &Capacities,
     log: LogLevel,
-    paths: Option<&PinPaths>,
+    directory: Option<&Path>,
+    takeover: Option<&Takeover>,
 ) -> Result<Loaded, Error> {
     if object.is_empty() {
         return Err(Error::NoObject);
     }
-    let directory = paths.map(PinPaths::maps);
-    if let Some(directory) = &directory {
+    if let Some(directory) = directory {
         compare_pinned(directory, capacities)?;
     }
-    let level = log as u8;
+    let (level, is_on) = (log as u8, u8::from(takeover.is_some()));
+    let conversion = takeover.map_or(Conversion::NONE, |takeover| takeover.conversion);
     let mut loader = EbpfLoader::new();
-    loader.btf(None).override_global(LogLevel::GLOBAL, &level, false);
+    loader
+        .btf(None)
+        .override_global(LogLevel::GLOBAL, &level, false)
+        .override_global(globals::TRANSITION, &is_on, true)
+        .override_global(globals::CONVERSION, conversion.as_bytes(), true);
+    if let Some(takeover) = takeover {
+        loader.map_pin_path(maps::OLD_FLOWS, takeover.old.join("FLOWS"));
+        loader.map_pin_path(maps::OLD_HALF_OPEN, takeover.old.join("HALF_OPEN"));
+        loader.map_pin_path(maps::PHASE, &*takeover.phase);
+    }
     for spec in TABLES {
         loader.map_max_entries(spec.name, capacities.of(spec));
-        if let Some(directory) = &directory {
+        if let Some(directory) = directory {
             loader.map_pin_path(spec.name, directory.join(spec.name));
         }
     }
     let mut ebpf = loader.load(object).map_err(|error| Error::Object(Box::new(error)))?;
     let mut tables = Tables::open(|spec| {
-        let path = directory.as_ref().map_or_else(|| PathBuf::from(spec.name), |path| path.join(spec.name));
+        let path = directory.map_or_else(|| PathBuf::from(spec.name), |path| path.join(spec.name));
         let fd = match ebpf.map(spec.name) {
             Some(map) => map_fd(map).map_err(path_error("open", &path))?,
             None => create(spec, capacities.of(spec), directory.is_some().then_some(path.as_path()))?,
@@ -60,9 +82,6 @@ pub(crate) fn load(
         Ok((fd, path))
     })?;
     tables.half_open = tables.half_open.of_entries(capacities.half_open());
-    let mut ports = Vec::new();
-    tables.ports.for_each(|index, port| ports.extend((port.generation != 0).then_some(index)))?;
-    tables.half_open.settle(&ports)?;
     let programs = load_programs(&mut ebpf)?;
     let log = if log == LogLevel::Off { None } else { Some(ProgramLog::take(&mut ebpf)?) };
     let others = ebpf

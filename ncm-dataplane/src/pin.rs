@@ -1,23 +1,99 @@
 //! Where an instance's tables and links are pinned, and taking them away.
 //!
-//! `<bpffs>/ncm/<instance>/v<layout>/maps/<TABLE>` and `…/links/<hook>-<ifindex>`. What is pinned goes on working
-//! without any process.
+//! A *set* of tables is in `<bpffs>/ncm/<instance>/v<layout>/maps/<TABLE>`, with the links of the programs that use it in
+//! `…/links/<hook>-<ifindex>`. What is pinned goes on working without any process.
+//!
+//! There is one set, but while another takes its place: one of another layout, or of tables of other sizes. It is in
+//! `v<layout>-<number>`, numbers rising, and `…/phase` says how far it has come. `…/fields` says what its tables are made of.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
+use ncm_common::conversion::phases;
 use ncm_common::tables::LAYOUT_VERSION;
 use nix::mount::MsFlags;
 use nix::sys::statfs;
 
-use crate::Error;
+use crate::{Error, sys};
 
 /// The directories of an instance.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PinPaths {
     bpffs: PathBuf,
     instance: PathBuf,
-    layout: PathBuf,
+}
+
+/// A set of tables. Ordered by number.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Set {
+    pub(crate) number: u32,
+    pub(crate) layout: u32,
+    path: PathBuf,
+}
+
+impl Set {
+    fn new(instance: &Path, layout: u32, number: u32) -> Self {
+        let set = Self { number, layout, path: PathBuf::new() };
+        Self { path: instance.join(set.name()), ..set }
+    }
+
+    fn of_name(instance: &Path, name: &str) -> Option<Self> {
+        let rest = name.strip_prefix('v')?;
+        let (layout, number) = match rest.split_once('-') {
+            Some((layout, number)) => (layout, number.parse().ok().filter(|number| *number != 0)?),
+            None => (rest, 0),
+        };
+        let set = Self::new(instance, layout.parse().ok()?, number);
+        set.path.ends_with(name).then_some(set)
+    }
+
+    fn name(&self) -> String {
+        let Self { layout, number, .. } = self;
+        if *number == 0 { format!("v{layout}") } else { format!("v{layout}-{number}") }
+    }
+
+    /// The directory of pinned tables.
+    pub(crate) fn maps(&self) -> PathBuf {
+        self.path.join("maps")
+    }
+
+    /// The directory of pinned links.
+    pub(crate) fn links(&self) -> PathBuf {
+        self.path.join("links")
+    }
+
+    /// Where it is said how far the set has come.
+    pub(crate) fn phase(&self) -> PathBuf {
+        self.path.join("phase")
+    }
+
+    /// Where it is said what the tables are made of.
+    pub(crate) fn fields(&self) -> PathBuf {
+        self.path.join("fields")
+    }
+
+    /// Whether its tables are the ones by which packets are forwarded. Sets of versions that had but one say nothing of it.
+    pub(crate) fn is_in_use(&self) -> bool {
+        let Ok(map) = sys::get_pinned(&self.phase(), true) else { return !self.phase().exists() };
+        let mut phase = [0; 4];
+        let read = sys::lookup(map.as_fd(), &[0; 4], &mut phase);
+        read.is_ok() && u32::from_ne_bytes(phase) == phases::IN_USE
+    }
+
+    /// Creates the directories.
+    pub(crate) fn create(&self) -> Result<(), Error> {
+        for directory in [self.maps(), self.links()] {
+            std::fs::create_dir_all(&directory).map_err(path_error("create", &directory))?;
+        }
+        Ok(())
+    }
+
+    /// Removes all of it. Links first: no program runs on while its tables go.
+    pub(crate) fn remove(&self) -> Result<(), Error> {
+        remove_tree(&self.links())?;
+        remove_tree(&self.path)
+    }
 }
 
 impl PinPaths {
@@ -31,9 +107,7 @@ impl PinPaths {
         if instance.is_empty() || instance.len() > 32 || !instance.chars().all(allowed) {
             return Err(Error::Instance(instance.to_owned()));
         }
-        let directory = bpffs.join("ncm").join(instance);
-        let layout = directory.join(format!("v{LAYOUT_VERSION}"));
-        Ok(Self { bpffs: bpffs.to_path_buf(), instance: directory, layout })
+        Ok(Self { bpffs: bpffs.to_path_buf(), instance: bpffs.join("ncm").join(instance) })
     }
 
     /// The directory of everything that the instance has pinned, in all layouts.
@@ -42,59 +116,53 @@ impl PinPaths {
         &self.instance
     }
 
-    /// The directory of pinned tables.
-    #[must_use]
-    pub fn maps(&self) -> PathBuf {
-        self.layout.join("maps")
+    /// The sets of tables, by number.
+    pub(crate) fn sets(&self) -> Vec<Set> {
+        let names = names(&self.instance).unwrap_or_default();
+        let mut sets: Vec<Set> = names.iter().filter_map(|name| Set::of_name(&self.instance, name)).collect();
+        sets.sort_unstable();
+        sets
     }
 
-    /// The directory of pinned links.
-    #[must_use]
-    pub fn links(&self) -> PathBuf {
-        self.layout.join("links")
+    /// The set by which packets are forwarded.
+    pub(crate) fn current(&self) -> Option<Set> {
+        self.sets().into_iter().rev().find(|set| set.maps().is_dir() && set.is_in_use())
+    }
+
+    /// A set of this version's, with a number that none has.
+    pub(crate) fn new_set(&self) -> Set {
+        let number = self.sets().last().map_or(0, |last| last.number + 1);
+        Set::new(&self.instance, LAYOUT_VERSION, number)
     }
 
     /// The layout versions that the instance has something pinned in.
     #[must_use]
     pub fn layouts(&self) -> Vec<u32> {
-        let mut found: Vec<u32> = names(&self.instance)
-            .unwrap_or_default()
-            .iter()
-            .filter_map(|name| name.strip_prefix('v')?.parse().ok())
-            .collect();
+        let mut found: Vec<u32> = self.sets().iter().map(|set| set.layout).collect();
         found.sort_unstable();
+        found.dedup();
         found
     }
 
-    /// The directories of pinned links, of all layout versions.
-    pub(crate) fn links_of_all_layouts(&self) -> Vec<PathBuf> {
-        let links = |layout: u32| self.instance.join(format!("v{layout}")).join("links");
-        self.layouts().into_iter().map(links).collect()
+    /// The directories of pinned links, of all sets.
+    pub(crate) fn links(&self) -> Vec<PathBuf> {
+        self.sets().iter().map(Set::links).collect()
     }
 
-    /// The other layout versions of which programs are attached.
-    pub(crate) fn other_layouts_in_use(&self) -> Vec<u32> {
-        let links = |layout: &u32| self.instance.join(format!("v{layout}")).join("links");
-        let in_use = |layout: &u32| names(&links(layout)).is_ok_and(|names| !names.is_empty());
-        self.layouts().into_iter().filter(|layout| *layout != LAYOUT_VERSION && in_use(layout)).collect()
-    }
-
-    /// Removes what is pinned in this build's layout; another build's, which may be forwarding, stays.
-    pub(crate) fn remove_layout(&self) -> Result<(), Error> {
-        remove_tree(&self.links())?;
-        remove_tree(&self.layout)?;
-        // Not if another layout is there.
+    /// Removes the instance's directory if nothing is left in it.
+    pub(crate) fn remove_if_empty(&self) {
         let _kept = std::fs::remove_dir(&self.instance);
-        Ok(())
     }
 
-    /// Creates the directories, mounting a bpffs first where there is none.
-    pub(crate) fn create(&self) -> Result<(), Error> {
-        mount_bpffs(&self.bpffs)?;
-        for directory in [self.maps(), self.links()] {
-            std::fs::create_dir_all(&directory).map_err(path_error("create", &directory))?;
-        }
-        Ok(())
+    /// Sees to it that there is a bpffs, mounting one where there is none.
+    pub(crate) fn mount(&self) -> Result<(), Error> {
+        mount_bpffs(&self.bpffs)
+    }
+}
+
+impl std::fmt::Display for Set {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(&self.name())
     }
 }
 
@@ -119,9 +187,9 @@ fn mount_bpffs(path: &Path) -> Result<(), Error> {
 /// [`Error::Path`] if something could not be removed, [`Error::Instance`] for an impossible name.
 pub fn teardown(bpffs: &Path, instance: &str) -> Result<(), Error> {
     let paths = PinPaths::new(bpffs, instance)?;
-    for layout in paths.layouts() {
+    for links in paths.links() {
         // Links first: no program runs on while its tables go.
-        remove_tree(&paths.instance.join(format!("v{layout}")).join("links"))?;
+        remove_tree(&links)?;
     }
     remove_tree(&paths.instance)?;
     // Not if another instance is there.
@@ -160,9 +228,22 @@ mod tests {
     fn an_instance_name_is_part_of_a_path_and_nothing_more() {
         let bpffs = Path::new("/sys/fs/bpf");
         let paths = PinPaths::new(bpffs, "a-1").expect("a good name");
-        assert_eq!(paths.maps(), Path::new("/sys/fs/bpf/ncm/a-1/v2/maps"));
+        assert_eq!(paths.instance(), Path::new("/sys/fs/bpf/ncm/a-1"));
         for bad in ["", "..", "a/b", "a.b", "ä", &"x".repeat(33)] {
             assert!(matches!(PinPaths::new(bpffs, bad), Err(Error::Instance(_))), "{bad}");
+        }
+    }
+
+    #[test]
+    fn sets_are_told_by_their_names_and_nothing_else_is_one() {
+        let instance = Path::new("/sys/fs/bpf/ncm/a");
+        for (name, layout, number) in [("v2", 2, 0), ("v3-1", 3, 1), ("v2-17", 2, 17)] {
+            let set = Set::of_name(instance, name).expect("a set");
+            assert_eq!((set.layout, set.number), (layout, number));
+            assert_eq!(set.maps(), instance.join(name).join("maps"));
+        }
+        for other in ["", "v", "2", "vx", "v2-", "v2-0", "v2-x", "v02", "v2-01", "v2-1-1"] {
+            assert_eq!(Set::of_name(instance, other), None, "{other}");
         }
     }
 }

@@ -145,6 +145,28 @@ impl RawMap {
         )
     }
 
+    /// Adds entries where there are none yet.
+    pub(crate) fn add(&self, keys: &[u8], values: &[u8]) -> Outcome {
+        let (key_size, values_size) = (self.key_size(), self.values_size());
+        let count = keys.len() / key_size;
+        let mut outcome = Outcome::default();
+        for at in 0..count {
+            let key = &keys[at * key_size..(at + 1) * key_size];
+            let value = &values[at * values_size..(at + 1) * values_size];
+            match retry_busy(|| sys::add(self.fd.as_fd(), key, value)) {
+                Err(error) if error.raw_os_error() != Some(libc::EEXIST) => outcome.failed.push((at, error)),
+                _ => {}
+            }
+        }
+        outcome.done = count - outcome.failed.len();
+        outcome
+    }
+
+    /// The map.
+    pub(crate) fn fd(&self) -> &OwnedFd {
+        &self.fd
+    }
+
     /// Removes entries; those of arrays become zero. What was not there counts as done.
     pub(crate) fn delete(&self, keys: &[u8]) -> Outcome {
         let key_size = self.key_size();

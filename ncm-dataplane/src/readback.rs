@@ -35,15 +35,15 @@ impl Reader {
 
     fn open_as(bpffs: &Path, instance: &str, read_only: bool) -> Result<Self, Error> {
         let paths = PinPaths::new(bpffs, instance)?;
-        let maps = paths.maps();
-        if !maps.is_dir() {
+        let Some(set) = paths.current().filter(|set| set.layout == LAYOUT_VERSION) else {
             return Err(Error::NotLoaded {
                 instance: instance.to_owned(),
                 path: paths.instance().to_path_buf(),
                 wanted: LAYOUT_VERSION,
                 found: paths.layouts(),
             });
-        }
+        };
+        let maps = set.maps();
         let tables = Tables::open(|spec| {
             let path = maps.join(spec.name);
             let fd = sys::get_pinned(&path, read_only).map_err(path_error("open", &path))?;
@@ -63,6 +63,11 @@ impl Reader {
     /// # Errors
     /// [`Error::Path`] if a pinned link cannot be opened.
     pub fn attachments(&self) -> Result<Vec<Attachment>, Error> {
-        attach::pinned(&self.paths.links())
+        let mut found = Vec::new();
+        for links in self.paths.links() {
+            found.append(&mut attach::pinned(&links)?);
+        }
+        found.sort_unstable();
+        Ok(found)
     }
 }

@@ -57,8 +57,20 @@ struct ElementAttr {
 
 /// BPF_MAP_UPDATE_ELEM: adds or replaces one entry.
 pub(crate) fn update(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) -> io::Result<()> {
-    let mut attr =
-        ElementAttr { map: raw(map), key: address(key), value: address(value), ..ElementAttr::default() };
+    update_by(map, key, value, 0)
+}
+
+/// `BPF_NOEXIST` of `linux/bpf.h`.
+const NO_EXIST: u64 = 1;
+
+/// BPF_MAP_UPDATE_ELEM: adds one entry, where there is none.
+pub(crate) fn add(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) -> io::Result<()> {
+    update_by(map, key, value, NO_EXIST)
+}
+
+fn update_by(map: BorrowedFd<'_>, key: &[u8], value: &[u8], flags: u64) -> io::Result<()> {
+    let (key, value) = (address(key), address(value));
+    let mut attr = ElementAttr { map: raw(map), key, value, flags, ..ElementAttr::default() };
     bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut attr).map(drop)
 }
 

@@ -127,7 +127,7 @@ impl Capacities {
 }
 
 /// How many CPUs per-CPU tables have values for.
-fn possible_cpus() -> Result<usize, Error> {
+pub(crate) fn possible_cpus() -> Result<usize, Error> {
     aya::util::nr_cpus().map_err(|(path, source)| Error::Path {
         action: "read",
         path: Path::new(path).to_path_buf(),

@@ -95,6 +95,8 @@ pub struct Side {
     pub members: u32,
     /// Whether `flow` has changed beyond state and time.
     pub changed: u32,
+    /// Whether flows are in the tables that ours are to take the place of.
+    pub old: u32,
 }
 
 /// There is no entry, or it is over.

@@ -16,6 +16,7 @@ use aya_ebpf::{
     helpers::{bpf_map_delete_elem, bpf_map_lookup_elem, bpf_map_update_elem, bpf_redirect_map},
     macros::{btf_map, map},
 };
+use ncm_common::conversion::LARGEST;
 use ncm_common::tables::{
     ClassKey, Classes, Count, Endpoint, Flow, FlowKey, Host, IpKey, MacKey, Name, NameKey, NextHopGroup,
     Node, PolicyCount, PolicyCountKey, Port, PortDropKey, PortFlows, PortLimits, PortTraffic, Reference,
@@ -31,11 +32,11 @@ use crate::{
 /// `-EEXIST`
 pub const EXISTS: i64 = -17;
 /// `BPF_ANY`
-const ANY: u64 = 0;
+pub const ANY: u64 = 0;
 /// `BPF_NOEXIST`
-const NO_EXIST: u64 = 1;
+pub const NO_EXIST: u64 = 1;
 /// `BPF_EXIST`
-const EXIST: u64 = 2;
+pub const EXIST: u64 = 2;
 
 /// A map from `K` to `V`.
 #[repr(transparent)]
@@ -148,18 +149,33 @@ impl<K, V> Table<K, V> {
 impl<V> Table<u32, V> {
     /// So many values for each CPU.
     const fn per_cpu(count: u32) -> Self {
+        Self::of_kind(BPF_MAP_TYPE_PERCPU_ARRAY, count, 0)
+    }
+}
+
+impl<K, V> Table<K, V> {
+    /// A map that is no table of the product's.
+    const fn of_kind(kind: u32, count: u32, flags: u32) -> Self {
         Self {
             definition: UnsafeCell::new(bpf_map_def {
-                type_: BPF_MAP_TYPE_PERCPU_ARRAY,
-                key_size: 4,
+                type_: kind,
+                key_size: size_of::<K>() as u32,
                 value_size: size_of::<V>() as u32,
                 max_entries: count,
-                map_flags: 0,
+                map_flags: flags,
                 id: 0,
                 pinning: 0,
             }),
             entries: PhantomData,
         }
+    }
+}
+
+impl<K, V> Table<K, V> {
+    /// The map itself.
+    #[inline(always)]
+    pub(crate) fn map(&self) -> *mut c_void {
+        self.definition.get().cast()
     }
 }
 
@@ -246,6 +262,31 @@ pub static SCRATCH: Table<u32, Scratch> = Table::per_cpu(1);
 /// What policy answered each CPU last, by a hash of the question. No table either.
 #[map]
 pub static VERDICTS: Table<u32, Verdict> = Table::per_cpu(VERDICTS_EACH);
+
+/// The table of flows that ours is to take the place of: the agent puts it there. Its layout is its own.
+#[map]
+pub static OLD_FLOWS: Table<FlowKey, Flow> = Table::of_kind(BPF_MAP_TYPE_HASH, 1, BPF_F_NO_PREALLOC);
+
+/// How far that is: `ncm_common::conversion::phases`. The agent puts it there, and changes it.
+#[map]
+pub static PHASE: Table<u32, u32> = Table::of_kind(BPF_MAP_TYPE_ARRAY, 1, 0);
+
+/// Memory of each CPU for a key and a value of those tables.
+#[map]
+pub static THEIRS: Table<u32, Theirs> = Table::per_cpu(1);
+
+/// A key and a value of another layout.
+#[repr(C, align(8))]
+pub struct Theirs {
+    /// The key.
+    pub key: [u8; LARGEST],
+    /// The value.
+    pub value: [u8; LARGEST],
+}
+
+/// The half-open flows that ours are to take the place of, likewise.
+#[btf_map]
+pub static OLD_HALF_OPEN: ArrayOfMaps<LruHashMap<FlowKey, Flow, TEMPLATE_ENTRIES>, 1> = ArrayOfMaps::new();
 
 impl Table<u32, PortFlows> {
     /// One more established flow of a port.
@@ -334,11 +375,14 @@ impl Entry {
     /// Sets and clears bits of the state. Each in one instruction: what another CPU does to other bits stays.
     #[inline(always)]
     pub fn turn(self, set: u32, clear: u32) {
-        // Such instructions are to be had for two words only: the state, which is the upper one here, and the port's index.
-        const { assert!(offset_of!(Flow, state) == 4 && cfg!(target_endian = "little")) };
-        let (words, set, keep) = (self.0, u64::from(set) << 32, !(u64::from(clear) << 32));
-        // SAFETY: as above; the instructions change the first two words, which are aligned, as a whole.
+        // Such instructions are to be had for two words only: the state, and the one beside it.
+        const STATE: usize = offset_of!(Flow, state);
+        const { assert!(cfg!(target_endian = "little")) };
+        let shift = (STATE as u64 & 4) << 3;
+        let (set, keep) = (u64::from(set) << shift, !(u64::from(clear) << shift));
+        // SAFETY: as above; the instructions change two words, which are aligned, as a whole.
         unsafe {
+            let words = self.0.cast::<u8>().add(STATE & !7);
             asm!("lock *(u64 *)({words} + 0) |= {set}", "lock *(u64 *)({words} + 0) &= {keep}",
                 words = in(reg) words, set = in(reg) set, keep = in(reg) keep, options(nostack));
         }
@@ -386,13 +430,19 @@ impl HalfOpen {
     /// Puts a whole value for `key`; the table makes room if it is full.
     #[inline(always)]
     pub fn put(self, key: &FlowKey, value: &Flow) {
+        self.update(key, value, ANY);
+    }
+
+    /// The same with the kernel's flags.
+    #[inline(always)]
+    pub fn update(self, key: &FlowKey, value: &Flow, flags: u64) {
         // SAFETY: the kernel gave the table; key and value are of the declared sizes.
         unsafe {
             bpf_map_update_elem(
                 self.0,
                 core::ptr::from_ref(key).cast(),
                 core::ptr::from_ref(value).cast(),
-                ANY,
+                flags,
             );
         }
     }

@@ -211,6 +211,10 @@ impl Shared {
             let (written, removed, ms) = (repaired.written, repaired.removed, begun.elapsed().as_millis());
             tracing::info!(written, removed, ms, "the kernel's tables are what they should be");
         }
+        if self.dataplane.is_pending() {
+            let shared = Arc::clone(self);
+            tokio::task::spawn_blocking(move || shared.take_over()).await??;
+        }
         self.take_guests(&wanted, &Arc::new(Times::begin())).await;
         // What was read to know it all again is not needed any more.
         self.trim.notify_one();

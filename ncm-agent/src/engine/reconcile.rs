@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use anyhow::Context;
 use ncm_common::tables::{NameKey, name_kinds};
 use ncm_dataplane::Tables;
 use ncm_model::{Changes, Found, Model, Seen};
@@ -121,13 +122,30 @@ impl Shared {
         last.epochs.sort_unstable();
         last.epochs.dedup();
         self.send(last, &mut repaired);
+        self.wait_for_writer();
+        self.dataplane.set_changing(false)?;
+        Ok(repaired)
+    }
+
+    /// Waits until all that was sent has been written.
+    fn wait_for_writer(&self) {
         let (written, wait) = tokio::sync::oneshot::channel();
         if self.writer.send(Job::Flush(written)).is_ok() {
             // The writer goes only when the engine does.
             drop(wait.blocking_recv());
         }
-        self.dataplane.set_changing(false)?;
-        Ok(repaired)
+    }
+
+    /// Has the new tables take the place of those that forward, now that they are what they should be.
+    pub(super) fn take_over(&self) -> anyhow::Result<()> {
+        // Until now flows were decided by the old tables, under epochs that both may have in common.
+        self.dataplane.set_changing(true)?;
+        self.dataplane.take_over().context("cannot exchange the programs")?;
+        let (mut repaired, mut changes) = (Repaired::default(), Changes::default());
+        self.model().decide_anew(&mut changes);
+        self.send(changes, &mut repaired);
+        self.wait_for_writer();
+        Ok(self.dataplane.set_changing(false)?)
     }
 
     /// Compares both tables of endpoints, side by side: there may be millions. Nobody else asks for the model meanwhile but the writer,

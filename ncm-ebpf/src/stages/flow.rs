@@ -36,28 +36,31 @@ pub fn key(packet: &Packet, port: u32, to_guest: bool, key: &mut FlowKey) {
         (packet.source.words(), packet.destination.words(), packet.ports)
     };
     let last = u32::from_ne_bytes([packet.protocol, flow_kinds::FLOW, 0, 0]);
+    const LOCAL: usize = offset_of!(FlowKey, local) / 4;
+    const REMOTE: usize = offset_of!(FlowKey, remote) / 4;
     let words: *mut u32 = core::ptr::from_mut(key).cast();
     // Word by word: the compiler's own way would be byte by byte, which the look-up, reading words, would have to wait for.
     macro_rules! write {
-        ($($at:literal: $word:expr,)+) => {$(
+        ($($at:expr => $word:expr,)+) => {$(
             // SAFETY: the words are the key's, as asserted below.
             unsafe { words.add($at).write($word) };
         )+};
     }
     write! {
-        0: port,
-        1: local[0], 2: local[1], 3: local[2], 4: local[3],
-        5: remote[0], 6: remote[1], 7: remote[2], 8: remote[3],
-        9: ports,
-        10: last,
+        offset_of!(FlowKey, port) / 4 => port,
+        LOCAL => local[0], LOCAL + 1 => local[1], LOCAL + 2 => local[2], LOCAL + 3 => local[3],
+        REMOTE => remote[0], REMOTE + 1 => remote[1], REMOTE + 2 => remote[2], REMOTE + 3 => remote[3],
+        offset_of!(FlowKey, local_port) / 4 => ports,
+        offset_of!(FlowKey, protocol) / 4 => last,
     }
 }
 
 const _: () = {
     assert!(size_of::<FlowKey>() == 11 * 4 && align_of::<FlowKey>() == 4);
-    assert!(offset_of!(FlowKey, local) == 4 && offset_of!(FlowKey, remote) == 20);
-    assert!(offset_of!(FlowKey, local_port) == 36 && offset_of!(FlowKey, remote_port) == 38);
-    assert!(offset_of!(FlowKey, protocol) == 40 && offset_of!(FlowKey, kind) == 41);
+    assert!(offset_of!(FlowKey, local) % 4 == 0 && offset_of!(FlowKey, remote) % 4 == 0);
+    assert!(offset_of!(FlowKey, local_port) % 4 == 0 && offset_of!(FlowKey, protocol) % 4 == 0);
+    assert!(offset_of!(FlowKey, remote_port) == offset_of!(FlowKey, local_port) + 2);
+    assert!(offset_of!(FlowKey, kind) == offset_of!(FlowKey, protocol) + 1);
 };
 
 /// Notes what vouches for the decision that is about to be made. It comes before all that is looked up: what changes after it has
@@ -118,10 +121,15 @@ fn is_steady_half_open(entry: Entry, state: u32, now: u32, to_guest: bool) -> bo
 /// Whether the flow is not over.
 #[inline(always)]
 pub fn is_alive(entry: Entry, now: u32) -> bool {
-    let [out, back] = entry.seen();
+    is_alive_at(entry.seen(), entry.flow().timeout, now)
+}
+
+/// The same of what was read of a flow.
+#[inline(always)]
+pub fn is_alive_at([out, back]: [u32; 2], timeout: u32, now: u32) -> bool {
     let seen = if out > back { out } else { back };
     // Signed: another CPU may have seen a packet a moment later.
-    now.wrapping_sub(seen) as i32 <= entry.flow().timeout as i32
+    now.wrapping_sub(seen) as i32 <= timeout as i32
 }
 
 /// Whether nothing has changed since the decision: neither the port nor the other side.

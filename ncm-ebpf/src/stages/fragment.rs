@@ -5,7 +5,7 @@ use ncm_common::{
     tables::{FlowKey, flow_kinds, timeouts},
 };
 
-use super::{flow, settle};
+use super::{flow, settle, transition};
 use crate::{
     headers::{
         Packet,
@@ -32,7 +32,6 @@ fn key(packet: &Packet, port: u32, to_guest: bool, key: &mut FlowKey) {
 /// Remembers a first fragment that was let through: its ports, what it is, and where its transport header ends.
 #[inline(never)]
 pub fn remember(packet: &Packet, side: &Side, spare: &mut Side, to_guest: bool) {
-    let Some(flows) = HalfOpen::of(side.key.port) else { return };
     key(packet, side.key.port, to_guest, &mut spare.key);
     let header = if packet.header_len == 0 { 8 } else { u32::from(packet.header_len) };
     let [a, b, c, d] = packet.ports.to_ne_bytes();
@@ -46,7 +45,11 @@ pub fn remember(packet: &Packet, side: &Side, spare: &mut Side, to_guest: bool) 
     spare.flow.target = u32::from(packet.protocol) << 8 | u32::from(packet.class & class::MESSAGE);
     spare.flow.vni = (packet.transport + header).wrapping_sub(packet.fragmented);
     spare.flow.seen[usize::from(to_guest)] = side.now;
-    flows.put(&spare.key, &spare.flow);
+    if transition::is_on() {
+        transition::remember(spare);
+    } else if let Some(flows) = HalfOpen::of(side.key.port) {
+        flows.put(&spare.key, &spare.flow);
+    }
 }
 
 /// Gives a later fragment what its first one had, and the flow's key with it. Gives the reason of a drop, or 0.
@@ -54,13 +57,15 @@ pub fn remember(packet: &Packet, side: &Side, spare: &mut Side, to_guest: bool) 
 pub fn recall(packet: &mut Packet, side: &mut Side, spare: &mut Side, to_guest: bool) -> u32 {
     let index = side.key.port;
     key(packet, index, to_guest, &mut spare.key);
-    let first = HalfOpen::of(index).and_then(|flows| flows.get(&spare.key));
-    let Some(first) = first.filter(|first| {
-        flow::is_alive(*first, flow::now()) && first.flow().port_generation == side.port_generation
-    }) else {
+    settle::clear(&mut spare.flow);
+    let found = if transition::is_on() { transition::look(spare) } else { settle::own(spare) };
+    let first = &spare.flow;
+    if found == 0
+        || !flow::is_alive_at(first.seen, first.timeout, flow::now())
+        || first.port_generation != side.port_generation
+    {
         return DropReason::FragmentUnknown as u32;
-    };
-    let first = first.flow();
+    }
     if packet.offset < first.vni {
         return DropReason::FragmentTiny as u32;
     }

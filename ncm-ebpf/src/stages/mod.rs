@@ -22,6 +22,7 @@ pub mod policy;
 pub mod related;
 pub mod route;
 pub mod settle;
+pub mod transition;
 pub mod tunnel;
 
 use ncm_common::{

@@ -5,7 +5,7 @@ use ncm_common::{
     tables::{FlowKey, Port, flow_kinds, flow_state},
 };
 
-use super::flow;
+use super::{flow, settle, transition};
 use crate::{
     context::Context,
     count::count,
@@ -13,7 +13,7 @@ use crate::{
         Address, Ipv4Address, Packet, ipv6,
         packet::{icmp, protocol},
     },
-    scratch::Scratch,
+    scratch::{Scratch, Side},
 };
 
 /// How many extension headers of a quoted packet are looked behind.
@@ -43,7 +43,7 @@ pub fn lets_through<C: Context, const AT: usize>(
     let (index, now) = (side.key.port, side.now);
     let to_guest = way != Way::FromGuest;
     if !quoted(&packet, &scratch.packet, &mut scratch.spare.key, AT, to_guest, index)
-        || !is_known(port, &scratch.spare.key, now)
+        || !is_known(port, &mut scratch.spare, now)
     {
         return 0;
     }
@@ -53,7 +53,15 @@ pub fn lets_through<C: Context, const AT: usize>(
 
 /// Whether there is such a flow and it is allowed.
 #[inline(always)]
-pub fn is_known(port: &Port, key: &FlowKey, now: u32) -> bool {
+pub fn is_known(port: &Port, side: &mut Side, now: u32) -> bool {
+    if transition::is_on() {
+        settle::clear(&mut side.flow);
+        return transition::look(side) != 0
+            && side.flow.state & flow_state::DENIED == 0
+            && flow::is_alive_at(side.flow.seen, side.flow.timeout, now)
+            && flow::is_current(&side.flow, port.generation, port.epoch);
+    }
+    let key = &side.key;
     flow::entry(key).is_some_and(|entry| {
         entry.state() & flow_state::DENIED == 0
             && flow::is_alive(entry, now)

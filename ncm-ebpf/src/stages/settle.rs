@@ -6,7 +6,7 @@ use ncm_common::{
     tables::{Flow, Port, flow_flags, flow_state, timeouts},
 };
 
-use super::{flow, policy};
+use super::{flow, policy, transition};
 use crate::{
     count::count,
     headers::{
@@ -25,9 +25,32 @@ pub fn look(packet: &Packet, side: &mut Side) {
     side.members = 0;
     side.changed = 0;
     clear(&mut side.flow);
+    side.old = 0;
     if packet.class & class::MESSAGE != 0 {
         return;
     }
+    let found = if transition::is_on() { transition::look(side) } else { own(side) };
+    if found == 0 {
+        return;
+    }
+    if !flow::is_alive_at(side.flow.seen, side.flow.timeout, side.now)
+        || side.flow.port_generation != side.port_generation
+        || begins_anew(packet, side.flow.state)
+    {
+        return clear(&mut side.flow);
+    }
+    (side.remote_slot, side.remote_epoch) = (side.flow.remote_slot, side.flow.remote_epoch);
+    if flow::is_current(&side.flow, side.port_generation, side.port_epoch) {
+        side.found = VALID;
+    } else {
+        side.found = STALE;
+        side.flow.flags &= !(flow_flags::OUT | flow_flags::IN);
+    }
+}
+
+/// Reads the entry of `side.key` into `side.flow`, which is clear; tells whether there is one, as 1 or 0.
+#[inline(never)]
+pub fn own(side: &mut Side) -> u32 {
     let entry = match Entry::established(&side.key) {
         Some(entry) => {
             side.place = ESTABLISHED;
@@ -38,26 +61,15 @@ pub fn look(packet: &Packet, side: &mut Side) {
                 side.place = HALF_OPEN;
                 entry
             }
-            None => return,
+            None => return 0,
         },
     };
-    if !flow::is_alive(entry, side.now)
-        || entry.flow().port_generation != side.port_generation
-        || begins_anew(packet, entry.state())
-    {
-        return;
-    }
     copy(entry.flow(), &mut side.flow);
     if !entry.is_of(side.key.port) {
-        return clear(&mut side.flow);
+        clear(&mut side.flow);
+        return 0;
     }
-    (side.remote_slot, side.remote_epoch) = (side.flow.remote_slot, side.flow.remote_epoch);
-    if flow::is_current(&side.flow, side.port_generation, side.port_epoch) {
-        side.found = VALID;
-    } else {
-        side.found = STALE;
-        side.flow.flags &= !(flow_flags::OUT | flow_flags::IN);
-    }
+    1
 }
 
 /// Whether a packet ends what is left of a flow in that state by beginning a new one.
@@ -207,7 +219,7 @@ fn turns(packet: &Packet, state: u32, to_guest: bool) -> (u32, u32) {
 
 /// How long a flow of that protocol lives without a packet, in ticks.
 #[inline(always)]
-fn timeout(protocol: u8, state: u32) -> u32 {
+pub fn timeout(protocol: u8, state: u32) -> u32 {
     let answered = state & flow_state::ANSWERED != 0;
     let kind = match protocol {
         protocol::TCP if state & flow_state::RESET != 0 => timeouts::TCP_RESET,
@@ -225,7 +237,7 @@ fn timeout(protocol: u8, state: u32) -> u32 {
 
 /// Takes a packet's turns and its time into the flow's new value.
 #[inline(always)]
-fn take(packet: &Packet, side: &mut Side, set: u32, clear: u32, to_guest: bool) {
+pub fn take(packet: &Packet, side: &mut Side, set: u32, clear: u32, to_guest: bool) {
     side.flow.state = side.flow.state & !clear | set;
     side.flow.timeout = timeout(packet.protocol, side.flow.state);
     side.flow.seen[usize::from(to_guest)] = side.now;
@@ -234,6 +246,9 @@ fn take(packet: &Packet, side: &mut Side, set: u32, clear: u32, to_guest: bool) 
 /// Notes a packet where its flow is: in place if nothing but state and time has changed, by a whole value otherwise.
 #[inline(always)]
 fn note(packet: &Packet, side: &mut Side, set: u32, clear: u32, to_guest: bool) {
+    if transition::is_on() && side.old != 0 {
+        return transition::note(packet, side, set, clear, u32::from(to_guest));
+    }
     if side.changed == 0 {
         return turn(packet, side, set, clear, to_guest);
     }
@@ -278,11 +293,17 @@ fn promote(port: &Port, packet: &Packet, side: &mut Side, (set, clear): (u32, u3
         return false;
     }
     take(packet, side, set | flow_state::ESTABLISHED, clear, to_guest);
-    match FLOWS.add(&side.key, &side.flow) {
+    let is_old = transition::is_on() && side.old != 0;
+    let added = if is_old { transition::establish(side) } else { FLOWS.add(&side.key, &side.flow) };
+    match added {
         0 => {
             PORT_FLOWS.add_established(index);
             count(PathCounter::FlowEstablished, packet.length);
-            flows.remove(&side.key);
+            if is_old {
+                transition::remove_half_open(side);
+            } else {
+                flows.remove(&side.key);
+            }
             true
         }
         // Another CPU was faster.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::net::IpAddr;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use ncm_common::counters::PathCounter;
@@ -14,6 +15,7 @@ use ncm_common::tables::{
     route_flags, subnet_flags, timeouts,
 };
 use ncm_dataplane::{Capacities, Dataplane, Hook, Options, Table, Tables, TestRun, Tunnel};
+use nix::mount::MsFlags;
 use nix::sched::{CloneFlags, unshare};
 
 use super::cast::{
@@ -29,6 +31,7 @@ const INTERFACES: [&str; 7] = ["a1", "a2", "b1", "c1", "c2", "up0", "spare"];
 #[derive(Debug)]
 pub struct World {
     dataplane: Dataplane,
+    options: Options,
 }
 
 impl World {
@@ -67,8 +70,43 @@ impl World {
         world
     }
 
+    /// The world of [`Self::new`] with all that is pinned below a bpffs at `bpffs`, where nobody else sees it.
+    ///
+    /// # Panics
+    /// As [`Self::new`].
+    #[must_use]
+    pub fn pinned(bpffs: &Path) -> Self {
+        unshare(CloneFlags::CLONE_NEWNS).expect("mounts of our own");
+        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+        nix::mount::mount(None::<&str>, "/", None::<&str>, private, None::<&str>).expect("mounts of our own");
+        let options = Options { bpffs: bpffs.to_path_buf(), ..Options::pinned("packets") };
+        let world = Self::build_as(&[], options, Dataplane::open);
+        world.fill();
+        world
+    }
+
+    /// The same world for whoever comes next: with other numbers of entries in some tables, under keys of `[capacity]`.
+    ///
+    /// # Errors
+    /// What opening the dataplane fails with.
+    pub fn next(&self, capacities: &[(&str, u32)]) -> Result<Self, ncm_dataplane::Error> {
+        let mut options = self.options.clone();
+        for (key, entries) in capacities {
+            assert!(options.capacities.set(key, *entries), "{key}");
+        }
+        Ok(Self { dataplane: Dataplane::open(&options)?, options })
+    }
+
     fn build(
         larger: &[(&str, u32)],
+        open: impl FnOnce(&Options) -> Result<Dataplane, ncm_dataplane::Error>,
+    ) -> Self {
+        Self::build_as(larger, Options::unpinned(), open)
+    }
+
+    fn build_as(
+        larger: &[(&str, u32)],
+        options: Options,
         open: impl FnOnce(&Options) -> Result<Dataplane, ncm_dataplane::Error>,
     ) -> Self {
         assert!(nix::unistd::geteuid().is_root(), "packet tests need root: run `sudo -E cargo xtask test`");
@@ -116,9 +154,9 @@ impl World {
         for (key, entries) in larger {
             assert!(capacities.set(key, *entries), "{key}");
         }
-        let dataplane = open(&Options { capacities, ..Options::unpinned() })
-            .unwrap_or_else(|error| panic!("the programs load: {error}"));
-        Self { dataplane }
+        let options = Options { capacities, ..options };
+        let dataplane = open(&options).unwrap_or_else(|error| panic!("the programs load: {error}"));
+        Self { dataplane, options }
     }
 
     /// The tables.

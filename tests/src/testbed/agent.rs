@@ -30,6 +30,8 @@ const LISTENER: &str = "127.0.0.1:50001";
 #[derive(Clone, Debug)]
 pub struct AgentConfig {
     sections: BTreeMap<String, BTreeMap<String, String>>,
+    program: String,
+    environment: Vec<(String, String)>,
 }
 
 impl AgentConfig {
@@ -39,7 +41,8 @@ impl AgentConfig {
         let list = |items: &[&str]| {
             format!("[{}]", items.iter().map(|item| format!("{item:?}")).collect::<Vec<_>>().join(", "))
         };
-        let mut config = Self { sections: BTreeMap::new() };
+        let mut config =
+            Self { sections: BTreeMap::new(), program: "ncm-agent".to_owned(), environment: Vec::new() };
         config
             .set("", "instance", format!("{instance:?}"))
             .set("node", "id", format!("{instance:?}"))
@@ -57,6 +60,18 @@ impl AgentConfig {
             .set("paths", "run", "\"/run/ncm\"")
             .set("paths", "bpffs", "\"/sys/fs/bpf\"");
         config
+    }
+
+    /// Which program it is for: one of this workspace's, by its path beside the others.
+    pub fn program(&mut self, path: &str) -> &mut Self {
+        path.clone_into(&mut self.program);
+        self
+    }
+
+    /// Sets a variable of the agent's environment.
+    pub fn environment(&mut self, name: &str, value: &str) -> &mut Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
     }
 
     /// Sets a key; `value` is TOML, so texts carry their quotes. The section `""` is the top level.
@@ -119,8 +134,13 @@ impl Agent {
     ) -> Result<Self> {
         let file = format!("{instance}.toml");
         std::fs::write(run.join(&file), config.to_toml()).context("write the agent's configuration")?;
-        let program = binary("ncm-agent")?;
-        let words = [program.to_string_lossy().into_owned(), "--config".to_owned(), format!("/run/{file}")];
+        let program = binary(&config.program)?;
+        let mut words = vec!["env".to_owned()];
+        words.extend(config.environment.iter().map(|(name, value)| format!("{name}={value}")));
+        words.extend([program.to_string_lossy().into_owned(), "--config".to_owned(), format!("/run/{file}")]);
+        if config.environment.is_empty() {
+            words.remove(0);
+        }
         let mut process = ns.start(&words)?;
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().context("start a runtime")?;

@@ -107,8 +107,16 @@ impl Host {
     /// # Errors
     /// If it does not.
     pub fn start(&self) -> Result<()> {
+        self.start_as(&self.config)
+    }
+
+    /// Starts the agent with another configuration than its own.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_as(&self, config: &AgentConfig) -> Result<()> {
         ensure!(self.agent.borrow().is_none(), "the agent on {} already runs", self.name());
-        let agent = Agent::start(&self.ns, &self.run, self.name(), &self.config)?;
+        let agent = Agent::start(&self.ns, &self.run, self.name(), config)?;
         self.agent.replace(Some(agent));
         Ok(())
     }
