@@ -15,7 +15,8 @@ fn main() {
             for source in xtask::object::SOURCES {
                 println!("cargo::rerun-if-changed={}", xtask::workspace::root().join(source).display());
             }
-            match xtask::object::build(&[]) {
+            let other = std::env::var_os("CARGO_FEATURE_LAYOUT_TEST").is_some();
+            match xtask::object::build(if other { &["layout-test"] } else { &[] }) {
                 Ok(object) => object,
                 Err(error) => {
                     for line in format!("{error:#}").lines() {

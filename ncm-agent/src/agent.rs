@@ -144,8 +144,8 @@ pub fn teardown(config: &Config) -> anyhow::Result<()> {
 
 /// The guests' interfaces that have a program; none where nothing is pinned.
 fn guests(config: &Config) -> Vec<u32> {
-    let reader = ncm_dataplane::Reader::open(&config.paths.bpffs, &config.instance);
-    let attachments = reader.and_then(|reader| reader.attachments()).unwrap_or_default();
+    let paths = PinPaths::new(&config.paths.bpffs, &config.instance);
+    let attachments = paths.and_then(|paths| ncm_dataplane::attached(&paths)).unwrap_or_default();
     let of_guests = attachments.iter().filter(|attachment| attachment.hook == ncm_dataplane::Hook::GuestTc);
     of_guests.map(|attachment| attachment.ifindex).filter(|index| *index != 0).collect()
 }

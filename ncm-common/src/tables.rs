@@ -16,7 +16,10 @@ use crate::Plain;
 use crate::fields::{Described, Field};
 
 /// Version of all layouts in this module together; part of the pin path.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = if cfg!(feature = "layout-test") { VERSION + 1 } else { VERSION };
+
+/// The product's version.
+const VERSION: u32 = 2;
 
 /// Declares a table type: `repr(C)`, comparable, and proven free of padding by the sum of its fields' sizes.
 macro_rules! layout {
@@ -46,6 +49,11 @@ macro_rules! layout {
         }
     )+};
 }
+
+#[cfg(feature = "layout-test")]
+mod other_layout;
+#[cfg(feature = "layout-test")]
+pub use other_layout::{Endpoint, Flow, FlowKey, Port};
 
 layout! {
     /// A key of a longest-prefix table, as `BPF_MAP_TYPE_LPM_TRIE` wants it: the number of significant bits of what
@@ -114,37 +122,6 @@ layout! {
         pub generation: u32,
     }
 
-    /// A port: one guest interface of this host. In an array, by port index; an unused slot is all zero.
-    pub struct Port {
-        /// Generation of this index; 0 in an unused slot.
-        pub generation: u32,
-        /// Rises with every change of policy, routes or administrative state of the port.
-        pub epoch: u32,
-        /// The guest's interface on this host; 0 while it has none.
-        pub ifindex: u32,
-        /// `port_flags`.
-        pub flags: u32,
-        /// VNI of the port's first fixed address.
-        pub vni: u32,
-        /// Subnet index of the port's first fixed address; 0 if it has none.
-        pub subnet: u32,
-        /// That subnet's generation.
-        pub subnet_generation: u32,
-        /// Number of the port's policy set, which stands for its security groups; 0 if it has none and is open, `NO_RULES` if
-        /// it is closed because a group is missing.
-        pub set: u32,
-        /// The port's first fixed address, an IPv4 one where it has any; `::` if it has none.
-        pub ip: [u8; 16],
-        /// The port's own MAC.
-        pub mac: [u8; 6],
-        /// The interface's MTU in bytes.
-        pub mtu: u16,
-        /// How many established flows the port may have.
-        pub max_flows: u32,
-        /// Zero.
-        pub reserved: [u32; 5],
-    }
-
     /// A subnet. In an array, by subnet index; an unused slot is all zero.
     pub struct Subnet {
         /// Generation of this index; 0 in an unused slot.
@@ -201,23 +178,6 @@ layout! {
         pub ip: [u8; 16],
     }
 
-    /// Where a guest is: behind a port of this host, or on a remote one. Value of both endpoint tables.
-    pub struct Endpoint {
-        /// Port index if `endpoint_flags::LOCAL`, else host index.
-        pub target: u32,
-        /// Generation of the target.
-        pub generation: u32,
-        /// Index of the subnet the address is in; 0 in the table by MAC.
-        pub subnet: u32,
-        /// Class of the security groups that the endpoint is a member of ([`RuleKey::class`]), with [`MEMBERS`] set; 0 if it is in
-        /// none, and in the table by MAC.
-        pub members: u32,
-        /// `endpoint_flags`.
-        pub flags: u16,
-        /// The guest's MAC.
-        pub mac: [u8; 6],
-    }
-
     /// Key of the classes of remote addresses, for one policy set and direction.
     pub struct ClassKey {
         /// Significant bits: 32 + the length of the prefix (1 to 128).
@@ -255,76 +215,6 @@ layout! {
     pub struct Rule {
         /// How many rules of the set's groups ask for exactly this entry.
         pub rules: u32,
-    }
-
-    /// Key of a flow. Both directions have the same.
-    pub struct FlowKey {
-        /// Index of the port.
-        pub port: u32,
-        /// The guest's address.
-        pub local: [u8; 16],
-        /// The other side's address.
-        pub remote: [u8; 16],
-        /// The guest's transport port, network order. An ICMP echo's identifier if the guest asks, else 0.
-        pub local_port: [u8; 2],
-        /// The other side's transport port, network order. An ICMP echo's identifier if the other side asks, else 0.
-        pub remote_port: [u8; 2],
-        /// Protocol.
-        pub protocol: u8,
-        /// `flow_kinds`.
-        pub kind: u8,
-        /// Zero.
-        pub reserved: [u8; 2],
-    }
-
-    /// A flow: what is tracked of a connection, and what is decided about its packets. State, times and timeout are changed in
-    /// place, each by itself; all else changes only by a new value in the entry's place.
-    ///
-    /// Memory of a flow that goes is another's at once. The port's index is therefore at both ends: who compares the two with the
-    /// port it asked for, after the last word that it reads, has read no other port's, in whichever order the kernel copies.
-    pub struct Flow {
-        /// Index of the port, as in the key.
-        pub port: u32,
-        /// `flow_state`.
-        pub state: u32,
-        /// When a packet was last seen from the guest (first) and to it (second), in [`ticks`]; 0 for never.
-        pub seen: [u32; 2],
-        /// Ticks without a packet after which the flow is over.
-        pub timeout: u32,
-        /// When the flow began, in ticks.
-        pub created: u32,
-        /// The port's generation.
-        pub port_generation: u32,
-        /// The port's epoch that the decision is of.
-        pub port_epoch: u32,
-        /// [`epoch_slot`] of the other side.
-        pub remote_slot: u32,
-        /// That slot's epoch that the decision is of.
-        pub remote_epoch: u32,
-        /// `flow_flags`.
-        pub flags: u32,
-        /// Where packets from the guest go: port index if `flow_flags::LOCAL`, else host index.
-        pub target: u32,
-        /// Generation of the target.
-        pub target_generation: u32,
-        /// VNI in which they go.
-        pub vni: u32,
-        /// Source MAC of the guest's packets.
-        pub local_mac: [u8; 6],
-        /// Destination MAC of the guest's packets: the gateway's, or the other side's.
-        pub via_mac: [u8; 6],
-        /// Destination MAC with which they leave.
-        pub to_mac: [u8; 6],
-        /// Source MAC with which they leave.
-        pub from_mac: [u8; 6],
-        /// Source MAC with which packets to the guest arrive from the tunnel.
-        pub arriving_mac: [u8; 6],
-        /// Source MAC with which the guest gets them.
-        pub shown_mac: [u8; 6],
-        /// Outer source address that packets to the guest were last admitted from; `::` if none were.
-        pub peer: [u8; 16],
-        /// Index of the port, once more.
-        pub port_again: u32,
     }
 
     /// How many flows a port has.
@@ -513,6 +403,128 @@ layout! {
         pub len: u32,
         /// The identity in UTF-8: a resource id, or a remote host's address in its usual text form.
         pub text: [u8; 120],
+    }
+}
+
+// What `other_layout` has in another form.
+#[cfg(not(feature = "layout-test"))]
+layout! {
+    /// A port: one guest interface of this host. In an array, by port index; an unused slot is all zero.
+    pub struct Port {
+        /// Generation of this index; 0 in an unused slot.
+        pub generation: u32,
+        /// Rises with every change of policy, routes or administrative state of the port.
+        pub epoch: u32,
+        /// The guest's interface on this host; 0 while it has none.
+        pub ifindex: u32,
+        /// `port_flags`.
+        pub flags: u32,
+        /// VNI of the port's first fixed address.
+        pub vni: u32,
+        /// Subnet index of the port's first fixed address; 0 if it has none.
+        pub subnet: u32,
+        /// That subnet's generation.
+        pub subnet_generation: u32,
+        /// Number of the port's policy set, which stands for its security groups; 0 if it has none and is open, `NO_RULES` if
+        /// it is closed because a group is missing.
+        pub set: u32,
+        /// The port's first fixed address, an IPv4 one where it has any; `::` if it has none.
+        pub ip: [u8; 16],
+        /// The port's own MAC.
+        pub mac: [u8; 6],
+        /// The interface's MTU in bytes.
+        pub mtu: u16,
+        /// How many established flows the port may have.
+        pub max_flows: u32,
+        /// Zero.
+        pub reserved: [u32; 5],
+    }
+
+    /// Where a guest is: behind a port of this host, or on a remote one. Value of both endpoint tables.
+    pub struct Endpoint {
+        /// Port index if `endpoint_flags::LOCAL`, else host index.
+        pub target: u32,
+        /// Generation of the target.
+        pub generation: u32,
+        /// Index of the subnet the address is in; 0 in the table by MAC.
+        pub subnet: u32,
+        /// Class of the security groups that the endpoint is a member of ([`RuleKey::class`]), with [`MEMBERS`] set; 0 if it is in
+        /// none, and in the table by MAC.
+        pub members: u32,
+        /// `endpoint_flags`.
+        pub flags: u16,
+        /// The guest's MAC.
+        pub mac: [u8; 6],
+    }
+
+    /// Key of a flow. Both directions have the same.
+    pub struct FlowKey {
+        /// Index of the port.
+        pub port: u32,
+        /// The guest's address.
+        pub local: [u8; 16],
+        /// The other side's address.
+        pub remote: [u8; 16],
+        /// The guest's transport port, network order. An ICMP echo's identifier if the guest asks, else 0.
+        pub local_port: [u8; 2],
+        /// The other side's transport port, network order. An ICMP echo's identifier if the other side asks, else 0.
+        pub remote_port: [u8; 2],
+        /// Protocol.
+        pub protocol: u8,
+        /// `flow_kinds`.
+        pub kind: u8,
+        /// Zero.
+        pub reserved: [u8; 2],
+    }
+
+    /// A flow: what is tracked of a connection, and what is decided about its packets. State, times and timeout are changed in
+    /// place, each by itself; all else changes only by a new value in the entry's place.
+    ///
+    /// Memory of a flow that goes is another's at once. The port's index is therefore at both ends: who compares the two with the
+    /// port it asked for, after the last word that it reads, has read no other port's, in whichever order the kernel copies.
+    pub struct Flow {
+        /// Index of the port, as in the key.
+        pub port: u32,
+        /// `flow_state`.
+        pub state: u32,
+        /// When a packet was last seen from the guest (first) and to it (second), in [`ticks`]; 0 for never.
+        pub seen: [u32; 2],
+        /// Ticks without a packet after which the flow is over.
+        pub timeout: u32,
+        /// When the flow began, in ticks.
+        pub created: u32,
+        /// The port's generation.
+        pub port_generation: u32,
+        /// The port's epoch that the decision is of.
+        pub port_epoch: u32,
+        /// [`epoch_slot`] of the other side.
+        pub remote_slot: u32,
+        /// That slot's epoch that the decision is of.
+        pub remote_epoch: u32,
+        /// `flow_flags`.
+        pub flags: u32,
+        /// Where packets from the guest go: port index if `flow_flags::LOCAL`, else host index.
+        pub target: u32,
+        /// Generation of the target.
+        pub target_generation: u32,
+        /// VNI in which they go.
+        pub vni: u32,
+        /// Source MAC of the guest's packets.
+        pub local_mac: [u8; 6],
+        /// Destination MAC of the guest's packets: the gateway's, or the other side's.
+        pub via_mac: [u8; 6],
+        /// Destination MAC with which they leave.
+        pub to_mac: [u8; 6],
+        /// Source MAC with which they leave.
+        pub from_mac: [u8; 6],
+        /// Source MAC with which packets to the guest arrive from the tunnel.
+        pub arriving_mac: [u8; 6],
+        /// Source MAC with which the guest gets them.
+        pub shown_mac: [u8; 6],
+        /// Outer source address that packets to the guest were last admitted from; `::` if none were.
+        pub peer: [u8; 16],
+        /// Index of the port, once more.
+        pub port_again: u32,
     }
 }
 

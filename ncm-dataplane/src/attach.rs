@@ -177,7 +177,7 @@ pub fn held_by_another(
 /// The ids of the programs that an instance has attached, by all sets of tables.
 fn programs_of(paths: &PinPaths) -> Result<BTreeSet<u32>, Error> {
     let mut found = BTreeSet::new();
-    for links in paths.links() {
+    for links in paths.links()? {
         found.extend(pinned(&links)?.into_iter().map(|attachment| attachment.program));
     }
     Ok(found)
@@ -234,7 +234,10 @@ impl Links {
         let mut gone = Vec::new();
         for ((hook, ifindex), link) in held.iter() {
             match sys::link_update(link.as_fd(), programs.get(hook.program())?) {
-                Ok(()) => tracing::info!(%hook, ifindex, "took over the attached program"),
+                Ok(()) => {
+                    tracing::info!(%hook, ifindex, "took over the attached program");
+                    crate::transition::reached("swapping");
+                }
                 Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => gone.push((*hook, *ifindex)),
                 Err(source) => return Err(attach_error(*hook, *ifindex, source)),
             }
@@ -245,6 +248,11 @@ impl Links {
             }
         }
         Ok(())
+    }
+
+    /// The directory with the pins has another name now.
+    pub(crate) fn are_in(&self, directory: PathBuf) {
+        *self.directory() = Some(directory);
     }
 
     /// Moves the pins to another directory.

@@ -38,7 +38,7 @@ pub use memory::release_memory;
 pub use pin::{PinPaths, teardown};
 pub use programs::ProgramInfo;
 pub use raw::{Outcome, Position};
-pub use readback::Reader;
+pub use readback::{Reader, attached};
 pub use table::{CounterTable, Sum, Table};
 pub use tables::{Capacities, Tables};
 pub use testrun::{TestOutcome, TestRun, Tunnel};
@@ -140,7 +140,7 @@ impl Dataplane {
                 }
             })?;
             settle_half_open(&loaded.tables)?;
-            let links = attach::Links::adopt(current.set.links(), &paths.links())?;
+            let links = attach::Links::adopt(current.set.links(), &paths.links()?)?;
             links.swap(&loaded.programs)?;
             return Self::new(options, object, loaded, links, None);
         }
@@ -153,11 +153,18 @@ impl Dataplane {
                 load::load(object, &options.capacities, options.log, Some(&maps), takeover.as_ref())?;
             transition.fill(&loaded.tables)?;
             settle_half_open(&loaded.tables)?;
+            transition::reached("filled");
             tracing::info!(
                 from = %transition.from.set, to = %transition.to.set,
                 "the tables are of another layout or size: new ones are filled from them"
             );
-            Self::new(options, object, loaded, attach::Links::adopt(links, &paths.links())?, Some(transition))
+            Self::new(
+                options,
+                object,
+                loaded,
+                attach::Links::adopt(links, &paths.links()?)?,
+                Some(transition),
+            )
         });
         begun.inspect_err(|_| transition::take_back(&paths))
     }
@@ -206,7 +213,6 @@ impl Dataplane {
         let mut pending = lock(&self.transition);
         while let Some(transition) = pending.as_mut().filter(|transition| transition.stage < last) {
             transition.stage = self.next_stage(transition)?;
-            transition::reached(transition.stage);
             if transition.stage == Stage::Done {
                 *pending = None;
             }
@@ -214,22 +220,25 @@ impl Dataplane {
         Ok(())
     }
 
-    fn next_stage(&self, transition: &Transition) -> Result<Stage, Error> {
+    fn next_stage(&self, transition: &mut Transition) -> Result<Stage, Error> {
         match transition.stage {
             Stage::Filled => {
                 transition.from.counts(&transition.to)?;
                 transition.say(phases::SWAPPING)?;
                 self.links.swap(&self.loaded())?;
+                transition::reached("swapped");
                 Ok(Stage::Swapped)
             }
             Stage::Swapped => {
                 transition.say(phases::IN_USE)?;
+                transition::reached("in-use");
                 self.links.move_to(&transition.to.set.links())?;
                 Ok(Stage::InUse)
             }
             Stage::InUse => {
                 let flows = transition.carry()?;
                 tracing::info!(flows, "the new tables are in use, and all flows are there");
+                transition::reached("carried");
                 Ok(Stage::Carried)
             }
             Stage::Carried | Stage::Done => {
@@ -242,7 +251,10 @@ impl Dataplane {
                         Arc::new(loaded.programs);
                     *lock(&self.log) = loaded.log;
                 }
+                transition::reached("replaced");
                 transition.from.set.remove()?;
+                transition.to.set.rename_alone()?;
+                self.links.are_in(transition.to.set.links());
                 tracing::info!(tables = %transition.to.set, "the tables of before are gone");
                 Ok(Stage::Done)
             }

@@ -3,8 +3,8 @@
 //! A *set* of tables is in `<bpffs>/ncm/<instance>/v<layout>/maps/<TABLE>`, with the links of the programs that use it in
 //! `…/links/<hook>-<ifindex>`. What is pinned goes on working without any process.
 //!
-//! There is one set, but while another takes its place: one of another layout, or of tables of other sizes. It is in
-//! `v<layout>-<number>`, numbers rising, and `…/phase` says how far it has come. `…/fields` says what its tables are made of.
+//! There is one set, but while another takes its place: one of another layout, or of tables of other sizes. That is in
+//! `v<layout>-<number>` until it is alone, and `…/phase` says how far it has come. `…/fields` says what a set's tables are made of.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -74,11 +74,30 @@ impl Set {
     }
 
     /// Whether its tables are the ones by which packets are forwarded. Sets of versions that had but one say nothing of it.
-    pub(crate) fn is_in_use(&self) -> bool {
-        let Ok(map) = sys::get_pinned(&self.phase(), true) else { return !self.phase().exists() };
+    ///
+    /// # Errors
+    /// [`Error::Path`] if it cannot be read: a set that is in use must not be taken for one that is not.
+    pub(crate) fn is_in_use(&self) -> Result<bool, Error> {
+        let path = self.phase();
+        let map = match sys::get_pinned(&path, true) {
+            Ok(map) => map,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(self.maps().is_dir()),
+            Err(error) => return Err(path_error("open", &path)(error)),
+        };
         let mut phase = [0; 4];
-        let read = sys::lookup(map.as_fd(), &[0; 4], &mut phase);
-        read.is_ok() && u32::from_ne_bytes(phase) == phases::IN_USE
+        sys::lookup(map.as_fd(), &[0; 4], &mut phase).map_err(path_error("read", &path))?;
+        Ok(u32::from_ne_bytes(phase) == phases::IN_USE)
+    }
+
+    /// Gives the set the name that sets have while there is one alone.
+    pub(crate) fn rename_alone(&mut self) -> Result<(), Error> {
+        let Some(instance) = self.path.parent() else { return Ok(()) };
+        let alone = Self::new(instance, self.layout, 0);
+        if !alone.path.exists() {
+            std::fs::rename(&self.path, &alone.path).map_err(path_error("rename", &self.path))?;
+            *self = alone;
+        }
+        Ok(())
     }
 
     /// Creates the directories.
@@ -117,36 +136,41 @@ impl PinPaths {
     }
 
     /// The sets of tables, by number.
-    pub(crate) fn sets(&self) -> Vec<Set> {
-        let names = names(&self.instance).unwrap_or_default();
+    pub(crate) fn sets(&self) -> Result<Vec<Set>, Error> {
+        let names = names(&self.instance)?;
         let mut sets: Vec<Set> = names.iter().filter_map(|name| Set::of_name(&self.instance, name)).collect();
         sets.sort_unstable();
-        sets
+        Ok(sets)
     }
 
     /// The set by which packets are forwarded.
-    pub(crate) fn current(&self) -> Option<Set> {
-        self.sets().into_iter().rev().find(|set| set.maps().is_dir() && set.is_in_use())
+    pub(crate) fn current(&self) -> Result<Option<Set>, Error> {
+        for set in self.sets()?.into_iter().rev() {
+            if set.is_in_use()? {
+                return Ok(Some(set));
+            }
+        }
+        Ok(None)
     }
 
     /// A set of this version's, with a number that none has.
-    pub(crate) fn new_set(&self) -> Set {
-        let number = self.sets().last().map_or(0, |last| last.number + 1);
-        Set::new(&self.instance, LAYOUT_VERSION, number)
+    pub(crate) fn new_set(&self) -> Result<Set, Error> {
+        let number = self.sets()?.last().map_or(0, |last| last.number + 1);
+        Ok(Set::new(&self.instance, LAYOUT_VERSION, number))
     }
 
     /// The layout versions that the instance has something pinned in.
     #[must_use]
     pub fn layouts(&self) -> Vec<u32> {
-        let mut found: Vec<u32> = self.sets().iter().map(|set| set.layout).collect();
+        let mut found: Vec<u32> = self.sets().unwrap_or_default().iter().map(|set| set.layout).collect();
         found.sort_unstable();
         found.dedup();
         found
     }
 
     /// The directories of pinned links, of all sets.
-    pub(crate) fn links(&self) -> Vec<PathBuf> {
-        self.sets().iter().map(Set::links).collect()
+    pub(crate) fn links(&self) -> Result<Vec<PathBuf>, Error> {
+        Ok(self.sets()?.iter().map(Set::links).collect())
     }
 
     /// Removes the instance's directory if nothing is left in it.
@@ -187,7 +211,7 @@ fn mount_bpffs(path: &Path) -> Result<(), Error> {
 /// [`Error::Path`] if something could not be removed, [`Error::Instance`] for an impossible name.
 pub fn teardown(bpffs: &Path, instance: &str) -> Result<(), Error> {
     let paths = PinPaths::new(bpffs, instance)?;
-    for links in paths.links() {
+    for links in paths.links()? {
         // Links first: no program runs on while its tables go.
         remove_tree(&links)?;
     }

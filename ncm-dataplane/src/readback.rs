@@ -35,7 +35,7 @@ impl Reader {
 
     fn open_as(bpffs: &Path, instance: &str, read_only: bool) -> Result<Self, Error> {
         let paths = PinPaths::new(bpffs, instance)?;
-        let Some(set) = paths.current().filter(|set| set.layout == LAYOUT_VERSION) else {
+        let Some(set) = paths.current()?.filter(|set| set.layout == LAYOUT_VERSION) else {
             return Err(Error::NotLoaded {
                 instance: instance.to_owned(),
                 path: paths.instance().to_path_buf(),
@@ -63,11 +63,19 @@ impl Reader {
     /// # Errors
     /// [`Error::Path`] if a pinned link cannot be opened.
     pub fn attachments(&self) -> Result<Vec<Attachment>, Error> {
-        let mut found = Vec::new();
-        for links in self.paths.links() {
-            found.append(&mut attach::pinned(&links)?);
-        }
-        found.sort_unstable();
-        Ok(found)
+        attached(&self.paths)
     }
+}
+
+/// Where an instance's programs are attached, whatever the layout of their tables.
+///
+/// # Errors
+/// [`Error::Path`] if a pinned link cannot be opened.
+pub fn attached(paths: &PinPaths) -> Result<Vec<Attachment>, Error> {
+    let mut found = Vec::new();
+    for links in paths.links()? {
+        found.append(&mut attach::pinned(&links)?);
+    }
+    found.sort_unstable();
+    Ok(found)
 }

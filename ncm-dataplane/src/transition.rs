@@ -55,7 +55,7 @@ pub(crate) struct Transition {
 impl Transition {
     /// Begins: makes the new set's directories, and pins in them what both sets have alike.
     pub(crate) fn begin(from: KnownSet, paths: &PinPaths, capacities: &Capacities) -> Result<Self, Error> {
-        let set = paths.new_set();
+        let set = paths.new_set()?;
         set.create()?;
         let phase = keep_phase(&set, phases::FILLING)?;
         let has_flows = from.share(&set, capacities)?;
@@ -121,22 +121,21 @@ fn keep_phase(set: &Set, phase: u32) -> Result<OwnedFd, Error> {
 /// The set by which packets are forwarded, after what earlier runs have left half done is finished or taken back; a new one if there
 /// is none. And whether it is new.
 pub(crate) fn current(paths: &PinPaths, instance: &str) -> Result<(KnownSet, bool), Error> {
-    let mut sets = paths.sets();
-    let current = sets.iter().rposition(|set| set.maps().is_dir() && set.is_in_use());
-    let Some(current) = current.map(|at| sets.remove(at)) else {
+    let sets = paths.sets()?;
+    let Some(current) = paths.current()? else {
         // What was begun here was never used.
         for set in sets {
             set.remove()?;
         }
-        let set = paths.new_set();
+        let set = paths.new_set()?;
         set.create()?;
         let known = KnownSet::own(set);
         shapes::keep(&known.shapes, &known.set.fields())?;
         return Ok((known, true));
     };
     let known = KnownSet::open(current, instance)?;
-    for other in sets {
-        if other.number < known.set.number && other.is_in_use() {
+    for other in sets.into_iter().filter(|set| *set != known.set) {
+        if other.is_in_use()? {
             let old = KnownSet::open(other, instance)?;
             thread::sleep(SETTLED);
             let flows = old.flows(&known)?;
@@ -157,17 +156,29 @@ pub(crate) fn current(paths: &PinPaths, instance: &str) -> Result<(KnownSet, boo
 
 /// Takes back what was begun and is not in use: after an error.
 pub(crate) fn take_back(paths: &PinPaths) {
-    for set in paths.sets().iter().filter(|set| !set.is_in_use()) {
-        if let Err(error) = set.remove() {
+    for set in paths.sets().unwrap_or_default() {
+        if matches!(set.is_in_use(), Ok(false))
+            && let Err(error) = set.remove()
+        {
             tracing::warn!(%error, "cannot remove the tables that were begun");
         }
     }
 }
 
-/// Tells a test how far it is.
-pub(crate) fn reached(stage: Stage) {
-    tracing::debug!(?stage, "one set of tables takes the place of another");
+/// Where a test may have this process pause, or killed.
+#[cfg(feature = "layout-test")]
+pub(crate) fn reached(place: &str) {
+    if let Some(pause) = std::env::var("NCM_PAUSE_MS").ok().and_then(|text| text.parse().ok()) {
+        thread::sleep(Duration::from_millis(pause));
+    }
+    if std::env::var("NCM_KILLED_AT").is_ok_and(|at| at == place) {
+        drop(nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL));
+    }
 }
+
+/// Only tests have anything here.
+#[cfg(not(feature = "layout-test"))]
+pub(crate) const fn reached(_: &str) {}
 
 /// Moves pinned links from one set to another.
 fn move_links(from: &Set, to: &Set) -> Result<(), Error> {

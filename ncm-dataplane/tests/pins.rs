@@ -5,8 +5,8 @@ mod common;
 use std::path::Path;
 
 use common::{ifindex, isolate, list, run, small};
-use ncm_common::tables::{NameKey, Vni};
-use ncm_dataplane::{BPFFS, Dataplane, Error, Hook, Options, PinPaths, Reader, teardown};
+use ncm_common::tables::{NameKey, Reference, Vni, VtepKey};
+use ncm_dataplane::{BPFFS, Dataplane, Error, Hook, Options, Reader, teardown};
 
 fn options() -> Options {
     small(Options::pinned("d-test"))
@@ -39,14 +39,36 @@ fn the_next_process_finds_the_tables_as_they_were() {
 }
 
 #[test]
-fn another_capacity_is_refused_by_the_tables_name() {
+fn tables_of_another_capacity_take_the_place_of_what_is_pinned() {
     isolate();
-    drop(open());
+    run("ip link add d0 type veth peer name d1");
+    let first = open();
+    let before = first.attach(Hook::GuestTc, ifindex("d0")).expect("attached");
+    let vteps: Vec<_> =
+        (1..=100).map(|vni| (VtepKey { vni, ip: [7; 16] }, Reference { index: 1, generation: 1 })).collect();
+    assert!(first.tables().vteps.put_batch(vteps.clone()).is_complete());
+    first.tables().port_traffic.reset([3]);
+    drop(first);
     let mut other = options();
-    other.capacities.set("vteps", 101);
-    let error = Dataplane::open(&other).expect_err("the pinned table has 100 entries");
-    assert!(matches!(error, Error::Layout { what: "capacity", found: 100, wanted: 101, .. }), "{error}");
-    assert!(error.to_string().contains("maps/VTEPS"), "{error}");
+    other.capacities.set("vteps", 99);
+    let error = Dataplane::open(&other).expect_err("there are 100 entries");
+    assert!(matches!(&error, Error::NoRoom { capacity: 99, .. }), "{error}");
+    assert!(error.to_string().contains("capacity.vteps"), "{error}");
+    other.capacities.set("vteps", 200);
+    let second = Dataplane::open(&other).expect("it is taken over");
+    assert!(second.is_pending());
+    assert_eq!(second.attachments(), [before], "the old program forwards meanwhile");
+    second.take_over().expect("taken over");
+    assert!(!second.is_pending());
+    let [after] = second.attachments()[..] else { panic!("one attachment: {:?}", second.attachments()) };
+    assert_eq!((after.link, after.ifindex), (before.link, before.ifindex), "the link is the same one");
+    assert_ne!(after.program, before.program);
+    let mut found = second.tables().vteps.entries().expect("readable");
+    found.sort_unstable();
+    assert_eq!((found, second.tables().vteps.capacity()), (vteps, 200));
+    assert_eq!(list(&Path::new(BPFFS).join("ncm/d-test")), ["v2"]);
+    let reader = Reader::open(Path::new(BPFFS), "d-test").expect("pinned");
+    assert_eq!(reader.attachments().expect("readable"), [after]);
 }
 
 #[test]
@@ -56,10 +78,10 @@ fn a_first_start_that_fails_leaves_nothing_behind() {
     assert!(matches!(error, Error::Object(_)), "{error}");
     assert_eq!(list(&Path::new(BPFFS).join("ncm")), Vec::<String>::new());
     // What another version pinned goes on forwarding.
-    let other = Path::new(BPFFS).join("ncm/d-test/v0/links");
+    let other = Path::new(BPFFS).join("ncm/d-test/v0/maps");
     std::fs::create_dir_all(&other).expect("bpffs has directories");
     Dataplane::open_object(&options(), b"this is no object").expect_err("not an object");
-    assert!(other.exists(), "another layout's links are gone");
+    assert!(other.exists(), "another layout's tables are gone");
     teardown(Path::new(BPFFS), "d-test").expect("removed");
     drop(open());
     Dataplane::open_object(&options(), b"this is no object").expect_err("not an object");
@@ -121,7 +143,7 @@ fn an_attached_program_stays_and_is_swapped_by_the_next_process() {
 }
 
 #[test]
-fn another_layout_that_is_forwarding_is_left_alone_and_named() {
+fn another_layout_that_nothing_is_known_of_is_left_alone_and_named() {
     isolate();
     run("ip link add d0 type veth peer name d1");
     open().attach(Hook::GuestTc, ifindex("d0")).expect("attached");
@@ -129,8 +151,9 @@ fn another_layout_that_is_forwarding_is_left_alone_and_named() {
     let directory = Path::new(BPFFS).join("ncm/d-test");
     let [own] = &list(&directory)[..] else { panic!("one layout in {directory:?}") };
     std::fs::rename(directory.join(own), directory.join("v1")).expect("bpffs has directories");
+    std::fs::remove_file(directory.join("v1/fields")).expect("what its tables are made of is kept");
     let error = Dataplane::open(&options()).expect_err("two programs on one hook");
-    assert!(matches!(&error, Error::OtherLayout { found, .. } if *found == [1]), "{error}");
+    assert!(matches!(&error, Error::OtherLayout { found, .. } if *found == 1), "{error}");
     assert!(error.to_string().contains("--teardown"), "it says what helps: {error}");
     assert_eq!(list(&directory), ["v1"], "nothing was made beside it");
     teardown(Path::new(BPFFS), "d-test").expect("removed");
@@ -140,7 +163,7 @@ fn another_layout_that_is_forwarding_is_left_alone_and_named() {
 #[test]
 fn the_link_of_an_interface_that_has_gone_goes_too() {
     isolate();
-    let links = PinPaths::new(Path::new(BPFFS), "d-test").expect("a name").links();
+    let links = Path::new(BPFFS).join("ncm/d-test/v2/links");
     run("ip link add d0 type veth peer name d1");
     let first = open();
     let index = ifindex("d0");

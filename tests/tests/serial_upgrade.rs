@@ -1,4 +1,5 @@
-//! What tables are made of, and how large they are, changes while guests talk: nobody feels it.
+//! What tables are made of, and how large they are, changes while guests talk, upwards and downwards, and with agents that are killed
+//! amid it: nobody feels it.
 
 use std::cell::Cell;
 
@@ -59,8 +60,47 @@ fn capacities(config: &mut AgentConfig, times: u32) {
     }
 }
 
-#[test]
-fn tables_get_larger_and_smaller_unfelt() {
+/// The agent whose tables have another layout: `cargo xtask test` builds it.
+const OTHER: &str = "layout-test/ncm-agent";
+
+/// Where an agent may be killed while its tables take the place of others.
+const PLACES: [&str; 6] = ["filled", "swapping", "swapped", "in-use", "carried", "replaced"];
+
+/// Expects that the tables in use are of that layout, and that there are no others.
+fn expect_layout(host: &Host, layout: &str) -> Result<()> {
+    let sets = sets(host)?;
+    let is_right = |set: &String| set == layout || set.starts_with(&format!("{layout}-"));
+    ensure!(sets.len() == 1 && sets.iter().all(is_right), "{sets:?}, and not {layout} alone");
+    Ok(())
+}
+
+/// Another layout takes over, with a pause of so many milliseconds wherever it may be interrupted, and gives back.
+fn there_and_back(host: &Host, pause: &str) -> Result<()> {
+    restart_with(host, |config| {
+        config.program(OTHER).environment("NCM_PAUSE_MS", pause);
+    })?;
+    expect_layout(host, "v3")?;
+    restart_with(host, |_| ())?;
+    expect_layout(host, "v2")?;
+    host.expect_ncmctl(&["verify"]).context("as all should be").map(drop)
+}
+
+/// An upgrade is killed somewhere, and an agent of either layout goes on from there; then it is as before.
+fn killed_at(host: &Host, place: &str, goes_on: &str) -> Result<()> {
+    let mut config = host.config.clone();
+    config.program(OTHER).environment("NCM_KILLED_AT", place);
+    host.stop()?;
+    ensure!(host.start_as(&config).is_err(), "it was to be killed when {place}");
+    let mut config = host.config.clone();
+    host.start_as(config.program(goes_on)).with_context(|| format!("after a kill when {place}"))?;
+    expect_layout(host, if goes_on == OTHER { "v3" } else { "v2" })?;
+    if goes_on == OTHER {
+        restart_with(host, |_| ())?;
+    }
+    Ok(())
+}
+
+fn under_load(story: impl Fn(&TwoHosts, &mut Load<'_>) -> Result<()>) {
     Lab::story(|lab| {
         let cloud = cloud();
         let net = TwoHosts::new(lab, HostOptions::default())?;
@@ -68,6 +108,68 @@ fn tables_get_larger_and_smaller_unfelt() {
         let (a, b, c) = (guest("a", &net.host1)?, guest("b", &net.host2)?, guest("c", &net.host2)?);
         net.push(&cloud)?;
         let mut load = Load::begin(&a, &b, &c)?;
+        story(&net, &mut load)?;
+        a.expect_ping(b.ip())
+    });
+}
+
+#[test]
+fn another_layout_takes_over_and_gives_back_unfelt() {
+    under_load(|net, load| {
+        let told = load.expect_unfelt("another layout", || {
+            net.hosts().into_iter().try_for_each(|host| there_and_back(host, "20"))
+        })?;
+        println!("{told}");
+        Ok(())
+    });
+}
+
+#[test]
+fn an_upgrade_that_is_killed_is_taken_up_or_taken_back_unfelt() {
+    under_load(|net, load| {
+        for (at, place) in PLACES.iter().enumerate() {
+            // One host goes on, the other goes back, by turns.
+            let agents = if at % 2 == 0 { [OTHER, "ncm-agent"] } else { ["ncm-agent", OTHER] };
+            let told = load.expect_unfelt(&format!("a kill when {place}"), || {
+                let mut hosts = net.hosts().into_iter().zip(agents);
+                hosts.try_for_each(|(host, goes_on)| killed_at(host, place, goes_on))
+            })?;
+            println!("{told}");
+        }
+        Ok(())
+    });
+}
+
+#[test]
+#[ignore = "takes minutes: `cargo xtask test long`"]
+fn many_upgrades_and_kills_are_unfelt() {
+    for round in 0..4 {
+        let pause = if round % 2 == 0 { "0" } else { "150" };
+        under_load(|net, load| {
+            let told = load.expect_unfelt("another layout", || {
+                net.hosts().into_iter().try_for_each(|host| there_and_back(host, pause))
+            })?;
+            println!("{round}: {told}");
+            Ok(())
+        });
+        for place in PLACES {
+            under_load(|net, load| {
+                for goes_on in [OTHER, "ncm-agent"] {
+                    let what = format!("a kill when {place}, then {goes_on}");
+                    let told = load.expect_unfelt(&what, || {
+                        net.hosts().into_iter().try_for_each(|host| killed_at(host, place, goes_on))
+                    })?;
+                    println!("{round}: {told}");
+                }
+                Ok(())
+            });
+        }
+    }
+}
+
+#[test]
+fn tables_get_larger_and_smaller_unfelt() {
+    under_load(|net, load| {
         let round = Cell::new(0);
         let told = load.expect_unfelt("tables of other sizes", || {
             // Larger and smaller by turns.
@@ -83,6 +185,6 @@ fn tables_get_larger_and_smaller_unfelt() {
             Ok(())
         })?;
         println!("{told}");
-        a.expect_ping(b.ip())
+        Ok(())
     });
 }

@@ -19,6 +19,9 @@ use crate::{
     workspace,
 };
 
+/// Where the programs of another layout are, beside the product's.
+const OTHER_LAYOUT: &str = "layout-test";
+
 /// Which tests to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Suite {
@@ -67,6 +70,9 @@ pub fn test(suite: Suite, filters: &[String]) -> Result<()> {
         );
     }
     setup::ensure(&[Need::Tools, Need::Object])?;
+    if matches!(suite, Suite::All | Suite::EndToEnd | Suite::Long) {
+        other_layout()?;
+    }
     // The end-to-end tests run the product's binaries.
     run(&mut cargo(["build", "--release"]))?;
 
@@ -82,6 +88,22 @@ pub fn test(suite: Suite, filters: &[String]) -> Result<()> {
     println!("{} passed, {} failed, {} ignored in {took} s", count.passed, count.failed, count.ignored);
     if count.failed > 0 || !count.failures.is_empty() {
         bail!("tests failed; one alone: `cargo xtask test {} NAME`", word(suite));
+    }
+    Ok(())
+}
+
+/// Builds an agent whose tables have another layout, for the tests of upgrades: apart from the product's, which is built after it, as
+/// both have one name.
+fn other_layout() -> Result<()> {
+    run(&mut cargo(["build", "--release", "-p", "ncm-agent", "--features", "layout-test"]))?;
+    let release = workspace::target().join("release");
+    let directory = release.join(OTHER_LAYOUT);
+    fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
+    for name in ["ncm-agent", "ncmctl"] {
+        // A new file: the one before may be running.
+        let (place, temporary) = (directory.join(name), directory.join(format!("{name}.new")));
+        fs::copy(release.join(name), &temporary).with_context(|| format!("cannot copy {name}"))?;
+        fs::rename(&temporary, &place).with_context(|| format!("cannot put {name} in its place"))?;
     }
     Ok(())
 }

@@ -237,9 +237,9 @@ pub fn timeout(protocol: u8, state: u32) -> u32 {
 
 /// Takes a packet's turns and its time into the flow's new value.
 #[inline(always)]
-pub fn take(packet: &Packet, side: &mut Side, set: u32, clear: u32, to_guest: bool) {
+pub fn take(protocol: u8, side: &mut Side, set: u32, clear: u32, to_guest: bool) {
     side.flow.state = side.flow.state & !clear | set;
-    side.flow.timeout = timeout(packet.protocol, side.flow.state);
+    side.flow.timeout = timeout(protocol, side.flow.state);
     side.flow.seen[usize::from(to_guest)] = side.now;
 }
 
@@ -247,12 +247,12 @@ pub fn take(packet: &Packet, side: &mut Side, set: u32, clear: u32, to_guest: bo
 #[inline(always)]
 fn note(packet: &Packet, side: &mut Side, set: u32, clear: u32, to_guest: bool) {
     if transition::is_on() && side.old != 0 {
-        return transition::note(packet, side, set, clear, u32::from(to_guest));
+        return transition::note(packet, side, set, clear, to_guest);
     }
     if side.changed == 0 {
         return turn(packet, side, set, clear, to_guest);
     }
-    take(packet, side, set, clear, to_guest);
+    take(packet.protocol, side, set, clear, to_guest);
     if side.place == ESTABLISHED && FLOWS.replace(&side.key, &side.flow) {
     } else if let Some(flows) = HalfOpen::of(side.key.port) {
         side.flow.state &= !flow_state::ESTABLISHED;
@@ -292,16 +292,22 @@ fn promote(port: &Port, packet: &Packet, side: &mut Side, (set, clear): (u32, u3
         count(PathCounter::FlowShareFull, packet.length);
         return false;
     }
-    take(packet, side, set | flow_state::ESTABLISHED, clear, to_guest);
+    take(packet.protocol, side, set | flow_state::ESTABLISHED, clear, to_guest);
     let is_old = transition::is_on() && side.old != 0;
-    let added = if is_old { transition::establish(side) } else { FLOWS.add(&side.key, &side.flow) };
+    let added = if is_old {
+        match transition::establish(side) {
+            1 => 0,
+            2 => EXISTS,
+            _ => -1,
+        }
+    } else {
+        FLOWS.add(&side.key, &side.flow)
+    };
     match added {
         0 => {
             PORT_FLOWS.add_established(index);
             count(PathCounter::FlowEstablished, packet.length);
-            if is_old {
-                transition::remove_half_open(side);
-            } else {
+            if !is_old {
                 flows.remove(&side.key);
             }
             true

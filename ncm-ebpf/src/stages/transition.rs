@@ -18,9 +18,10 @@ use ncm_common::{
 use super::settle;
 use crate::{
     headers::Packet,
-    scratch::{ESTABLISHED, HALF_OPEN, Side},
+    scratch::{ESTABLISHED, HALF_OPEN, Scratch, Side},
     tables::{
-        ANY, EXIST, EXISTS, FLOWS, HalfOpen, NO_EXIST, OLD_FLOWS, OLD_HALF_OPEN, PHASE, THEIRS, Theirs,
+        ANY, EXIST, EXISTS, FLOWS, HalfOpen, NO_EXIST, OLD_FLOWS, OLD_HALF_OPEN, PHASE, SCRATCH, THEIRS,
+        Theirs,
     },
 };
 
@@ -166,9 +167,39 @@ fn read(side: &mut Side) -> u32 {
     1
 }
 
+/// Where a side is in this CPU's scratch memory. The verifier looks once, and apart from their callers, at functions that take numbers
+/// alone.
+#[inline(always)]
+fn place(side: &Side) -> u64 {
+    let scratch = SCRATCH.lookup(&0);
+    if scratch.is_null() {
+        return u64::MAX;
+    }
+    (core::ptr::from_ref(side) as u64).wrapping_sub(scratch as u64)
+}
+
+/// The side at a place.
+#[inline(always)]
+fn side(place: u64) -> Option<&'static mut Side> {
+    let scratch = SCRATCH.lookup(&0);
+    if scratch.is_null() || place > (size_of::<Scratch>() - size_of::<Side>()) as u64 {
+        return None;
+    }
+    // SAFETY: the place is that of a side, and within the memory, which is this CPU's alone as long as the program runs.
+    unsafe { scratch.cast::<u8>().add(place as usize).cast::<Side>().as_mut() }
+}
+
 /// As `settle::own`: looks where flows are now, and brings what is not there yet.
-#[inline(never)]
+#[inline(always)]
 pub fn look(side: &mut Side) -> u32 {
+    transition_look(place(side))
+}
+
+/// [`look`] at the side at a place.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn transition_look(at: u64) -> u32 {
+    let Some(side) = side(at) else { return 0 };
     side.old = u32::from(is_swapping());
     if side.old != 0 {
         return read(side);
@@ -200,38 +231,53 @@ fn bring(side: &mut Side) -> u32 {
 }
 
 /// As `settle::note`, where flows are in the old tables.
+#[inline(always)]
+pub fn note(packet: &Packet, side: &mut Side, set: u32, clear: u32, to_guest: bool) {
+    transition_note(place(side), packet.protocol, set, clear, to_guest.into());
+}
+
+/// [`note`] for the side at a place.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub fn note(packet: &Packet, side: &mut Side, set: u32, clear: u32, to_guest: u32) {
+extern "C" fn transition_note(at: u64, protocol: u8, set: u32, clear: u32, to_guest: u32) -> u32 {
+    let Some(side) = side(at) else { return 0 };
     let to_guest = to_guest != 0;
     if side.changed == 0 {
-        let entry = find(&side.key, &mut side.place);
-        if entry.is_null() {
-            return;
-        }
-        let (entry, flow) = (Old(entry), &side.flow);
-        if entry.read(at!(port_epoch)) != flow.port_epoch
-            || entry.read(at!(remote_slot)) != flow.remote_slot
-            || entry.read(at!(remote_epoch)) != flow.remote_epoch
-            || !entry.is_of(side.key.port)
-        {
-            return;
-        }
-        entry.turn(set, clear);
-        let timeout = settle::timeout(packet.protocol, entry.read(at!(state)));
-        let (last, seen) = (entry.word(at!(timeout)), entry.word(at!(seen)));
-        // SAFETY: the kernel keeps the value as long as the program runs; two aligned words are written.
-        unsafe {
-            last.write_volatile(timeout);
-            seen.add(usize::from(to_guest)).write_volatile(side.now);
-        }
-        return;
+        turn(side, protocol, set, clear, to_guest);
+        return 0;
     }
-    settle::take(packet, side, set, clear, to_guest);
+    settle::take(protocol, side, set, clear, to_guest);
     if side.place == ESTABLISHED && put(side, ESTABLISHED, EXIST) == 0 {
-        return;
+        return 0;
     }
     side.flow.state &= !flow_state::ESTABLISHED;
     put(side, HALF_OPEN, ANY);
+    0
+}
+
+/// As `settle::turn`.
+#[inline(always)]
+fn turn(side: &mut Side, protocol: u8, set: u32, clear: u32, to_guest: bool) {
+    let entry = find(&side.key, &mut side.place);
+    if entry.is_null() {
+        return;
+    }
+    let (entry, flow) = (Old(entry), &side.flow);
+    if entry.read(at!(port_epoch)) != flow.port_epoch
+        || entry.read(at!(remote_slot)) != flow.remote_slot
+        || entry.read(at!(remote_epoch)) != flow.remote_epoch
+        || !entry.is_of(side.key.port)
+    {
+        return;
+    }
+    entry.turn(set, clear);
+    let timeout = settle::timeout(protocol, entry.read(at!(state)));
+    let (last, seen) = (entry.word(at!(timeout)), entry.word(at!(seen)));
+    // SAFETY: the kernel keeps the value as long as the program runs; two aligned words are written.
+    unsafe {
+        last.write_volatile(timeout);
+        seen.add(usize::from(to_guest)).write_volatile(side.now);
+    }
 }
 
 /// Puts `side.flow` into an old table; gives 0 or the kernel's error.
@@ -253,19 +299,27 @@ fn put(side: &Side, place: u32, flags: u64) -> i64 {
     unsafe { bpf_map_update_elem(map, key.cast(), value.cast(), flags) }
 }
 
-/// Adds `side.flow` to the old table of flows; gives 0 or the kernel's error.
+/// Moves `side.flow` from the old half-open flows to the old table of flows: whether it is there (1), was there already (2), or finds no
+/// room (0).
 #[inline(always)]
-pub fn establish(side: &Side) -> i64 {
-    put(side, ESTABLISHED, NO_EXIST)
+pub fn establish(side: &Side) -> u32 {
+    transition_establish(place(side))
 }
 
-/// Removes the old half-open entry of the flow that was added last.
-#[inline(always)]
-pub fn remove_half_open(side: &Side) {
+/// [`establish`] for the side at a place.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn transition_establish(at: u64) -> u32 {
+    let Some(side) = side(at) else { return 0 };
+    match put(side, ESTABLISHED, NO_EXIST) {
+        0 => {}
+        EXISTS => return 2,
+        _ => return 0,
+    }
     if let Some(theirs) = theirs()
         && let Some(flows) = OLD_HALF_OPEN.get(side.key.port)
     {
-        // SAFETY: the port's own table, whose keys are no longer than the memory; the key is the one that `establish` wrote.
+        // SAFETY: the port's own table, whose keys are no longer than the memory; the key is the one that was put.
         unsafe {
             bpf_map_delete_elem(
                 core::ptr::from_ref(flows).cast_mut().cast(),
@@ -273,16 +327,26 @@ pub fn remove_half_open(side: &Side) {
             );
         }
     }
+    1
 }
 
 /// Remembers a first fragment, in `side`, where half-open flows are.
 #[inline(always)]
 pub fn remember(side: &Side) {
+    transition_remember(place(side));
+}
+
+/// [`remember`] for the side at a place.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn transition_remember(at: u64) -> u32 {
+    let Some(side) = side(at) else { return 0 };
     if is_swapping() {
         put(side, HALF_OPEN, ANY);
     } else if let Some(flows) = HalfOpen::of(side.key.port) {
         flows.put(&side.key, &side.flow);
     }
+    0
 }
 
 const _: () = {
