@@ -11,11 +11,11 @@ use crate::state::{Cursor, Filter, Gone, StateView};
 use crate::wire::ResourceType;
 
 /// Changes that are kept.
-const CHANGES: usize = 32_768;
+const CHANGES: usize = 16_384;
 
 /// Deletions that are kept, and the bytes of their ids.
-const DELETIONS: usize = 65_536;
-const DELETED_BYTES: usize = 8 << 20;
+const DELETIONS: usize = 32_768;
+const DELETED_BYTES: usize = 4 << 20;
 
 /// What is told at once at most, in bytes of states: one that is larger comes alone.
 const PART: usize = 1 << 20;
