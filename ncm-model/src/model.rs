@@ -11,10 +11,12 @@ use crate::apply::{Binding, BindingKey, Fixed, Outcome, Request};
 use crate::compile::endpoints::{Before, Mark};
 use crate::compile::flush::Tables;
 use crate::compile::{Changes, Handle, HandleKind, HostChange, Room};
+use crate::digest::Digests;
 use crate::goalstate::Message;
 use crate::goalstate::filter::Scope;
 use crate::goalstate::neighbour_view::{self, split_state};
 use crate::policy::Policy;
+use crate::recent::Recent;
 use crate::resources::{Address, Interface, Kept, Neighbour, PortSlot, RouterSlot, SubnetSlot, Vpc};
 use crate::run::{PHASES, Part, Run, head};
 use crate::settings::{Seed, Settings};
@@ -27,6 +29,10 @@ use crate::wire::{OperationType, ResourceType};
 pub struct Model {
     pub(crate) settings: Settings,
     pub(crate) version: u64,
+    /// Rises with whatever may change how something stands.
+    pub(crate) stirred: u64,
+    pub(crate) recent: Recent,
+    pub(crate) digests: Digests,
     pub(crate) strings: Strings,
     pub(crate) provenances: Provenances,
     pub(crate) tombstones: Tombstones,
@@ -369,6 +375,7 @@ impl Model {
         if !self.exists(handle) {
             return;
         }
+        self.stirred += 1;
         let text = format!("the kernel refused an entry of table {}: {cause}", table.to_ascii_lowercase());
         let sym = self.strings.hold(text.as_bytes());
         if let Some(before) = self.failed.insert(handle, sym) {

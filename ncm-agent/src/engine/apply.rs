@@ -110,6 +110,7 @@ impl Shared {
         let mut run = Run::new(message, origin, now);
         let mut model_time = Duration::ZERO;
         let mut step = FIRST_STEP;
+        let mut version = 0;
         loop {
             let slot = runtime.block_on(Arc::clone(&self.slots).acquire_owned());
             let slot = slot.map_err(|_| ApplyError::Stopping)?;
@@ -120,6 +121,7 @@ impl Shared {
                     store.step(number, step);
                 }
                 model_time += begun.elapsed();
+                version = model.version();
                 progress
             });
             if !wanted.is_empty() {
@@ -153,6 +155,7 @@ impl Shared {
         drop(model);
         drop(run);
         kept.map_err(ApplyError::NotKept)?;
+        self.following.tell(version);
         if size >= LARGE {
             tracing::info!(
                 bytes = size,

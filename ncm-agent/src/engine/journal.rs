@@ -8,7 +8,7 @@ use bytes::Bytes;
 use ncm_model::{Facts, Kind, Message, Model, Origin, Progress, Run};
 
 use crate::config::Config;
-use crate::store::{Beginning, FrameKind, Journal, Record, Store};
+use crate::store::{Beginning, FrameKind, Journal, Record, Store, history};
 
 /// 2020-01-01. What is older is a clock that nobody has set.
 const EARLIEST: Duration = Duration::from_secs(1_577_836_800);
@@ -39,6 +39,8 @@ pub(super) struct Recovered {
     pub(super) store: Option<Store>,
     /// What the model does not claim should not be there.
     pub(super) claims_all: bool,
+    /// The name of the history that the model's versions are of.
+    pub(super) history: u64,
 }
 
 /// Makes the model again. `begin` gives an empty one; `is_new`: the kernel's tables had nothing of an earlier run.
@@ -49,7 +51,7 @@ pub(super) fn recover(
     begin: impl Fn() -> Model,
 ) -> anyhow::Result<Recovered> {
     let Some(mut journal) = journal else {
-        return Ok(Recovered { model: begin(), store: None, claims_all: false });
+        return Ok(Recovered { model: begin(), store: None, claims_all: false, history: history::new() });
     };
     let begun = Instant::now();
     let start = || {
@@ -81,6 +83,8 @@ pub(super) fn recover(
         }
     };
     replay.model.end_replay(claims_all);
+    let goes_on = matches!(beginning, Beginning::Known { .. });
+    let history = history::of(&config.paths.state.join(&config.instance), goes_on);
     let facts = Facts::of(replay.model.settings()).encode();
     let store =
         journal.start(claims_all, facts, config.store.durability).context("cannot begin the journal")?;
@@ -89,7 +93,7 @@ pub(super) fn recover(
         let messages = replay.messages;
         tracing::info!(messages, ms = took.as_millis(), "what was accepted before is known again");
     }
-    Ok(Recovered { model: replay.model, store: Some(store), claims_all })
+    Ok(Recovered { model: replay.model, store: Some(store), claims_all, history })
 }
 
 /// A model on its way back.

@@ -7,6 +7,7 @@ mod apply;
 mod beside;
 mod epochs;
 mod flows;
+mod following;
 mod guests;
 mod hand_up;
 mod hosts;
@@ -45,6 +46,7 @@ use crate::netlink::{Kernel, Links};
 use crate::store::Store;
 
 pub use apply::{Applied, ApplyError};
+pub use following::{FollowError, Followed, Follower, Part};
 pub use lock::{InstanceLock, LockError};
 pub use ncm_model::Kind;
 pub use status::{InterfaceStatus, Role, TableFill};
@@ -76,6 +78,7 @@ pub(crate) struct Shared {
     writer: Sender<Job>,
     /// The journal, if there is one.
     store: Option<Store>,
+    following: following::Following,
     underlay: Option<Underlay>,
     interfaces: tokio::sync::Mutex<Interfaces>,
     status: Mutex<BTreeMap<String, InterfaceStatus>>,
@@ -156,15 +159,17 @@ impl Engine {
         };
         let recovered =
             tokio::task::block_in_place(|| journal::recover(&config, journal, seed.names.is_empty(), begin))?;
-        let journal::Recovered { mut model, store, claims_all } = recovered;
+        let journal::Recovered { mut model, store, claims_all, history } = recovered;
         interfaces.adopt_named(&dataplane, &mut model);
         let (jobs, receiver) = std::sync::mpsc::channel();
+        let following = following::Following::new(history, model.version());
         let shared = Arc::new(Shared {
             model: Mutex::new(model),
             dataplane,
             own,
             writer: jobs,
             store,
+            following,
             underlay,
             interfaces: tokio::sync::Mutex::new(interfaces),
             status: Mutex::default(),
@@ -187,6 +192,7 @@ impl Engine {
         hand_up::start(&shared).await;
         shared.resume(claims_all).await?;
         snapshot::start(&shared);
+        following::start(&shared);
         upkeep::start(&shared, links);
         let engine = Self { shared };
         verify::start(&engine);

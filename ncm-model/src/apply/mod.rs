@@ -25,7 +25,7 @@ use prost::Message as _;
 use crate::model::Model;
 use crate::resources::Meta;
 use crate::run::Run;
-use crate::state::Origin;
+use crate::state::{Gone, Origin};
 use crate::wire::{OperationStatus, OperationType, ResourceType};
 
 /// What became of a state.
@@ -143,9 +143,10 @@ impl Model {
         self.version
     }
 
-    /// Fresh meta data for a resource; it keeps the held version unless it has `changed`.
+    /// Fresh meta data for a resource, still without its hash; it keeps the held version unless it has `changed`.
     pub(crate) fn meta(
         &mut self,
+        (resource, id): (ResourceType, &str),
         held: Option<&Meta>,
         changed: bool,
         revision: u32,
@@ -155,7 +156,11 @@ impl Model {
         let revision = Self::merged_revision(held.map(|meta| meta.revision), revision);
         let version = match held {
             Some(meta) if !changed && meta.revision == revision => meta.version,
-            _ => self.next_version(),
+            _ => {
+                let version = self.next_version();
+                self.recent.other(version, resource, id);
+                version
+            }
         };
         Meta {
             revision,
@@ -163,11 +168,14 @@ impl Model {
             request_id: request_id.to_owned(),
             time: request.now,
             origin: request.origin,
+            digest: 0,
         }
     }
 
-    /// Remembers a deleted resource's revision.
+    /// A resource has gone: a change as any other. Remembers its revision.
     pub(crate) fn bury(&mut self, kind: u8, id: &str, held: u32, sent: u32, request: Request) {
+        let version = self.next_version();
+        self.recent.gone(version, Gone::of(kind, id));
         self.tombstones.bury(kind, id, held.max(sent), request.now, self.settings.limits.tombstones);
     }
 

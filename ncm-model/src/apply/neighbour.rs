@@ -273,11 +273,16 @@ impl Model {
             && (old.extra, old.vpc, old.members) == (new.extra, new.vpc, new.members)
             && self.has_addresses(before.first, view, l3, fixed, exact);
         if same && (old.revision == new.revision || self.is_sole(before.first)) {
+            if old.revision != new.revision {
+                self.undigest_neighbour(slot, view.id);
+                let version = self.next_version();
+                self.recent.neighbour(version, slot);
+                self.neighbours[slot].set_version(version);
+            }
             self.neighbours[slot].provenance = provenance;
             self.provenances.release(before.provenance, &mut self.strings, &mut self.policy);
             if old.revision != new.revision {
-                let version = self.next_version();
-                self.neighbours[slot].set_version(version);
+                self.digest_neighbour(slot, view.id);
             }
             if before.flags & neighbour_flags::FAILED != 0 {
                 self.retry_one(Handle::new(HandleKind::Neighbour, slot));
@@ -306,12 +311,15 @@ impl Model {
         });
         let host = self.hosts.hold(host, self.settings.endpoints.contains(&host));
         let mut neighbour = Neighbour { id, mac, provenance, host, flags, ..Neighbour::default() };
-        neighbour.set_version(self.next_version());
+        let version = self.next_version();
+        neighbour.set_version(version);
         let slot = self.neighbours.insert(neighbour);
+        self.recent.neighbour(version, slot);
         let neighbours = &self.neighbours;
         self.neighbour_index.insert(&key_of(&neighbour), slot, |slot| key_of(&neighbours[slot]));
         self.tombstones.lift(tombstone_kind(l3), view.id);
         self.add_fixed(slot, view, l3, fixed);
+        self.digest_neighbour(slot, view.id);
         self.settle_neighbour(slot);
         slot
     }
@@ -328,8 +336,10 @@ impl Model {
         exact: bool,
     ) {
         let before = self.neighbours[slot];
+        self.undigest_neighbour(slot, view.id);
         self.deactivate_neighbour(slot);
         let version = self.next_version();
+        self.recent.neighbour(version, slot);
         if let Some(host) = common.host {
             let held = self.hosts.hold(host, self.settings.endpoints.contains(&host));
             self.neighbours[slot].host = held;
@@ -347,6 +357,7 @@ impl Model {
             self.drop_addresses(slot, |ip| replaced.get(ip).is_some());
         }
         self.add_fixed(slot, view, l3, fixed);
+        self.digest_neighbour(slot, view.id);
         self.settle_neighbour(slot);
         self.retry_one(Handle::new(HandleKind::Neighbour, slot));
     }
@@ -466,6 +477,7 @@ impl Model {
     fn delete_addresses(&mut self, slot: u32, view: &NeighbourView<'_>, fixed: &[Fixed], request: Request) {
         let neighbour = self.neighbours[slot];
         let l3 = neighbour.is_l3();
+        self.undigest_neighbour(slot, view.id);
         self.deactivate_neighbour(slot);
         if fixed.is_empty() {
             self.drop_addresses(slot, |_| true);
@@ -475,7 +487,9 @@ impl Model {
         }
         if self.neighbours[slot].first != NONE {
             let version = self.next_version();
+            self.recent.neighbour(version, slot);
             self.neighbours[slot].set_version(version);
+            self.digest_neighbour(slot, view.id);
             self.settle_neighbour(slot);
             return;
         }

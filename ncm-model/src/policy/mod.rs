@@ -146,6 +146,11 @@ impl Policy {
         }
     }
 
+    /// There has been a list of groups that no class was left for.
+    pub(crate) fn has_lacked_members(&self) -> bool {
+        self.members.lacking
+    }
+
     /// The class of endpoints that are members of these groups (in order, each once), held once more; 0 for none, and if there are
     /// too many different lists.
     pub(crate) fn hold_members(&mut self, groups: &[&str]) -> u32 {
