@@ -78,6 +78,13 @@ pub(crate) struct Request {
     pub(crate) now: u64,
 }
 
+impl Request {
+    /// Nobody asks, but what came on demand was not used for long: messages of that origin are the node's own.
+    pub(crate) const fn is_ageing(self) -> bool {
+        matches!(self.origin, Origin::OnDemand)
+    }
+}
+
 pub(crate) fn check_update_type(number: i32) -> Result<(), Refusal> {
     if matches!(number, 0 | 1) {
         return Ok(());

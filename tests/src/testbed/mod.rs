@@ -31,6 +31,7 @@ mod sys;
 mod talk;
 mod tap;
 mod topology;
+mod upstream;
 mod wire;
 
 use anyhow::{Context, Result, ensure};
@@ -49,6 +50,7 @@ pub use rules::rule;
 pub use sequence::{Round, Sequence};
 pub use talk::Talk;
 pub use tap::Shuttle;
+pub use upstream::{Asked, Manner, Upstream};
 pub use topology::{Expectation, Topology, Traffic, Verdict};
 pub use wire::{Switch, Wire};
 
