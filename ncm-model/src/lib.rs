@@ -50,12 +50,13 @@ pub mod wire;
 pub use compile::{Changes, Delta, Found, Handle, HostChange, InterfaceChanges, Put, Seen};
 pub use digest::Digest;
 pub use goalstate::{DecodeError, Kind, Message};
+pub use inspect::Learned;
 pub use journal::{Facts, Passage, RestoreError};
 pub use model::Model;
 pub use policy::reference;
 pub use recent::{Change, Forgotten, Told};
-pub use run::Run;
-pub use settings::{Limits, MissingGroup, Seed, Settings, Slots};
+pub use run::{Asked, Run};
+pub use settings::{AskRate, Limits, MissingGroup, Seed, Settings, Slots};
 pub use state::{
     ChangeKind, Cursor, Difference, Filter, Gone, InterfaceFacts, Origin, Progress, Row, StateCount,
     StateView,

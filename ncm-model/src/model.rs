@@ -18,7 +18,7 @@ use crate::goalstate::neighbour_view::{self, split_state};
 use crate::policy::Policy;
 use crate::recent::Recent;
 use crate::resources::{Address, Interface, Kept, Neighbour, PortSlot, RouterSlot, SubnetSlot, Vpc};
-use crate::run::{PHASES, Part, Run, head};
+use crate::run::{Asked, PHASES, Part, Run, head};
 use crate::settings::{Seed, Settings};
 use crate::state::{InterfaceFacts, Progress};
 use crate::store::{Allocator, Claims, Hosts, Index, NONE, Provenances, Slab, Strings, Sym, Tombstones};
@@ -118,6 +118,8 @@ pub struct Model {
     pub(crate) dirty_interfaces: BTreeSet<String>,
     pub(crate) host_changes: Vec<HostChange>,
 
+    /// What upstream was being asked for when the message came that is being applied.
+    pub(crate) asked: Arc<Asked>,
     pub(crate) last_subnet: Option<(String, u32)>,
     pub(crate) scratch_fixed: Vec<Fixed>,
     pub(crate) scratch_bytes: Vec<u8>,
@@ -282,6 +284,7 @@ impl Model {
             self.expect_neighbours(&message);
         }
         let request = Request { origin: run.origin, now: run.now };
+        self.asked = Arc::clone(&run.asked);
         while left > 0 {
             let Some((entry, next)) = message.next_neighbour(run.at) else {
                 run.phase += 1;

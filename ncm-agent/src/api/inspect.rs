@@ -134,6 +134,14 @@ impl Inspection {
                 hosts: hosts.len() as u64,
                 unresolved: hosts.iter().filter(|host| host.resolved == 0).count() as u64,
             }),
+            upstream: engine.upstream().map(|(address, standing)| ncm_v1::UpstreamStatus {
+                address: address.to_string(),
+                connected: standing.connected,
+                problem: standing.problem,
+                outstanding: standing.requests as u64,
+                held_packets: standing.held_packets as u64,
+                held_bytes: standing.held_bytes as u64,
+            }),
         }
     }
 

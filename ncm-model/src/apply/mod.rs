@@ -78,6 +78,13 @@ pub(crate) struct Request {
     pub(crate) now: u64,
 }
 
+impl Request {
+    /// Nobody asks, but what came on demand was not used for long: messages of that origin are the node's own.
+    pub(crate) const fn is_ageing(self) -> bool {
+        matches!(self.origin, Origin::OnDemand)
+    }
+}
+
 pub(crate) fn check_update_type(number: i32) -> Result<(), Refusal> {
     if matches!(number, 0 | 1) {
         return Ok(());
@@ -174,9 +181,14 @@ impl Model {
 
     /// A resource has gone: a change as any other. Remembers its revision.
     pub(crate) fn bury(&mut self, kind: u8, id: &str, held: u32, sent: u32, request: Request) {
+        self.note_gone(kind, id);
+        self.tombstones.bury(kind, id, held.max(sent), request.now, self.settings.limits.tombstones);
+    }
+
+    /// Tells followers that something is not held any more.
+    pub(crate) fn note_gone(&mut self, kind: u8, id: &str) {
         let version = self.next_version();
         self.recent.gone(version, Gone::of(kind, id));
-        self.tombstones.bury(kind, id, held.max(sent), request.now, self.settings.limits.tombstones);
     }
 
     /// The outcome of deleting what is not held: success if it is known to have been deleted.

@@ -10,6 +10,7 @@ use crate::goalstate::neighbour_view::NeighbourView;
 use crate::goalstate::parse;
 use crate::model::Model;
 use crate::resources::{Address, Neighbour, address_flags, neighbour_flags};
+use crate::state::Origin;
 use crate::store::{NONE, Sym, uuid_of};
 use crate::wire::{ResourceType, UpdateType};
 
@@ -98,13 +99,16 @@ impl Model {
         if operation == Operation::Delete {
             for l3 in TYPES {
                 let concerned = fixed.is_empty() || fixed.iter().any(|fixed| fixed.l3 == l3);
-                if let Some(slot) = held[usize::from(l3)].filter(|_| concerned) {
+                let slot = held[usize::from(l3)].filter(|_| concerned);
+                // What leaves for want of use leaves only if it came on demand, and was not pushed since.
+                if let Some(slot) = slot.filter(|slot| !request.is_ageing() || self.is_learned(*slot)) {
                     self.delete_addresses(slot, view, fixed, request);
                 }
             }
             return Ok(Outcome::Success);
         }
         let common = self.check_neighbour(view, fixed, &held)?;
+        let request = Request { origin: self.origin_of(view, fixed, &held, request), ..request };
         let mut parked = false;
         for l3 in TYPES {
             let slot = held[usize::from(l3)];
@@ -114,6 +118,40 @@ impl Model {
             }
         }
         Ok(if parked { Outcome::Applied } else { Outcome::Success })
+    }
+
+    /// A held neighbour came on demand, and was not pushed without being asked for since.
+    pub(crate) fn is_learned(&self, slot: u32) -> bool {
+        self.provenances.get(self.neighbours[slot].provenance).origin == Origin::OnDemand
+    }
+
+    /// Where a sent neighbour comes from: on demand, if upstream was being asked for one of its addresses. What was pushed without
+    /// being asked for stays so, also where it is asked for once more.
+    fn origin_of(
+        &self,
+        view: &NeighbourView<'_>,
+        fixed: &[Fixed],
+        held: &[Option<u32>; 2],
+        request: Request,
+    ) -> Origin {
+        if request.origin != Origin::Controller
+            || self.asked.is_empty()
+            || held.iter().flatten().any(|slot| !self.is_learned(*slot))
+        {
+            return request.origin;
+        }
+        let is_asked = |fixed: &Fixed| {
+            let vni = match fixed.tunnel {
+                0 => {
+                    let id = fixed_at(view, fixed.position).subnet_id;
+                    let subnet = self.subnet_by_id.get(id).map(|slot| &self.subnets[*slot]);
+                    subnet.and_then(|subnet| subnet.live).map_or(0, |live| live.vni)
+                }
+                tunnel => tunnel,
+            };
+            self.asked.contains(&(vni, fixed.ip))
+        };
+        if fixed.iter().any(is_asked) { Origin::OnDemand } else { request.origin }
     }
 
     fn check_neighbour_revision(
@@ -494,7 +532,11 @@ impl Model {
             return;
         }
         let revision = self.provenances.get(neighbour.provenance).revision;
-        self.bury(tombstone_kind(l3), view.id, revision, view.revision, request);
+        if request.is_ageing() {
+            self.note_gone(tombstone_kind(l3), view.id);
+        } else {
+            self.bury(tombstone_kind(l3), view.id, revision, view.revision, request);
+        }
         if let Some(gone) = &mut self.gone_neighbours {
             gone.push((l3, view.id.into()));
         }

@@ -205,6 +205,11 @@ impl Policy {
         Some(&self.sets.get(&set)?.refusal.as_ref()?.cause)
     }
 
+    /// Whether a set's rules for what guests send name groups of members.
+    pub(crate) fn names_groups_out(&self, set: u32) -> bool {
+        self.sets.get(&set).is_some_and(sets::Set::names_groups_out)
+    }
+
     /// Why a set that the group is in is not programmed.
     pub(crate) fn group_refusal(&self, group: u32) -> Option<&str> {
         self.groups.get(group)?.sets.iter().find_map(|set| self.refusal(*set))

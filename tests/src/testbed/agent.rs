@@ -379,7 +379,8 @@ impl tonic::codec::Decoder for Encoded {
     }
 }
 
-async fn connect(stream: TcpStream) -> Result<Channel> {
+/// Speaks HTTP/2 over a stream that is connected.
+pub(super) async fn connect(stream: TcpStream) -> Result<Channel> {
     stream.set_nonblocking(true)?;
     let mut stream = Some(tokio::net::TcpStream::from_std(stream)?);
     let connector = tower::service_fn(move |_: Uri| {
