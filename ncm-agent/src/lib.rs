@@ -13,6 +13,7 @@ pub mod responders;
 pub mod store;
 mod supervisor;
 pub mod telemetry;
+pub mod upstream;
 
 /// The agent's own services: messages, server and client of package `ncm.v1`.
 pub mod ncm_v1 {

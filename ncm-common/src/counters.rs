@@ -70,6 +70,10 @@ counters! {
     HandedDown = 20, "handed_down";
     /// An ICMP error was let through as it is about a flow.
     ErrorRelated = 21, "error_related";
+    /// A packet to a destination that is not known was handed up, for upstream to be asked.
+    AskedFor = 22, "asked_for";
+    /// A packet that was held for an answer from upstream came back, to go on as if its guest sent it now.
+    Released = 23, "released";
 }
 
 /// The capacity of the table of counters.

@@ -124,6 +124,16 @@ reasons! {
     ExtensionHeader = 49, "extension_header";
     /// An IPv6 packet between guests has a link-local address that is not the one of its sender's MAC.
     LinkLocal = 50, "link_local";
+    /// A packet to a destination that is not known is more than its port may ask upstream for (`upstream.port_asks_per_second`).
+    AskLimited = 51, "ask_limited";
+    /// A packet to a destination that is not known found no room to be held in until upstream answers.
+    AskFull = 52, "ask_full";
+    /// Upstream says, or said a moment ago, that it does not know the destination.
+    AskRefused = 53, "ask_refused";
+    /// Upstream was asked for the destination and did not make it known in time, or cannot be reached.
+    AskUnanswered = 54, "ask_unanswered";
+    /// A packet was held until upstream had made something known, and its destination is not known all the same.
+    AskUnresolved = 55, "ask_unresolved";
 }
 
 /// One more than the largest reason's number: the capacity of tables indexed by reason.

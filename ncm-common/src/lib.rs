@@ -5,6 +5,7 @@
 //! Every other integer (VNI, index, MTU, counter) is in host order, unless its documentation says otherwise.
 #![no_std]
 
+pub mod asks;
 pub mod conversion;
 pub mod counters;
 pub mod drops;
@@ -71,6 +72,12 @@ pub mod marks {
     pub const ROUTER_SOLICITATION: u32 = 3;
     /// From the agent: a frame for the port's guest, as it is.
     pub const DELIVER: u32 = 4;
+    /// To the agent: a packet to a destination that is not known, behind an [`Ask`](crate::asks::Ask).
+    pub const ASK: u32 = 5;
+    /// From the agent: a frame that was held, to go on as if the port's guest sent it now.
+    pub const RELEASE: u32 = 6;
+    /// From the agent: a frame that was held and ends here. The number of its `DropReason` is added.
+    pub const END: u32 = 0x80;
 
     /// The mark for a port.
     #[must_use]

@@ -234,7 +234,7 @@ layout! {
     }
 
     /// Decisions by policy: how many flows, and packets that begin none, were allowed and denied. A packet that begins none and
-    /// that the XDP program of its guest leaves to tc counts at both.
+    /// that the XDP program of its guest leaves to tc counts at both, as does one that is held until upstream answers.
     pub struct PolicyCount {
         /// Allowed.
         pub allowed: u64,
@@ -371,20 +371,17 @@ layout! {
         pub sent: Count,
     }
 
-    /// Token bucket that limits what the packet path sends to a guest on its own behalf.
-    pub struct Bucket {
-        /// When it was last filled: nanoseconds of `CLOCK_MONOTONIC`.
-        pub filled: u64,
-        /// Tokens left.
-        pub tokens: u64,
-    }
-
-    /// What limits the packets that the packet path sends or hands up on behalf of one port.
+    /// What limits the packets that the packet path sends or hands up on behalf of one port. Each is a token bucket in one word:
+    /// when it will be full again, in nanoseconds of `CLOCK_MONOTONIC`.
     pub struct PortLimits {
         /// ICMP errors.
-        pub errors: Bucket,
-        /// Packets handed up to the agent.
-        pub hand_ups: Bucket,
+        pub errors: u64,
+        /// Packets to unknown destinations, handed up for upstream to be asked.
+        pub asks: u64,
+        /// Other packets handed up to the agent.
+        pub hand_ups: u64,
+        /// Not used.
+        pub reserved: u64,
     }
 
     /// Key of the names of numbered things.
@@ -436,8 +433,13 @@ layout! {
         pub mtu: u16,
         /// How many established flows the port may have.
         pub max_flows: u32,
+        /// Nanoseconds in which the port earns asking upstream for one packet whose destination is not known; 0 if nobody is
+        /// asked.
+        pub ask_interval: u32,
+        /// For how many packets it may ask at once.
+        pub asks_at_once: u32,
         /// Zero.
-        pub reserved: [u32; 5],
+        pub reserved: [u32; 3],
     }
 
     /// Where a guest is: behind a port of this host, or on a remote one. Value of both endpoint tables.
@@ -674,6 +676,8 @@ pub mod port_flags {
     pub const SOURCES: u32 = 1 << 3;
     /// There are entries for the port in the table of source prefixes.
     pub const SOURCE_PREFIXES: u32 = 1 << 4;
+    /// Rules for what the guest sends name groups of members: until a destination is known, policy cannot say no.
+    pub const GROUPS_OUT: u32 = 1 << 5;
 }
 
 /// Bits of [`Subnet::flags`].

@@ -130,6 +130,19 @@ pub struct Holder {
     pub id: u32,
 }
 
+/// Refuses a kernel that is too old to attach what would be loaded: it says so before anything is changed, and in less time than its
+/// verifier would take.
+pub(crate) fn needs_tcx() -> Result<(), Error> {
+    // Any interface will do, there or not: without tcx the question itself is invalid.
+    match sys::query_tcx(1, bpf_attach_type::BPF_TCX_INGRESS) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+            let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+            Err(Error::NoTcx { release: release.trim().to_owned() })
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Who has a program of ours on an interface, if it is not `instance`. `xdp`: the program that runs natively at XDP there.
 ///
 /// # Errors

@@ -12,6 +12,15 @@ pub enum Error {
     #[error("this build carries no eBPF object: run `cargo xtask setup`, then build again")]
     NoObject,
 
+    /// The kernel has no tcx.
+    #[error(
+        "this kernel ({release}) has no tcx, by which the programs are attached to interfaces: NCM needs Linux 6.6 or later"
+    )]
+    NoTcx {
+        /// Release of the running kernel.
+        release: String,
+    },
+
     /// The eBPF object could not be parsed, or one of its maps not be created.
     #[error("cannot load the eBPF object: {}{}", chain(.0), privilege_hint(.0))]
     Object(Box<aya::EbpfError>),

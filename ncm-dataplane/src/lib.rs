@@ -120,6 +120,7 @@ impl Dataplane {
     /// # Errors
     /// As [`Dataplane::open`].
     pub fn open_object(options: &Options, object: &[u8]) -> Result<Self, Error> {
+        attach::needs_tcx()?;
         let Some(instance) = &options.instance else {
             let loaded = load::load(object, &options.capacities, options.log, None, None)?;
             settle_half_open(&loaded.tables)?;

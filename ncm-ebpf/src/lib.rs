@@ -19,6 +19,8 @@ pub mod context;
 pub mod count;
 #[cfg(target_arch = "bpf")]
 pub mod drop;
+#[cfg(all(target_arch = "bpf", feature = "interject"))]
+mod interject;
 #[cfg(target_arch = "bpf")]
 pub mod scratch;
 #[cfg(target_arch = "bpf")]

@@ -3,7 +3,10 @@
 
 use core::arch::asm;
 
-use ncm_common::tables::{Flow, FlowKey};
+use ncm_common::{
+    asks::Ask,
+    tables::{Flow, FlowKey},
+};
 
 use crate::{
     headers::{Address, Mac, Packet, Tunnel},
@@ -41,6 +44,12 @@ pub struct Scratch {
     pub tunnel: Tunnel,
     /// The headers of an answer.
     pub frame: Frame,
+    /// What upstream is to be asked for, where the packet's way ends for want of it.
+    pub ask: Ask,
+    /// Index of the subnet that what is asked for has to be in; 0 where a route says so.
+    pub ask_subnet: u32,
+    /// Whether the agent has held the packet before.
+    pub held: u32,
     /// How the packet's way ended.
     pub ended: u32,
     /// The ICMP error that is owed.

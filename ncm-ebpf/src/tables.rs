@@ -122,6 +122,16 @@ impl<K, V> Table<K, V> {
         self.update(key, value, EXIST) == 0
     }
 
+    /// Removes an entry.
+    #[cfg(feature = "interject")]
+    #[inline(always)]
+    pub(crate) fn remove(&self, key: &K) {
+        // SAFETY: the definition is a map's, and the key is of the declared size.
+        unsafe {
+            bpf_map_delete_elem(self.definition.get().cast(), core::ptr::from_ref(key).cast());
+        }
+    }
+
     #[inline(always)]
     fn update(&self, key: &K, value: &V, flags: u64) -> i64 {
         // SAFETY: the definition is a map's, key and value are of the declared sizes.

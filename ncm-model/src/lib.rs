@@ -30,12 +30,14 @@
 
 mod apply;
 mod compile;
+mod digest;
 mod goalstate;
 mod inspect;
 mod journal;
 pub mod lease;
 mod model;
 mod policy;
+mod recent;
 mod resources;
 mod run;
 mod settings;
@@ -46,12 +48,16 @@ mod tests;
 pub mod wire;
 
 pub use compile::{Changes, Delta, Found, Handle, HostChange, InterfaceChanges, Put, Seen};
+pub use digest::Digest;
 pub use goalstate::{DecodeError, Kind, Message};
+pub use inspect::Learned;
 pub use journal::{Facts, Passage, RestoreError};
 pub use model::Model;
 pub use policy::reference;
-pub use run::Run;
-pub use settings::{Limits, MissingGroup, Seed, Settings, Slots};
+pub use recent::{Change, Forgotten, Told};
+pub use run::{Asked, Run};
+pub use settings::{AskRate, Limits, MissingGroup, Seed, Settings, Slots};
 pub use state::{
-    ChangeKind, Cursor, Difference, Filter, InterfaceFacts, Origin, Progress, Row, StateCount, StateView,
+    ChangeKind, Cursor, Difference, Filter, Gone, InterfaceFacts, Origin, Progress, Row, StateCount,
+    StateView,
 };

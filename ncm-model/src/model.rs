@@ -11,12 +11,14 @@ use crate::apply::{Binding, BindingKey, Fixed, Outcome, Request};
 use crate::compile::endpoints::{Before, Mark};
 use crate::compile::flush::Tables;
 use crate::compile::{Changes, Handle, HandleKind, HostChange, Room};
+use crate::digest::Digests;
 use crate::goalstate::Message;
 use crate::goalstate::filter::Scope;
 use crate::goalstate::neighbour_view::{self, split_state};
 use crate::policy::Policy;
+use crate::recent::Recent;
 use crate::resources::{Address, Interface, Kept, Neighbour, PortSlot, RouterSlot, SubnetSlot, Vpc};
-use crate::run::{PHASES, Part, Run, head};
+use crate::run::{Asked, PHASES, Part, Run, head};
 use crate::settings::{Seed, Settings};
 use crate::state::{InterfaceFacts, Progress};
 use crate::store::{Allocator, Claims, Hosts, Index, NONE, Provenances, Slab, Strings, Sym, Tombstones};
@@ -27,6 +29,10 @@ use crate::wire::{OperationType, ResourceType};
 pub struct Model {
     pub(crate) settings: Settings,
     pub(crate) version: u64,
+    /// Rises with whatever may change how something stands.
+    pub(crate) stirred: u64,
+    pub(crate) recent: Recent,
+    pub(crate) digests: Digests,
     pub(crate) strings: Strings,
     pub(crate) provenances: Provenances,
     pub(crate) tombstones: Tombstones,
@@ -112,6 +118,8 @@ pub struct Model {
     pub(crate) dirty_interfaces: BTreeSet<String>,
     pub(crate) host_changes: Vec<HostChange>,
 
+    /// What upstream was being asked for when the message came that is being applied.
+    pub(crate) asked: Arc<Asked>,
     pub(crate) last_subnet: Option<(String, u32)>,
     pub(crate) scratch_fixed: Vec<Fixed>,
     pub(crate) scratch_bytes: Vec<u8>,
@@ -276,6 +284,7 @@ impl Model {
             self.expect_neighbours(&message);
         }
         let request = Request { origin: run.origin, now: run.now };
+        self.asked = Arc::clone(&run.asked);
         while left > 0 {
             let Some((entry, next)) = message.next_neighbour(run.at) else {
                 run.phase += 1;
@@ -369,6 +378,7 @@ impl Model {
         if !self.exists(handle) {
             return;
         }
+        self.stirred += 1;
         let text = format!("the kernel refused an entry of table {}: {cause}", table.to_ascii_lowercase());
         let sym = self.strings.hold(text.as_bytes());
         if let Some(before) = self.failed.insert(handle, sym) {

@@ -18,6 +18,8 @@ pub(crate) struct Meta {
     pub(crate) request_id: String,
     pub(crate) time: u64,
     pub(crate) origin: Origin,
+    /// The resource's hash, as it is in a digest.
+    pub(crate) digest: u128,
 }
 
 #[derive(Debug)]

@@ -1,6 +1,7 @@
 //! One message on its way into the model, and the outcomes of its states.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use prost::Message as _;
@@ -20,6 +21,12 @@ use crate::wire::{
 const MAX_NOTES: usize = 600_000;
 /// At most so many neighbours to GET are read for their MACs.
 const MAX_NEXT_HOPS: usize = 65_536;
+
+/// Messages with more neighbours are not looked through for what was asked for.
+const MAX_LOOKED_AT: usize = 4_096;
+
+/// Addresses that upstream is being asked for, each with its VNI.
+pub type Asked = BTreeSet<(u32, IpAddr)>;
 
 /// What is to be done, in order. What others refer to comes before them, and goes after them.
 pub(crate) const PHASES: &[(ResourceType, Part)] = &[
@@ -67,6 +74,8 @@ pub struct Run {
     pub(crate) message: Arc<Message>,
     pub(crate) origin: Origin,
     pub(crate) now: u64,
+    /// What upstream was being asked for when the message came: neighbours with such an address come on demand.
+    pub(crate) asked: Arc<Asked>,
     pub(crate) warnings: Vec<String>,
     pub(crate) scope: Option<Scope>,
     /// MACs of neighbours to GET, for the routing rules beside them.
@@ -94,6 +103,7 @@ impl Run {
             message: Arc::new(message),
             origin,
             now,
+            asked: Arc::default(),
             warnings: Vec::new(),
             scope: None,
             next_hops: crate::apply::NextHops::new(),
@@ -106,6 +116,36 @@ impl Run {
             rows: 0,
             done: false,
         }
+    }
+
+    /// What upstream is being asked for: neighbours with such an address (and VNI) come on demand. Of a message that is not too
+    /// long only what it is about is kept.
+    #[must_use]
+    pub fn while_asked(mut self, mut asked: Asked) -> Self {
+        if !asked.is_empty() && self.message.section_len(ResourceType::Neighbor) <= MAX_LOOKED_AT {
+            let about = self.addresses();
+            asked.retain(|(_, ip)| about.contains(ip));
+        }
+        self.asked = Arc::new(asked);
+        self
+    }
+
+    /// What of the message comes on demand: what a replay has to know too.
+    #[must_use]
+    pub fn asked(&self) -> &Asked {
+        &self.asked
+    }
+
+    /// The addresses of the message's neighbours.
+    fn addresses(&self) -> HashSet<IpAddr> {
+        let (mut addresses, mut at) = (HashSet::new(), 0);
+        while let Some((entry, next)) = self.message.next_neighbour(at) {
+            at = next;
+            let Ok((operation, configuration)) = split_state(&entry.state) else { continue };
+            let Ok(view) = neighbour_view::read(operation, configuration.as_deref()) else { continue };
+            addresses.extend(view.fixed_ips().filter_map(|fixed| parse::ip(fixed.ip_address)));
+        }
+        addresses
     }
 
     /// The message.

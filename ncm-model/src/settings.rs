@@ -90,6 +90,15 @@ impl Default for Slots {
 /// How many established flows a port may have, unless the configuration says otherwise.
 const PORT_FLOWS: u32 = 262_144;
 
+/// How often something may be done.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct AskRate {
+    /// Nanoseconds in which one more time is earned, never 0.
+    pub interval_ns: u32,
+    /// How many times at once, never 0.
+    pub at_once: u32,
+}
+
 /// Whose node it is, and its policy.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Settings {
@@ -101,6 +110,8 @@ pub struct Settings {
     pub missing_group: MissingGroup,
     /// How many established flows each port may have at most; fewer where there are many ports.
     pub port_flows: u32,
+    /// How often each port may have upstream asked for a destination that is not known; `None` if nobody is asked.
+    pub asks: Option<AskRate>,
     /// Bounds.
     pub limits: Limits,
     /// Room in tables.
@@ -114,6 +125,7 @@ impl Default for Settings {
             endpoints: Vec::new(),
             missing_group: MissingGroup::default(),
             port_flows: PORT_FLOWS,
+            asks: None,
             limits: Limits::default(),
             slots: Slots::default(),
         }

@@ -106,6 +106,47 @@ pub struct Filter {
     pub status: Option<OperationStatus>,
     /// With the whole state, encoded.
     pub with_state: bool,
+    /// Only what has changed after this version.
+    pub since: u64,
+    /// Only what is in another status than SUCCESS.
+    pub unsettled: bool,
+}
+
+impl Filter {
+    pub(crate) fn passes(&self, status: OperationStatus) -> bool {
+        self.status.is_none_or(|wanted| wanted == status)
+            && !(self.unsettled && status == OperationStatus::Success)
+    }
+}
+
+/// A resource that is not held any more.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Gone {
+    /// Kind of resource.
+    pub resource_type: ResourceType,
+    /// A neighbour of type L3.
+    pub l3: bool,
+    /// Its id.
+    pub id: Box<str>,
+}
+
+impl Gone {
+    /// By the kind that its tombstone has.
+    pub(crate) fn of(kind: u8, id: &str) -> Self {
+        let l3 = kind == crate::apply::neighbour::tombstone_kind(true);
+        let resource_type = ResourceType::try_from(i32::from(kind)).unwrap_or(ResourceType::Neighbor);
+        Self { resource_type, l3, id: id.into() }
+    }
+
+    /// As [`StateView::variant`].
+    #[must_use]
+    pub fn variant(&self) -> &'static str {
+        match (self.resource_type, self.l3) {
+            (ResourceType::Neighbor, true) => "L3",
+            (ResourceType::Neighbor, false) => "L2",
+            _ => "",
+        }
+    }
 }
 
 /// Where a listing goes on: it is given in parts, so that nothing else waits for long.

@@ -3,8 +3,8 @@
 use ncm_common::counters::PathCounter;
 use ncm_common::drops::DropReason;
 use ncm_common::tables::{
-    ClassKey, Classes, FlowKey, IpKey, MEMBERS, PolicyCountKey, Rule, RuleKey, epoch_slot, flow_kinds,
-    flow_state, set_direction, timeouts,
+    ClassKey, Classes, FlowKey, IpKey, MEMBERS, PolicyCountKey, Rule, RuleKey, VtepKey, epoch_slot,
+    flow_kinds, flow_state, set_direction, timeouts,
 };
 use ncm_dataplane::Hook;
 use ncm_tests::packet::{
@@ -382,4 +382,20 @@ fn later_fragments_follow_the_first_and_only_it() {
         .expect("deleted");
     world.raise();
     world.from_guest(A1, later).assert_dropped(DropReason::PolicyEgress, A1.port);
+}
+
+#[test]
+fn a_known_flow_ends_with_its_hosts_admission() {
+    let world = World::new();
+    out(&world, 1000, 53).assert_encapsulated();
+    for _ in 0..2 {
+        back(&world, 53, 1000).assert_delivered(A1.port, PathCounter::DecapsulatedRelay);
+    }
+    let host = VtepKey { vni: SUBNET_A.vni, ip: mapped(HOST_1) };
+    world.tables().vteps.delete(&host).expect("deleted");
+    world.raise();
+    let frame = udp((RA.ip, 53), (A1.ip, 1000), b"answer").frame(A1.mac, RA.mac);
+    world.from_relay(SUBNET_A.vni, HOST_1, frame.clone()).assert_dropped(DropReason::UnknownVtep, 0);
+    // A host that was never admitted has no part in what another's flow allows.
+    world.from_relay(SUBNET_A.vni, HOST_2, frame).assert_dropped(DropReason::UnknownVtep, 0);
 }

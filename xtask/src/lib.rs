@@ -9,6 +9,7 @@
 pub mod command;
 pub mod components;
 pub mod fuzz;
+pub mod kernels;
 pub mod linker;
 pub mod lint;
 pub mod object;

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use xtask::{
     command::{cargo, is_root, run},
-    fuzz, lint, object,
+    fuzz, kernels, lint, object,
     setup::{self, Need},
     test::{self, Suite},
     workspace,
@@ -20,6 +20,7 @@ cargo xtask TASK
   test [unit|packet|e2e] [NAME…]
                              run all tests, or one suite, or those with NAME in their name (root)
   test long [NAME…]          run what takes long, and every test marked as ignored (root)
+  test kernels [SUITE]       run the most telling tests under the kernels of Debian's releases, or of one, emulated (root)
   lint [format|clippy|doc]   check the format, clippy and rustdoc; warnings are errors
   doc                        build the code's documentation
   demo                       two hosts, two tenants, real traffic, in a minute (root)
@@ -53,6 +54,8 @@ fn task(arguments: &[String]) -> Result<()> {
             setup::ensure(&[Need::Object])?;
             run(cargo(["build", "--release"]).args(rest))
         }
+        ["test", "kernels"] => kernels::test(None),
+        ["test", "kernels", suite] => kernels::test(Some(suite)),
         ["test", rest @ ..] => {
             let named = rest.first().and_then(|word| Suite::from_word(word));
             test::test(named.unwrap_or(Suite::All), &arguments[1 + usize::from(named.is_some())..])

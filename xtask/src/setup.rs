@@ -42,6 +42,16 @@ const TOOLS: [(&str, &str); 17] = [
 /// What fuzzing needs on top: libFuzzer is C++.
 const FUZZ_TOOLS: [(&str, &str); 1] = [("c++", "g++")];
 
+/// What other kernels are run with.
+const EMULATOR_TOOLS: [(&str, &str); 6] = [
+    ("apt-cache", "apt"),
+    ("busybox", "busybox-static"),
+    ("dpkg-deb", "dpkg"),
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("strip", "binutils"),
+    ("xz", "xz-utils"),
+];
+
 /// A distribution's compiler and its source: Debian 12 keeps this pair at a version that browsers need.
 const DISTRIBUTION_COMPILER: [&str; 2] = ["rustc-web", "rust-web-src"];
 
@@ -56,6 +66,8 @@ pub enum Need {
     Tools,
     /// A C++ compiler, for libFuzzer.
     Fuzzer,
+    /// An emulated machine, for other kernels.
+    Emulator,
 }
 
 /// Installs what is missing of `needs` and says what it did. Returns whether anything was missing.
@@ -67,6 +79,7 @@ pub fn ensure(needs: &[Need]) -> Result<bool> {
         match need {
             Need::Tools => packages.extend(missing(&TOOLS)),
             Need::Fuzzer => packages.extend(missing(&FUZZ_TOOLS)),
+            Need::Emulator => packages.extend(missing(&EMULATOR_TOOLS)),
             Need::Object | Need::Components => {}
         }
     }

@@ -14,6 +14,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::{
     command::{cargo, is_root, run, shown},
+    object,
     setup::{self, Need},
     workspace,
 };
@@ -117,6 +118,9 @@ fn word(suite: Suite) -> &'static str {
     }
 }
 
+/// Name of the lane of packet-level tests.
+const PACKET: &str = "packet";
+
 /// One `cargo test`.
 struct Lane {
     name: &'static str,
@@ -148,7 +152,7 @@ fn lanes(suite: Suite) -> Result<Vec<Lane>> {
     };
     let of = |prefix: &str| binaries.iter().filter(|name| name.starts_with(prefix)).collect::<Vec<_>>();
     if wanted(Suite::Packet) {
-        add("packet", of("packet"), &[]);
+        add(PACKET, of("packet"), &[]);
     }
     if wanted(Suite::EndToEnd) {
         let special = ["packet", "serial_", "long_"];
@@ -189,6 +193,10 @@ impl Lane {
     fn run(&self, filters: &[String], count: &mut Count) -> Result<()> {
         let mut command = cargo(["test", "--release", "--no-fail-fast"]);
         command.args(&self.select).arg("--").args(self.harness).args(filters);
+        if self.name == PACKET {
+            // The product's programs with a change in the middle of a decision.
+            command.env("NCM_INTERJECT_OBJECT", object::build(&["interject"])?);
+        }
         println!("== {}: {}", self.name, shown(&command));
         let start = Instant::now();
         let before = count.failed;

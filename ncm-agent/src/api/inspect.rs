@@ -1,16 +1,17 @@
 //! The services of package `ncm.v1`, for the operator's tool: looking inside, and applying with causes.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::time::UNIX_EPOCH;
 
 use ncm_common::tables::LAYOUT_VERSION;
-use ncm_model::wire::{OperationStatus, ResourceType};
+use ncm_model::wire::ResourceType;
 use ncm_model::{ChangeKind, Cursor, DecodeError, Filter, Kind, Message, Origin, StateView};
 use tokio::sync::mpsc::{self, Sender};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::budget::{Budget, Reserved};
+use super::states::Reader;
 use crate::engine::{ApplyError, Engine, Remedy, Role};
 use crate::inspect::read::{ReadError, TableReader, table_message};
 use crate::inspect::{KeyError, descriptions};
@@ -133,6 +134,14 @@ impl Inspection {
                 hosts: hosts.len() as u64,
                 unresolved: hosts.iter().filter(|host| host.resolved == 0).count() as u64,
             }),
+            upstream: engine.upstream().map(|(address, standing)| ncm_v1::UpstreamStatus {
+                address: address.to_string(),
+                connected: standing.connected,
+                problem: standing.problem,
+                outstanding: standing.requests as u64,
+                held_packets: standing.held_packets as u64,
+                held_bytes: standing.held_bytes as u64,
+            }),
         }
     }
 
@@ -216,7 +225,8 @@ fn resource_count(count: ncm_model::StateCount) -> ncm_v1::ResourceCount {
     }
 }
 
-fn resource_state(state: StateView, engine: &Engine) -> ncm_v1::ResourceState {
+/// A held resource as a message.
+pub(super) fn resource_state(state: StateView, engine: &Engine) -> ncm_v1::ResourceState {
     let origin = match state.origin {
         Origin::Controller => ncm_v1::Origin::Controller,
         Origin::Tool => ncm_v1::Origin::Tool,
@@ -275,19 +285,6 @@ fn read_error(error: ReadError) -> Status {
     }
 }
 
-/// The one filter of the model that lets through no less than the request wants.
-fn filter(request: &ncm_v1::ListStatesRequest) -> Filter {
-    fn only<T>(list: &[T]) -> Option<&T> {
-        list.first().filter(|_| list.len() == 1)
-    }
-    Filter {
-        resource_type: only(&request.types).and_then(|number| ResourceType::try_from(*number).ok()),
-        id: only(&request.ids).cloned(),
-        status: only(&request.statuses).and_then(|number| OperationStatus::try_from(*number).ok()),
-        with_state: request.include_state,
-    }
-}
-
 #[tonic::async_trait]
 impl Inspect for Inspection {
     async fn get_info(
@@ -311,27 +308,10 @@ impl Inspect for Inspection {
         &self,
         request: Request<ncm_v1::ListStatesRequest>,
     ) -> Result<Response<Self::ListStatesStream>, Status> {
-        let request = request.into_inner();
-        let this = self.clone();
-        Ok(streamed(move |sender| {
-            let filter = filter(&request);
-            let types: HashSet<i32> = request.types.into_iter().collect();
-            let statuses: HashSet<i32> = request.statuses.into_iter().collect();
-            let ids: HashSet<String> = request.ids.into_iter().collect();
-            let wanted = |state: &StateView| {
-                (types.is_empty() || types.contains(&(state.resource_type as i32)))
-                    && (statuses.is_empty() || statuses.contains(&(state.status as i32)))
-                    && (ids.is_empty() || ids.contains(&state.id))
-            };
-            this.each_batch(&filter, &mut |states| {
-                let states: Vec<_> = states
-                    .into_iter()
-                    .filter(wanted)
-                    .map(|state| resource_state(state, &this.engine))
-                    .collect();
-                states.is_empty() || sender.blocking_send(Ok(ncm_v1::ListStatesReply { states })).is_ok()
-            });
-        }))
+        // The operator's tool may take its time.
+        let (reader, response) = Reader::new(None)?;
+        tokio::spawn(super::states::list(self.engine.clone(), request.into_inner(), reader));
+        Ok(response)
     }
 
     async fn preview_states(

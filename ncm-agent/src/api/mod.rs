@@ -7,3 +7,4 @@ pub mod inspect;
 mod peer;
 pub mod reply;
 pub mod server;
+pub mod states;

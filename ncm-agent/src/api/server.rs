@@ -23,6 +23,7 @@ use super::budget::Budget;
 use super::codec::Bounds;
 use super::goalstate::{GoalStates, Provisioner, Subscriptions, Topics};
 use super::peer;
+use super::states::HeldStates;
 use crate::config::{Api, Listener};
 use crate::engine::Engine;
 use crate::telemetry::own;
@@ -168,10 +169,14 @@ pub async fn serve(bound: Bound, engine: Engine, stop: impl Future<Output = ()>)
         Provisioner::new(engine.clone(), origin, bounds.clone(), Arc::clone(&topics), Semaphore::new(CALLS))
     };
     let controller = provisioner(ncm_model::Origin::Controller);
+    let states = HeldStates::new(engine.clone(), bounds.stall);
 
     let mut servers = tokio::task::JoinSet::new();
     let router = || {
-        builder().add_service(GoalStates(controller.clone())).add_service(Subscriptions(controller.clone()))
+        builder()
+            .add_service(GoalStates(controller.clone()))
+            .add_service(Subscriptions(controller.clone()))
+            .add_service(states.service())
     };
     for listener in bound.tcp {
         let incoming = incoming(Source::Tcp(listener), None, Arc::clone(&slots));
@@ -185,6 +190,8 @@ pub async fn serve(bound: Bound, engine: Engine, stop: impl Future<Output = ()>)
     let router = builder()
         .add_service(GoalStates(tool.clone()))
         .add_service(Subscriptions(tool))
+        // Apart from the controllers' calls, as all that the tool does.
+        .add_service(HeldStates::new(engine.clone(), bounds.stall).service())
         .add_service(super::inspect::service(engine.clone(), bounds.budget.clone()))
         .add_service(super::inspect::operate(engine.clone(), bounds.budget.clone()));
     // The operator's way in has its own slots: controllers cannot take them.

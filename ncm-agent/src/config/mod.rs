@@ -5,6 +5,7 @@ mod parse;
 mod reader;
 #[cfg(test)]
 mod tests;
+mod upstream;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -14,6 +15,7 @@ use std::{fmt, fs};
 use crate::store::Durability;
 
 pub use reader::Fault;
+pub use upstream::{Upstream, UpstreamAddress};
 
 use crate::netlink::underlay::Endpoints;
 
@@ -36,6 +38,8 @@ pub struct Config {
     pub api: Api,
     /// Where metrics are served; `None`: nowhere.
     pub metrics: Option<SocketAddr>,
+    /// Who is asked for what is not known, and how much.
+    pub upstream: Upstream,
     /// Directories.
     pub paths: Paths,
     /// What survives the agent.

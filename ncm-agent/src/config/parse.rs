@@ -43,6 +43,7 @@ pub(super) fn parse(text: &str, overrides: &Overrides) -> Result<Config, Vec<Fau
     let store = store(root.section("store"));
     let api = api(root.section("api"), &paths, &instance);
     let metrics = metrics(root.section("metrics"), api.insecure);
+    let upstream = super::upstream::upstream(root.section("upstream"), api.insecure);
     let guest = guest(root.section("guest"));
     let missing_group = {
         let mut section = root.section("policy");
@@ -71,6 +72,7 @@ pub(super) fn parse(text: &str, overrides: &Overrides) -> Result<Config, Vec<Fau
             underlay,
             api,
             metrics,
+            upstream,
             paths,
             store,
             guest,

@@ -34,7 +34,7 @@ fn the_default_file_says_what_holds_without_it() {
 fn the_default_file_names_every_key() {
     for section in [
         "", "node", "underlay", "api", "metrics", "paths", "guest", "policy", "capacity", "flows", "log",
-        "limits",
+        "limits", "upstream", "store",
     ] {
         let text = if section.is_empty() {
             "no_such_key = 1".to_owned()
@@ -89,6 +89,16 @@ fn faults_name_the_key_the_line_and_what_was_expected() {
         ("[api]\nsocket = \"relative\"", "api.socket", 2, "absolute path"),
         ("[api]\nmax_buffered_bytes = 100000", "api.max_buffered_bytes", 2, "at least api.max_message_bytes"),
         ("[metrics]\nlisten = \"0.0.0.0:9477\"", "metrics.listen", 2, "loopback"),
+        ("[upstream]\naddress = \"192.0.2.1:9016\"", "upstream.address", 2, "api.insecure = true"),
+        ("[upstream]\naddress = \"https://127.0.0.1:9016\"", "upstream.address", 2, "without TLS"),
+        ("[upstream]\naddress = \"127.0.0.1\"", "upstream.address", 2, "HOST:PORT"),
+        ("[upstream]\nbatch = 0", "upstream.batch", 2, "from 1 to 10000"),
+        (
+            "[upstream]\nport_hold_packets = 20000",
+            "upstream.port_hold_packets",
+            2,
+            "upstream.hold_packets (16384)",
+        ),
         ("[capacity]\nendpoints = 0", "capacity.endpoints", 2, "from 2"),
         ("[flows]\nudp_new = 0", "flows.udp_new", 2, "from 1"),
         ("[capacity]\nnode = 7", "capacity.node", 2, "unknown key"),

@@ -160,6 +160,26 @@ Examples:
         repair: bool,
     },
 
+    /// Show the digests of what is held, by type and VPC
+    #[command(after_help = "\
+Equal digests mean equal resources in equal revisions. What is hashed is in proto/ncm/v1/states.proto.
+
+Examples:
+  ncmctl digest
+  ncmctl digest -o json")]
+    Digest,
+
+    /// Show what is held, and then every change as it comes
+    #[command(after_help = "\
+Ends when interrupted. Each line ends with where to go on from. With -o json each change is one line with the whole state.
+
+Examples:
+  ncmctl watch
+  ncmctl watch port neighbor
+  ncmctl watch --new
+  ncmctl watch --from 5d0c62d1f0a9c2e1:1024 -o json")]
+    Watch(Watch),
+
     /// Remove from the kernel's tables what nothing held claims
     #[command(after_help = "\
 After the journal was lost, what an earlier agent programmed goes on forwarding until it is pushed again. When everything has
@@ -301,6 +321,26 @@ pub struct Flows {
     pub offline: bool,
 }
 
+/// What to watch.
+#[derive(Args, Debug)]
+pub struct Watch {
+    /// Only resources of these types
+    #[arg(value_name = "TYPE", value_parser = resource_type)]
+    pub kinds: Vec<ResourceType>,
+
+    /// Only what changes after this, as it was shown before (HISTORY:VERSION)
+    #[arg(long, value_name = "FROM", value_parser = watched_from)]
+    pub from: Option<(u64, u64)>,
+
+    /// Only what changes from now on
+    #[arg(long, conflicts_with = "from")]
+    pub new: bool,
+
+    /// End when all that was there has been shown
+    #[arg(long, conflicts_with = "new")]
+    pub once: bool,
+}
+
 /// Which drops to show.
 #[derive(Args, Debug)]
 pub struct Drops {
@@ -341,6 +381,15 @@ fn resource_type(text: &str) -> Result<ResourceType, String> {
         let names: Vec<&str> = TYPES.iter().map(|(_, name)| *name).collect();
         format!("expected one of {}", names.join(", "))
     })
+}
+
+fn watched_from(text: &str) -> Result<(u64, u64), String> {
+    let parse = || {
+        let (history, version) = text.split_once(':')?;
+        Some((u64::from_str_radix(history, 16).ok()?, version.parse().ok()?))
+    };
+    parse()
+        .ok_or_else(|| "expected HISTORY:VERSION, as `ncmctl watch` and `ncmctl digest` show it".to_owned())
 }
 
 fn operation_status(text: &str) -> Result<OperationStatus, String> {

@@ -12,11 +12,13 @@ use super::failure::{Failure, closed};
 use crate::inspect::read::TableReader;
 use crate::ncm_v1::inspect_client::InspectClient;
 use crate::ncm_v1::operate_client::OperateClient;
+use crate::ncm_v1::states_client::StatesClient;
 
 /// A connection to the agent.
 pub(super) struct Agent {
     pub(super) inspect: InspectClient<Channel>,
     pub(super) operate: OperateClient<Channel>,
+    pub(super) states: StatesClient<Channel>,
 }
 
 /// Why there is no connection.
@@ -50,6 +52,7 @@ impl Agent {
         Ok(Self {
             // What the agent sends is as large as what it holds; it is trusted.
             inspect: InspectClient::new(channel.clone()).max_decoding_message_size(usize::MAX),
+            states: StatesClient::new(channel.clone()).max_decoding_message_size(usize::MAX),
             operate: OperateClient::new(channel).max_decoding_message_size(usize::MAX),
         })
     }

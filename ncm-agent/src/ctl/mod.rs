@@ -15,6 +15,7 @@ mod output;
 mod states;
 mod status;
 mod verify;
+mod watch;
 
 use clap::{CommandFactory, Parser};
 
@@ -69,6 +70,8 @@ pub async fn run(arguments: Arguments) -> Result<Exit, Failure> {
         Command::Drops(drops) => counts::drops(&global, drops).await,
         Command::Counters { filter } => counts::counters(&global, filter).await,
         Command::Verify { repair } => verify::verify(&global, repair).await,
+        Command::Digest => watch::digest(&global).await,
+        Command::Watch(what) => watch::watch(&global, what).await,
         Command::Prune { dry_run } => verify::prune(&global, dry_run).await,
         Command::Completions { shell } => {
             let mut script = Vec::new();

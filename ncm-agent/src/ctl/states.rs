@@ -70,12 +70,14 @@ fn table(states: &[ResourceState]) -> String {
     if grid.is_empty() { "nothing is held\n".to_owned() } else { grid.text() }
 }
 
-fn kind_and_variant(state: &ResourceState) -> String {
+/// The word for a resource's type, and which of the two a neighbour is.
+pub(super) fn kind_and_variant(state: &ResourceState) -> String {
     let kind = type_number_text(state.r#type);
     if state.neighbor_type.is_empty() { kind } else { format!("{kind}/{}", state.neighbor_type) }
 }
 
-fn state_json(json: &Json, state: &ResourceState) -> Result<Value, Failure> {
+/// A resource with its configuration, not as bytes.
+pub(super) fn state_json(json: &Json, state: &ResourceState) -> Result<Value, Failure> {
     let mut value = json.own("ResourceState", state)?;
     if let Value::Object(entries) = &mut value {
         // Bytes tell nothing; the message in them does.

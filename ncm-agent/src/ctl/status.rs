@@ -69,6 +69,16 @@ fn text(status: &GetStatusReply) -> String {
     if let Some(underlay) = &status.underlay {
         text.push_str(&format!("{} remote hosts, {} unresolved\n", underlay.hosts, underlay.unresolved));
     }
+    if let Some(upstream) = &status.upstream {
+        text.push_str(&format!(
+            "upstream {} {}, {} requests outstanding, {} packets held ({} bytes)\n",
+            upstream.address,
+            if upstream.connected { "connected" } else { "not connected" },
+            upstream.outstanding,
+            upstream.held_packets,
+            upstream.held_bytes,
+        ));
+    }
     if status.alarms.is_empty() {
         text.push_str("no alarms\n");
     }

@@ -1,6 +1,7 @@
 //! One message on its way through: decoded, applied step by step while earlier steps are being written, answered when
 //! the last is.
 
+use std::net::Ipv6Addr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -85,7 +86,8 @@ impl Engine {
 }
 
 impl Shared {
-    fn apply<T>(
+    /// Applies a message on this thread, which has its turn.
+    pub(super) fn apply<T>(
         self: &Arc<Self>,
         runtime: &Handle,
         bytes: Bytes,
@@ -103,13 +105,16 @@ impl Shared {
         }?;
         let decoded_us = times.elapsed_us();
         let now = unix_seconds();
+        let asked = self.upstream.iter().flat_map(|upstream| upstream.targets());
+        let asked = asked.map(|target| (target.vni, Ipv6Addr::from(target.ip).to_canonical())).collect();
+        let mut run = Run::new(message, origin, now).while_asked(asked);
         let journaled = self.store.as_ref().map(|store| {
-            let number = store.begin(&super::journal::head(kind, origin, now), received);
+            let number = store.begin(&super::journal::head(kind, origin, now, run.asked()), received);
             (store, number)
         });
-        let mut run = Run::new(message, origin, now);
         let mut model_time = Duration::ZERO;
         let mut step = FIRST_STEP;
+        let mut version = 0;
         loop {
             let slot = runtime.block_on(Arc::clone(&self.slots).acquire_owned());
             let slot = slot.map_err(|_| ApplyError::Stopping)?;
@@ -120,6 +125,7 @@ impl Shared {
                     store.step(number, step);
                 }
                 model_time += begun.elapsed();
+                version = model.version();
                 progress
             });
             if !wanted.is_empty() {
@@ -153,6 +159,7 @@ impl Shared {
         drop(model);
         drop(run);
         kept.map_err(ApplyError::NotKept)?;
+        self.following.tell(version);
         if size >= LARGE {
             tracing::info!(
                 bytes = size,

@@ -1,14 +1,15 @@
 //! The engine's journal: at start, what it tells becomes the model again; from then on, what is accepted goes into it.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv6Addr};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, ensure};
 use bytes::Bytes;
-use ncm_model::{Facts, Kind, Message, Model, Origin, Progress, Run};
+use ncm_model::{Asked, Facts, Kind, Message, Model, Origin, Progress, Run};
 
 use crate::config::Config;
-use crate::store::{Beginning, FrameKind, Journal, Record, Store};
+use crate::store::{Beginning, FrameKind, Journal, Record, Store, history};
 
 /// 2020-01-01. What is older is a clock that nobody has set.
 const EARLIEST: Duration = Duration::from_secs(1_577_836_800);
@@ -39,6 +40,8 @@ pub(super) struct Recovered {
     pub(super) store: Option<Store>,
     /// What the model does not claim should not be there.
     pub(super) claims_all: bool,
+    /// The name of the history that the model's versions are of.
+    pub(super) history: u64,
 }
 
 /// Makes the model again. `begin` gives an empty one; `is_new`: the kernel's tables had nothing of an earlier run.
@@ -49,7 +52,7 @@ pub(super) fn recover(
     begin: impl Fn() -> Model,
 ) -> anyhow::Result<Recovered> {
     let Some(mut journal) = journal else {
-        return Ok(Recovered { model: begin(), store: None, claims_all: false });
+        return Ok(Recovered { model: begin(), store: None, claims_all: false, history: history::new() });
     };
     let begun = Instant::now();
     let start = || {
@@ -81,6 +84,8 @@ pub(super) fn recover(
         }
     };
     replay.model.end_replay(claims_all);
+    let goes_on = matches!(beginning, Beginning::Known { .. });
+    let history = history::of(&config.paths.state.join(&config.instance), goes_on);
     let facts = Facts::of(replay.model.settings()).encode();
     let store =
         journal.start(claims_all, facts, config.store.durability).context("cannot begin the journal")?;
@@ -89,7 +94,7 @@ pub(super) fn recover(
         let messages = replay.messages;
         tracing::info!(messages, ms = took.as_millis(), "what was accepted before is known again");
     }
-    Ok(Recovered { model: replay.model, store: Some(store), claims_all })
+    Ok(Recovered { model: replay.model, store: Some(store), claims_all, history })
 }
 
 /// A model on its way back.
@@ -103,17 +108,56 @@ struct Replay {
 /// Bytes before the message in its record, after the run's number: kind, origin, time.
 const HEAD: usize = 10;
 
+/// Bit of the kind: behind these bytes comes what of the message upstream was being asked for, a number of addresses and then each
+/// with its VNI.
+const ASKED: u8 = 0x80;
+
+/// Bytes of such an address.
+const TARGET: usize = 20;
+
 /// What of a message is kept besides its bytes.
-pub(super) fn head(kind: Kind, origin: Origin, now: u64) -> [u8; HEAD] {
-    let mut head = [0; HEAD];
-    head[0] = match kind {
-        Kind::V1 => 1,
-        Kind::V2 => 2,
-        Kind::Rules => 3,
-    };
-    head[1] = origin as u8;
-    head[2..].copy_from_slice(&now.to_le_bytes());
+pub(super) fn head(kind: Kind, origin: Origin, now: u64, asked: &Asked) -> Vec<u8> {
+    let mut head = vec![
+        match kind {
+            Kind::V1 => 1,
+            Kind::V2 => 2,
+            Kind::Rules => 3,
+        },
+        origin as u8,
+    ];
+    head.extend_from_slice(&now.to_le_bytes());
+    if !asked.is_empty() {
+        head[0] |= ASKED;
+        head.extend_from_slice(&u32::try_from(asked.len()).unwrap_or(u32::MAX).to_le_bytes());
+        for (vni, ip) in asked {
+            head.extend_from_slice(&vni.to_le_bytes());
+            let ip = match ip {
+                IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+                IpAddr::V6(ip) => *ip,
+            };
+            head.extend_from_slice(&ip.octets());
+        }
+    }
     head
+}
+
+/// What upstream was being asked for, and where the message begins.
+fn asked(payload: &[u8]) -> Result<(Asked, usize), String> {
+    let begin = 8 + HEAD;
+    if payload.get(8).is_none_or(|kind| kind & ASKED == 0) {
+        return Ok((Asked::new(), begin));
+    }
+    let cut = || "a record is cut off".to_owned();
+    let count = payload.get(begin..begin + 4).and_then(|bytes| bytes.try_into().ok()).ok_or_else(cut)?;
+    let count = usize::try_from(u32::from_le_bytes(count)).map_err(|_| cut())?;
+    let end = count.checked_mul(TARGET).and_then(|bytes| bytes.checked_add(begin + 4)).ok_or_else(cut)?;
+    let targets = payload.get(begin + 4..end).ok_or_else(cut)?;
+    let asked = targets.chunks_exact(TARGET).filter_map(|target| {
+        let (vni, ip) = target.split_at(4);
+        let ip: [u8; 16] = ip.try_into().ok()?;
+        Some((u32::from_le_bytes(vni.try_into().ok()?), Ipv6Addr::from(ip).to_canonical()))
+    });
+    Ok((asked.collect(), end))
 }
 
 fn number(bytes: &[u8], at: usize) -> Result<u64, String> {
@@ -156,7 +200,8 @@ impl Replay {
     }
 
     fn begin(&mut self, payload: Vec<u8>) -> Result<(), String> {
-        let (run, kind) = (number(&payload, 0)?, payload.get(8).copied());
+        let (run, kind) = (number(&payload, 0)?, payload.get(8).map(|kind| kind & !ASKED));
+        let (asked, begin) = asked(&payload)?;
         let origin = match payload.get(9) {
             Some(0) => Origin::Controller,
             Some(1) => Origin::Tool,
@@ -165,7 +210,7 @@ impl Replay {
             _ => return Err("a message is of an unknown origin".to_owned()),
         };
         let now = number(&payload, 10)?;
-        let bytes = Bytes::from(payload).slice(8 + HEAD..);
+        let bytes = Bytes::from(payload).slice(begin..);
         let message = match kind {
             Some(1) => Message::decode_v1(bytes),
             Some(2) => Message::decode_v2(bytes),
@@ -173,7 +218,7 @@ impl Replay {
             _ => return Err("a message is of an unknown kind".to_owned()),
         };
         let message = message.map_err(|error| format!("a message cannot be read any more: {error}"))?;
-        self.runs.insert(run, Run::new(message, origin, now));
+        self.runs.insert(run, Run::new(message, origin, now).while_asked(asked));
         self.messages += 1;
         Ok(())
     }
@@ -202,7 +247,12 @@ mod tests {
         let begin = || Model::new(ncm_model::Settings::default(), &ncm_model::Seed::default());
         let mut replay = Replay { model: begin(), runs: BTreeMap::new(), messages: 0 };
         let mut payload = 7_u64.to_le_bytes().to_vec();
-        payload.extend_from_slice(&head(Kind::V2, Origin::Controller, 1));
+        let asked = Asked::from([(7, IpAddr::from([10, 1, 0, 2])), (8, IpAddr::from(Ipv6Addr::LOCALHOST))]);
+        let known = [&payload[..], &head(Kind::V2, Origin::Controller, 1, &asked), b"m"].concat();
+        assert_eq!(super::asked(&known), Ok((asked.clone(), known.len() - 1)));
+        (8..known.len() - 1)
+            .for_each(|cut| assert!(super::asked(&known[..cut]).is_err() || cut == 8, "{cut}"));
+        payload.extend_from_slice(&head(Kind::V2, Origin::Controller, 1, &Asked::new()));
         let mut take = |kind, payload: &[u8]| replay.take(Record { kind, payload: payload.to_vec() });
         take(FrameKind::Message, &payload).expect("an empty message");
         for cut in 0..payload.len() {

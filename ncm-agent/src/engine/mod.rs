@@ -3,10 +3,12 @@
 //! The model is behind one lock and steps through messages in bounded parts; one writer thread puts what the steps
 //! yield into the kernel, in the order in which the model yielded it. Both work at the same time, a few steps apart.
 
+mod ageing;
 mod apply;
 mod beside;
 mod epochs;
 mod flows;
+mod following;
 mod guests;
 mod hand_up;
 mod hosts;
@@ -43,8 +45,10 @@ use crate::config::{Config, DataplaneLog, MissingGroup};
 use crate::netlink::underlay::Underlay;
 use crate::netlink::{Kernel, Links};
 use crate::store::Store;
+use crate::upstream::{self, Outstanding};
 
 pub use apply::{Applied, ApplyError};
+pub use following::{FollowError, Followed, Follower, Part};
 pub use lock::{InstanceLock, LockError};
 pub use ncm_model::Kind;
 pub use status::{InterfaceStatus, Role, TableFill};
@@ -76,11 +80,14 @@ pub(crate) struct Shared {
     writer: Sender<Job>,
     /// The journal, if there is one.
     store: Option<Store>,
+    following: following::Following,
     underlay: Option<Underlay>,
     interfaces: tokio::sync::Mutex<Interfaces>,
     status: Mutex<BTreeMap<String, InterfaceStatus>>,
     fill: Mutex<status::FillCache>,
     counts: Mutex<status::CountCache>,
+    /// What upstream is being asked for, if there is one.
+    upstream: Option<Arc<Outstanding>>,
     /// Entries that the kernel has refused to delete.
     undeleted: AtomicUsize,
     /// There was no room for policy: what is left over of earlier runs is to go soon.
@@ -156,20 +163,23 @@ impl Engine {
         };
         let recovered =
             tokio::task::block_in_place(|| journal::recover(&config, journal, seed.names.is_empty(), begin))?;
-        let journal::Recovered { mut model, store, claims_all } = recovered;
+        let journal::Recovered { mut model, store, claims_all, history } = recovered;
         interfaces.adopt_named(&dataplane, &mut model);
         let (jobs, receiver) = std::sync::mpsc::channel();
+        let following = following::Following::new(history, model.version());
         let shared = Arc::new(Shared {
             model: Mutex::new(model),
             dataplane,
             own,
             writer: jobs,
             store,
+            following,
             underlay,
             interfaces: tokio::sync::Mutex::new(interfaces),
             status: Mutex::default(),
             fill: Mutex::default(),
             counts: Mutex::default(),
+            upstream: config.upstream.address.as_ref().map(|_| Arc::default()),
             undeleted: AtomicUsize::new(0),
             crowded: AtomicBool::new(false),
             slots: Arc::new(Semaphore::new(STEPS_AHEAD)),
@@ -187,7 +197,9 @@ impl Engine {
         hand_up::start(&shared).await;
         shared.resume(claims_all).await?;
         snapshot::start(&shared);
+        following::start(&shared);
         upkeep::start(&shared, links);
+        shared.ask_upstream()?;
         let engine = Self { shared };
         verify::start(&engine);
         Ok(engine)
@@ -202,6 +214,15 @@ impl Engine {
 }
 
 impl Shared {
+    /// Has upstream asked for what is not known, if there is one.
+    fn ask_upstream(&self) -> anyhow::Result<()> {
+        let Some(outstanding) = &self.upstream else { return Ok(()) };
+        let (device, _) = crate::hand_up::device_names(&self.config.instance);
+        let (config, source) = (&self.config.upstream, &self.config.node.addresses);
+        upstream::start(config, source, &device, self.dataplane.tables(), outstanding)
+            .context("cannot start the thread that asks upstream")
+    }
+
     /// Makes the tables what the model says, if it says anything, and takes over the guests' interfaces.
     async fn resume(self: &Arc<Self>, claims_all: bool) -> anyhow::Result<()> {
         let wanted: Vec<String> = self.model().wanted_interfaces().map(str::to_owned).collect();
@@ -279,6 +300,10 @@ fn settings(config: &Config, tables: &Tables) -> Settings {
             MissingGroup::Open => ncm_model::MissingGroup::Open,
         },
         port_flows: config.flows.max_flows_per_port,
+        asks: config.upstream.address.as_ref().map(|_| ncm_model::AskRate {
+            interval_ns: 1_000_000_000 / config.upstream.port_asks_per_second.max(1),
+            at_once: config.upstream.port_asks_at_once.max(1),
+        }),
         limits: ncm_model::Limits {
             tombstones: limit(config.limits.tombstones),
             tombstone_age_s: config.limits.tombstone_age_s,

@@ -98,10 +98,14 @@ impl Shared {
         let alone = alone.map_err(|_| Cause::from("the agent is stopping"))?;
         passage = passage.next(&self.model());
         self.write_neighbours(&mut file, &mut passage).map_err(failed)?;
-        let (mut others, version) = (Vec::new(), {
-            let model = self.model();
-            model.held_version()
-        });
+        let (mut others, version, told) = (
+            Vec::new(),
+            {
+                let model = self.model();
+                model.held_version()
+            },
+            self.model().version(),
+        );
         self.model().held_others(PART, |part| others.push(part));
         for part in others {
             file.append(FrameKind::Others, &part).map_err(failed)?;
@@ -112,6 +116,7 @@ impl Shared {
             let bytes = file.publish()?;
             store.cut()?;
             drop(alone);
+            self.following.tell(told);
             tracing::info!("what is accepted is kept again");
             return Ok(bytes);
         }

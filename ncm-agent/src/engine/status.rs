@@ -10,9 +10,10 @@ use ncm_model::{Model, StateCount};
 use nix::time::{ClockId, clock_gettime};
 
 use super::{Engine, Shared};
-use crate::config::Config;
+use crate::config::{Config, UpstreamAddress};
 use crate::netlink::underlay::HostReport;
 use crate::telemetry::{Family, Sample, own, packet_path};
+use crate::upstream::Standing;
 
 /// What an interface is to the agent.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -124,6 +125,13 @@ impl Engine {
 
     fn missing_endpoints(&self) -> Vec<std::net::IpAddr> {
         self.shared.underlay.as_ref().map(|underlay| underlay.missing_endpoints()).unwrap_or_default()
+    }
+
+    /// Who is asked for what is not known, and how things stand there; `None` if nobody is.
+    #[must_use]
+    pub fn upstream(&self) -> Option<(&UpstreamAddress, Standing)> {
+        let address = self.shared.config.upstream.address.as_ref()?;
+        Some((address, self.shared.upstream.as_ref()?.standing()))
     }
 
     /// How each remote host is reached.
@@ -266,6 +274,11 @@ impl Engine {
         for host in self.remote_hosts().iter().filter(|host| host.resolved == 0) {
             let problem = host.problem.as_deref().unwrap_or("its next hop is not resolved");
             alarms.push(format!("remote host {}: {problem}", host.address));
+        }
+        if let Some((_, standing)) = self.upstream()
+            && !standing.problem.is_empty()
+        {
+            alarms.push(format!("{}: destinations that are not known stay so", standing.problem));
         }
         if self.heartbeat_age_ms().is_some_and(|age| age > 3000) {
             alarms.push(

@@ -10,6 +10,7 @@ use ncm_common::tables::{Flow, FlowKey, PortFlows, ticks};
 use ncm_dataplane::{Error, Position, Tables};
 
 use super::Shared;
+use super::ageing::Ageing;
 use super::leftover_sets::LeftoverSets;
 use super::status::monotonic_ns;
 use crate::fault;
@@ -31,21 +32,29 @@ const GRACE: u32 = ticks(5_000_000_000);
 
 /// Starts the sweep; it ends when the engine does.
 pub(super) fn start(shared: &Arc<Shared>, leftover: LeftoverSets) -> io::Result<()> {
+    let ageing = shared.config.upstream.learned_idle.filter(|_| shared.upstream.is_some()).map(Ageing::new);
     let (tables, shared) = (shared.dataplane.tables().clone(), Arc::downgrade(shared));
-    fault::supervise_thread("ncm-sweep", "the sweep of flows", move || run(&tables, &shared, leftover))?;
+    fault::supervise_thread("ncm-sweep", "the sweep of flows", move || {
+        run(&tables, &shared, leftover, ageing);
+    })?;
     Ok(())
 }
 
-fn run(tables: &Tables, shared: &Weak<Shared>, mut leftover: LeftoverSets) {
-    let mut sweep = Sweep::default();
+fn run(tables: &Tables, shared: &Weak<Shared>, mut leftover: LeftoverSets, ageing: Option<Ageing>) {
+    let mut sweep = Sweep { ageing, ..Sweep::default() };
     while shared.strong_count() > 0 {
         thread::sleep(SLICE_EVERY);
         let begun = Instant::now();
         if let Err(error) = sweep.step(tables, ticks(monotonic_ns())) {
             tracing::warn!(%error, "cannot free the flows that are over");
-            sweep = Sweep { begun: Some(begun), ..Sweep::default() };
+            sweep = Sweep { begun: Some(begun), ageing: sweep.ageing.take(), ..Sweep::default() };
         }
         let Some(shared) = shared.upgrade() else { return };
+        if std::mem::take(&mut sweep.walked)
+            && let Some(ageing) = &mut sweep.ageing
+        {
+            ageing.walked(&shared, ticks(monotonic_ns()));
+        }
         if let Err(error) = leftover.look(&shared) {
             tracing::warn!(%error, "cannot free the entries of policy sets of an earlier run");
         }
@@ -65,6 +74,10 @@ struct Sweep {
     tally: Tally,
     /// Ports whose half-open flows are still to be counted.
     half_open: Option<Vec<u32>>,
+    /// A walk has come to its end.
+    walked: bool,
+    /// Which entries are used, if that matters.
+    ageing: Option<Ageing>,
 }
 
 /// What a walk has seen of a port's flows.
@@ -87,17 +100,25 @@ impl Sweep {
             let rest = ports.split_off(ports.len().min(PORTS));
             for port in std::mem::replace(ports, rest) {
                 if let Some(table) = tables.half_open.of(port)? {
-                    table.for_each(|_, flow| self.tally.count_half_open(&flow, now))?;
+                    let (tally, ageing) = (&mut self.tally, &mut self.ageing);
+                    table.for_each(|_, flow| {
+                        tally.count_half_open(&flow, now);
+                        if let Some(ageing) = ageing {
+                            ageing.saw(&flow, now);
+                        }
+                    })?;
                 }
             }
             if ports.is_empty() {
                 self.half_open = None;
+                self.walked = true;
                 flows::publish(&std::mem::take(&mut self.tally));
             }
             return Ok(());
         }
         if !self.walking {
-            if self.begun.is_some_and(|begun| begun.elapsed() < WALK_EVERY) {
+            let every = self.ageing.as_ref().map_or(WALK_EVERY, Ageing::walk_every);
+            if self.begun.is_some_and(|begun| begun.elapsed() < every) {
                 return Ok(());
             }
             self.begin(tables)?;
@@ -157,6 +178,9 @@ impl Sweep {
             } else {
                 self.seen(key.port, generation).live += 1;
                 self.tally.count(key, flow, now);
+                if let Some(ageing) = &mut self.ageing {
+                    ageing.saw(flow, now);
+                }
             }
         }
         remove(tables, &gone);

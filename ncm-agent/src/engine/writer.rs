@@ -12,7 +12,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use ncm_common::Plain;
-use ncm_common::tables::{Endpoint, MacKey, epoch_slot, mac_slot};
+use ncm_common::tables::{Endpoint, IpKey, MacKey, epoch_slot, mac_slot};
 use ncm_dataplane::{Table, Tables};
 use ncm_model::{Changes, Delta, Handle, Put};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
@@ -105,7 +105,10 @@ fn run(jobs: &Receiver<Job>, mut writer: Writer, shared: &Weak<Shared>) {
                 if marked {
                     mark(&shared, true);
                 }
-                let (refused, waited) = writer.write(shared.underlay.as_ref(), *changes);
+                let (refused, waited, reached) = writer.write(shared.underlay.as_ref(), *changes);
+                if let Some(outstanding) = &shared.upstream {
+                    outstanding.written(&reached);
+                }
                 if marked {
                     mark(&shared, false);
                 }
@@ -199,8 +202,12 @@ impl Writer {
         decisive(self.undeleted.tables()) < before
     }
 
-    /// Writes the changes of one step. Also returns the time spent on waiting for netlink.
-    fn write(&mut self, underlay: Option<&Underlay>, mut changes: Changes) -> (Refused, Duration) {
+    /// Writes the changes of one step. Also returns the time spent on waiting for netlink, and the endpoints that were written.
+    fn write(
+        &mut self,
+        underlay: Option<&Underlay>,
+        mut changes: Changes,
+    ) -> (Refused, Duration, Vec<Put<IpKey, Endpoint>>) {
         let mut refused = Refused::new();
         own::ENTRIES_WRITTEN.add(changes.len() as u64);
         let reused = self.clear_predecessors(&mut changes, &mut refused);
@@ -262,7 +269,7 @@ impl Writer {
         self.withheld.hold_back(tables, &mut changes.port_epochs, &mut refused);
         put(&tables.ports, &mut changes.port_epochs, &mut refused, &mut left.ports.del);
         self.epochs.rise(tables, &changes.epochs);
-        (refused, waited)
+        (refused, waited, changes.endpoints_ip.put)
     }
 
     /// What a port may send from has no generation: where an index is given to a port, what the last one there had goes

@@ -7,7 +7,7 @@
 
 mod device;
 mod queue;
-mod socket;
+pub(crate) mod socket;
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -26,7 +26,7 @@ pub use device::{device_names, ensure, remove_pair};
 use crate::responders::{Answer, Ignored, Question, Schedule, advertisements, answer};
 use crate::telemetry::own;
 use queue::Queue;
-use socket::{Received, Socket};
+use socket::{Received, Socket, Wanted};
 
 /// How often it is looked whether there is something new to tell.
 const LOOK: Duration = Duration::from_secs(1);
@@ -88,7 +88,10 @@ pub fn start(device: &str, facts: impl Facts) -> io::Result<()> {
 }
 
 fn open(device: &str) -> io::Result<Socket> {
-    Socket::open(nix::net::if_::if_nametoindex(device)?)
+    /// Questions are few and small.
+    const QUESTIONS: Wanted =
+        Wanted { first: marks::DHCP, last: marks::ROUTER_SOLICITATION, waiting: 1 << 20 };
+    Socket::open(nix::net::if_::if_nametoindex(device)?, QUESTIONS)
 }
 
 /// A port's advertisements.
@@ -166,7 +169,7 @@ impl<F: Facts> Server<F> {
 
     fn serve(&mut self, port: u32, question: Question, received: &Received) {
         let answered = match self.facts.lease(port) {
-            Some(facts) => answer(question, &received.frame, received.partial, &facts),
+            Some(facts) => answer(question, &received.frame, received.is_partial(), &facts),
             None => Err(Ignored::NoBinding),
         };
         match answered {
@@ -199,7 +202,7 @@ impl<F: Facts> Server<F> {
         may
     }
 
-    fn send(&self, port: u32, frame: &[u8], question: Question) {
+    fn send(&mut self, port: u32, frame: &[u8], question: Question) {
         match self.socket.send(marks::mark(marks::DELIVER, port), frame) {
             Ok(()) => own::GUEST_ANSWERS.increment(),
             Err(error) => {

@@ -144,6 +144,8 @@ impl Columns for Port {
         "mtu",
         "set",
         "max_flows",
+        "ask_interval_ns",
+        "asks_at_once",
         "epoch",
         "flags",
     ];
@@ -154,6 +156,7 @@ impl Columns for Port {
             (port_flags::XDP_TARGET, "xdp_target"),
             (port_flags::SOURCES, "sources"),
             (port_flags::SOURCE_PREFIXES, "source_prefixes"),
+            (port_flags::GROUPS_OUT, "groups_out"),
         ];
         vec![
             self.generation.into(),
@@ -165,6 +168,8 @@ impl Columns for Port {
             self.mtu.into(),
             named(names, name_kinds::SET, self.set),
             self.max_flows.into(),
+            self.ask_interval.into(),
+            self.asks_at_once.into(),
             self.epoch.into(),
             flags_text(self.flags, &known).into(),
         ]
@@ -306,11 +311,9 @@ impl Columns for PortTraffic {
 }
 
 impl Columns for PortLimits {
-    const NAMES: &'static [&'static str] =
-        &["errors_filled_ns", "errors_tokens", "hand_ups_filled_ns", "hand_ups_tokens"];
+    const NAMES: &'static [&'static str] = &["errors_full_at_ns", "asks_full_at_ns", "hand_ups_full_at_ns"];
     fn values(&self, _: &Names) -> Vec<Value> {
-        let Self { errors, hand_ups } = self;
-        vec![errors.filled.into(), errors.tokens.into(), hand_ups.filled.into(), hand_ups.tokens.into()]
+        vec![self.errors.into(), self.asks.into(), self.hand_ups.into()]
     }
 }
 

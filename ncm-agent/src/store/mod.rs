@@ -15,6 +15,7 @@
 
 mod disk;
 mod frame;
+pub(crate) mod history;
 mod log;
 mod open;
 mod snapshot;

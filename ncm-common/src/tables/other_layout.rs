@@ -34,8 +34,13 @@ layout! {
         pub vni: u32,
         /// That subnet's generation.
         pub subnet_generation: u32,
+        /// For how many packets it may ask at once.
+        pub asks_at_once: u32,
+        /// Nanoseconds in which the port earns asking upstream for one packet whose destination is not known; 0 if nobody is
+        /// asked.
+        pub ask_interval: u32,
         /// Zero.
-        pub reserved: [u32; 5],
+        pub reserved: [u32; 3],
     }
 
     /// Where a guest is: behind a port of this host, or on a remote one. Value of both endpoint tables.

@@ -7,6 +7,7 @@ mod xdp;
 
 use core::arch::asm;
 
+use ncm_common::asks::Ask;
 pub use tc::Tc;
 pub use xdp::Xdp;
 
@@ -100,6 +101,17 @@ pub trait Context: Frame + Copy {
     ///
     /// The hook cannot do it.
     fn hand_up(&self, ifindex: u32, mark: u32) -> Result<i32, Refused>;
+
+    /// The same, with an [`Ask`] in front of the frame.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refused, or the hook cannot do it.
+    fn hand_up_behind(&self, ask: &Ask, ifindex: u32, mark: u32) -> Result<i32, Refused>;
+
+    /// 1 if the agent has held the frame, which it had from the port of that index, and lets it go on now, else 0. It is asked
+    /// once: the mark that says so goes.
+    fn takes_release(&self, port: u32) -> u32;
 
     /// Sends the frame out of an interface; `None` if the hook knows no such device.
     fn send(&self, ifindex: u32) -> Option<i32>;

@@ -10,10 +10,12 @@ use aya_ebpf::{
     bpf_f_adj_room_encap_l2,
     helpers::{
         bpf_clone_redirect, bpf_fib_lookup, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh,
-        bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_pull_data, bpf_skb_store_bytes, bpf_skb_vlan_push,
+        bpf_skb_adjust_room, bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_pull_data,
+        bpf_skb_store_bytes, bpf_skb_vlan_push,
     },
     programs::TcContext,
 };
+use ncm_common::{asks::Ask, marks};
 
 use super::{Context, Question, Refused, checked};
 use crate::headers::{Frame, HEADERS, Tunnel, Window, ethernet::ethertype, vxlan};
@@ -21,6 +23,8 @@ use crate::headers::{Frame, HEADERS, Tunnel, Window, ethernet::ethertype, vxlan}
 /// `AF_INET` and `AF_INET6`
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
+/// `AF_PACKET`
+const AF_PACKET: u32 = 17;
 
 /// Bytes of the field that an update of a checksum is for, as a flag of `bpf_l4_csum_replace`.
 const CHECKSUM_OF_TWO_BYTES: u64 = 2;
@@ -52,13 +56,14 @@ impl Tc {
         self.0
     }
 
-    /// Whether the frame still belongs to a tap: its sockets are of no address family, those of guests' stacks are.
+    /// Whether the frame still belongs to a tap, whose sockets are of no address family, or to the agent's packet socket: those of
+    /// guests' stacks are of another one.
     #[inline(always)]
     fn is_of_tap(&self) -> bool {
         // SAFETY: the context is the kernel's; a socket that it names is there as long as the frame.
         unsafe {
             let socket = (*self.0).__bindgen_anon_2.sk;
-            !socket.is_null() && (&raw const (*socket).family).read_volatile() == 0
+            !socket.is_null() && matches!((&raw const (*socket).family).read_volatile(), 0 | AF_PACKET)
         }
     }
 
@@ -75,6 +80,14 @@ impl Tc {
     pub fn clear_mark(&self) {
         // SAFETY: the context is the kernel's.
         unsafe { (*self.0).mark = 0 };
+    }
+
+    /// Has the frame come in by an interface, as if it were from there.
+    #[inline(always)]
+    #[must_use]
+    pub fn send_in(&self, ifindex: u32) -> i32 {
+        // SAFETY: the helper only notes the interface; it reads no memory of ours.
+        unsafe { bpf_redirect(ifindex, BPF_F_INGRESS.into()) as i32 }
     }
 
     /// Makes room for a tunnel's headers, of which `layer` says the IP version, as a flag of `bpf_skb_adjust_room`.
@@ -249,6 +262,28 @@ impl Context for Tc {
             (*self.0).mark = mark;
             Ok(bpf_redirect(ifindex, BPF_F_INGRESS.into()) as i32)
         }
+    }
+
+    #[inline(always)]
+    fn hand_up_behind(&self, ask: &Ask, ifindex: u32, mark: u32) -> Result<i32, Refused> {
+        const BYTES: usize = size_of::<Ask>();
+        // SAFETY: the context is the kernel's.
+        if unsafe { bpf_skb_change_head(self.0, BYTES as u32, 0) } != 0 {
+            return Err(Refused);
+        }
+        self.store_with::<BYTES>(0, core::ptr::from_ref(ask).cast(), 0)?;
+        self.hand_up(ifindex, mark)
+    }
+
+    #[inline(always)]
+    fn takes_release(&self, port: u32) -> u32 {
+        // Without a decision, which the verifier would follow to the program's end in both ways.
+        let mark = self.mark();
+        let other = mark ^ marks::mark(marks::RELEASE, port);
+        let released = (other.wrapping_sub(1) & !other) >> 31;
+        // SAFETY: the context is the kernel's.
+        unsafe { (*self.0).mark = mark & released.wrapping_sub(1) };
+        released
     }
 
     #[inline(always)]

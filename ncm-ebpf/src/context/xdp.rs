@@ -5,6 +5,7 @@ use aya_ebpf::{
     helpers::{bpf_xdp_adjust_head, bpf_xdp_get_buff_len},
     programs::XdpContext,
 };
+use ncm_common::asks::Ask;
 
 use super::{Context, Question, Refused, checked, pointer};
 use crate::{
@@ -158,6 +159,18 @@ impl Context for Xdp {
     fn hand_up(&self, _: u32, _: u32) -> Result<i32, Refused> {
         // XDP programs pass such packets up to tc.
         Err(Refused)
+    }
+
+    #[inline(always)]
+    fn hand_up_behind(&self, _: &Ask, _: u32, _: u32) -> Result<i32, Refused> {
+        // XDP programs pass such packets up to tc.
+        Err(Refused)
+    }
+
+    #[inline(always)]
+    fn takes_release(&self, _: u32) -> u32 {
+        // What the agent lets go on comes in behind XDP.
+        0
     }
 
     #[inline(always)]

@@ -3,13 +3,15 @@
 //! Where an answer needs another packet than the one at hand, or the guest takes no XDP frames, XDP leaves it to tc.
 
 use ncm_common::{
+    asks::ask_kinds,
     counters::PathCounter,
     drops::DropReason,
     tables::{Subnet, endpoint_flags, port_flags},
 };
 
 use super::{
-    Ended, Step, admit::Sender, by_ip, by_mac, errors::TTL, guest::PAYLOAD, refuse, route::is_gateway, subnet,
+    Ended, Step, admit::Sender, ask, by_ip, by_mac, errors::TTL, guest::PAYLOAD, refuse, route::is_gateway,
+    subnet,
 };
 use crate::{
     context::Context,
@@ -27,7 +29,7 @@ use crate::{
 
 /// Answers a guest's ARP request for a gateway or a known endpoint of its subnet.
 #[inline(always)]
-pub fn arp<C: Context>(packet: C, sender: Sender, ethernet: &Ethernet) -> Step<()> {
+pub fn arp<C: Context>(packet: C, sender: Sender, scratch: &mut Scratch, ethernet: &Ethernet) -> Step<()> {
     let message = Arp::parse(&packet, PAYLOAD).ok_or(DropReason::Malformed)?;
     if message.sender_mac != ethernet.source {
         sender.mac(ethernet.source)?;
@@ -48,7 +50,12 @@ pub fn arp<C: Context>(packet: C, sender: Sender, ethernet: &Ethernet) -> Step<(
     if sender.owns(&target) {
         return refuse(DropReason::ArpUnknown);
     }
-    let (mac, _) = owner(sender, index, subnet(index, generation)?, target).ok_or(DropReason::ArpUnknown)?;
+    let own = subnet(index, generation)?;
+    let Some((mac, _)) = owner(sender, index, own, target) else {
+        ask::within(&mut scratch.ask, &mut scratch.ask_subnet, (index, own.vni), target, ask_kinds::ARP);
+        ask::from(&mut scratch.ask, Address::v4(message.sender_ip));
+        return Err(Ended::unknown(DropReason::ArpUnknown));
+    };
     if !can_reply::<C>(sender) {
         return Err(Ended::PASS_UP);
     }
@@ -124,8 +131,12 @@ fn found(sender: Sender, scratch: &mut Scratch) -> Step<()> {
     if sender.owns(&scratch.target) {
         return refuse(DropReason::NdUnknown);
     }
-    let (mac, router) =
-        owner(sender, index, subnet(index, generation)?, target).ok_or(DropReason::NdUnknown)?;
+    let own = subnet(index, generation)?;
+    let Some((mac, router)) = owner(sender, index, own, target) else {
+        let (ask, lookup) = (&mut scratch.ask, &mut scratch.ask_subnet);
+        ask::within(ask, lookup, (index, own.vni), target, ask_kinds::DISCOVERY);
+        return Err(Ended::unknown(DropReason::NdUnknown));
+    };
     scratch.owner = mac;
     scratch.is_router = u32::from(router);
     Ok(())

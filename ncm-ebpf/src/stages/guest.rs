@@ -9,7 +9,7 @@ use ncm_common::{
 use super::{
     Ended, Step,
     admit::Sender,
-    answer, control, deliver, errors, flow, fragment, open, port, refuse,
+    answer, ask, control, deliver, errors, flow, fragment, open, port, refuse,
     related::{self, Way},
     route, settle, subnet,
 };
@@ -61,16 +61,26 @@ fn forward<C: Context>(packet: C, from: &mut u32, at: &mut u32) -> Step<Ended> {
     if !packet.is_linear() {
         return Err(Ended::PASS_UP);
     }
-    *from = reference.index;
+    // What the agent has held was counted when it came from the guest.
+    // What the agent has held was counted when it came from the guest.
+    let held = packet.takes_release(reference.index);
+    *from = reference.index & held.wrapping_sub(1);
     *at = reference.index;
     open(port)?;
     let sender = Sender { index: reference.index, port };
     let scratch = scratch().ok_or(DropReason::RewriteFailed)?;
+    scratch.held = held;
     scratch.there.key.port = sender.index;
     let step = follow(packet, sender, scratch);
     let ended = blur(step, scratch);
     *at = forget(scratch).there.key.port;
-    Ok(if ended.is_owed() { errors::owed(packet, sender, scratch, ended) } else { ended })
+    Ok(if ended.is_owed() {
+        errors::owed(packet, sender, scratch, ended)
+    } else if ended.is_unknown() {
+        Ended(ask::ask(packet, sender, scratch))
+    } else {
+        ended
+    })
 }
 
 /// How a frame's way ended, as a number that the verifier knows nothing of: else it would follow what is done at the end for
@@ -94,7 +104,7 @@ fn follow<C: Context>(packet: C, sender: Sender, scratch: &mut Scratch) -> Step<
     } else if ethernet.ethertype == ethertype::IPV6 && !packet.is_tagged() {
         scratch.packet.read_v6(&packet, PAYLOAD, &ethernet)?;
     } else {
-        return Err(Ended(other(packet, sender)));
+        return Err(Ended(other(packet, sender, scratch)));
     }
     let scratch = forget(scratch);
     if C::PASSES_UP && scratch.packet.is_partial() {
@@ -133,11 +143,11 @@ fn is_discovery(whole: &Packet) -> bool {
 
 /// A frame that is no untagged IP.
 #[inline(never)]
-fn other<C: Context>(packet: C, sender: Sender) -> u32 {
-    let refused = |packet: C| -> Step<()> {
+fn other<C: Context>(packet: C, sender: Sender, scratch: &mut Scratch) -> u32 {
+    let mut refused = |packet: C| -> Step<()> {
         let ethernet = Ethernet::parse(&packet, 0).ok_or(DropReason::Malformed)?;
         if ethernet.ethertype == ethertype::ARP && !packet.is_tagged() {
-            return answer::arp(packet, sender, &ethernet);
+            return answer::arp(packet, sender, scratch, &ethernet);
         }
         sender.mac(ethernet.source)?;
         if packet.is_tagged() || matches!(ethernet.ethertype, ethertype::VLAN | ethertype::SERVICE_VLAN) {

@@ -20,11 +20,7 @@ pub fn up<C: Context>(packet: C, sender: Sender, why: u32) -> Step<()> {
     if C::PASSES_UP {
         return Err(Ended::PASS_UP);
     }
-    let ifindex = NODE.get(&0).map_or(0, |node| node.hand_up_ifindex);
-    // Without the agent nobody would read it there.
-    if ifindex == 0 || !is_fresh(flow::clock()) {
-        return refuse(DropReason::HandUpUnavailable);
-    }
+    let ifindex = device().ok_or(DropReason::HandUpUnavailable)?;
     // What waits for the agent is bounded in packets.
     let is_large = packet.length() > LARGEST || packet.segment_size() != 0;
     if is_large || !limit::grants_hand_up(sender.index) {
@@ -35,24 +31,40 @@ pub fn up<C: Context>(packet: C, sender: Sender, why: u32) -> Step<()> {
     Err(Ended::sent(action))
 }
 
+/// The interface that leads to the agent; `None` without one, and without the agent: nobody would read it there.
+#[inline(always)]
+pub fn device() -> Option<u32> {
+    let ifindex = NODE.get(&0).map_or(0, |node| node.hand_up_ifindex);
+    (ifindex != 0 && is_fresh(flow::clock())).then_some(ifindex)
+}
+
 /// Ends a packet that was handed up: the agent's packet socket has read it.
 #[inline(always)]
 pub fn ended() -> i32 {
     Tc::DROP
 }
 
-/// Hands what the agent sends to the guest that its mark names, as it is. Nothing else leaves here.
+/// Hands what the agent sends to the guest that its mark names, as it is; or what it has held to that guest's own interface, as if
+/// the guest sent it now: it keeps its mark, by which it is known there. Nothing else leaves here.
 #[inline(always)]
 pub fn down(packet: Tc) -> i32 {
     let (mark, bytes) = (packet.mark(), packet.length());
-    let index = mark & ((1 << marks::PORT_BITS) - 1);
+    let (index, why) = (mark & ((1 << marks::PORT_BITS) - 1), mark >> marks::PORT_BITS);
+    if why & marks::END != 0 {
+        drop(packet, index, why & !marks::END, bytes);
+        return Tc::DROP;
+    }
     let port = PORTS.get(&index).filter(|port| {
-        mark >> marks::PORT_BITS == marks::DELIVER && port.generation != 0 && port.ifindex != 0
+        matches!(why, marks::DELIVER | marks::RELEASE) && port.generation != 0 && port.ifindex != 0
     });
     let Some(port) = port else {
         drop(packet, 0, DropReason::UnknownPort as u32, bytes);
         return Tc::DROP;
     };
+    if why == marks::RELEASE {
+        count(PathCounter::Released, bytes);
+        return packet.send_in(port.ifindex);
+    }
     packet.clear_mark();
     let Some(action) = packet.send(port.ifindex) else { return Tc::DROP };
     received(index, bytes);

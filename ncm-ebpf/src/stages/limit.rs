@@ -1,22 +1,23 @@
 //! Token buckets per port, for what the packet path sends or hands up on its behalf.
 
 use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
-use ncm_common::tables::{Bucket, PortLimits};
+use ncm_common::tables::{Port, PortLimits};
 
 use crate::tables::LIMITS;
 
-/// How many packets a bucket grants per second in the long run, and at once.
+/// How many packets a bucket grants in the long run, and at once.
 #[derive(Clone, Copy)]
 pub struct Rate {
-    per_second: u64,
+    /// Nanoseconds for each.
+    interval: u64,
     at_once: u64,
 }
 
-/// ICMP errors.
-pub const ERRORS: Rate = Rate { per_second: 100, at_once: 50 };
+/// ICMP errors: 100 in a second.
+pub const ERRORS: Rate = Rate { interval: 10_000_000, at_once: 50 };
 
-/// Packets for the agent to answer.
-pub const HAND_UPS: Rate = Rate { per_second: 20, at_once: 20 };
+/// Packets for the agent to answer: 20 in a second.
+pub const HAND_UPS: Rate = Rate { interval: 50_000_000, at_once: 20 };
 
 /// Takes a token of a port's limit on ICMP errors, if there is one.
 #[inline(always)]
@@ -34,17 +35,26 @@ pub fn grants_hand_up(port: u32) -> bool {
     granted
 }
 
+/// Takes a token of a port's limit on what upstream is asked for, if there is one.
+#[inline(always)]
+pub fn grants_ask(index: u32, port: &Port) -> bool {
+    let rate = Rate { interval: port.ask_interval.into(), at_once: port.asks_at_once.into() };
+    let mut granted = false;
+    LIMITS.change(&index, |PortLimits { asks, .. }| granted = take(asks, rate));
+    granted
+}
+
 /// Takes a token, which is worth the nanoseconds that it takes to come. CPUs that take one at once may both get it.
 #[inline(always)]
-fn take(bucket: &mut Bucket, rate: Rate) -> bool {
-    let cost = 1_000_000_000 / rate.per_second;
-    let full = cost * rate.at_once;
+fn take(full_at: &mut u64, rate: Rate) -> bool {
     // SAFETY: the helper only reads the clock.
     let now = unsafe { bpf_ktime_get_coarse_ns() };
-    let gained = bucket.tokens.saturating_add(now.saturating_sub(bucket.filled));
-    let tokens = if gained > full { full } else { gained };
-    let granted = tokens >= cost;
-    bucket.tokens = if granted { tokens - cost } else { tokens };
-    bucket.filled = now;
+    let missing = full_at.saturating_sub(now);
+    // Of another boot's clock, or damaged: no bucket lacks more than all.
+    let whole = rate.interval.wrapping_mul(rate.at_once);
+    let missing = if missing > whole { whole } else { missing };
+    let after = missing + rate.interval;
+    let granted = after <= whole;
+    *full_at = now + if granted { after } else { missing };
     granted
 }

@@ -9,6 +9,8 @@
 
 pub mod admit;
 pub mod answer;
+pub mod ask;
+
 pub mod control;
 pub mod deliver;
 pub mod encapsulate;
@@ -72,6 +74,31 @@ impl Ended {
     #[must_use]
     pub const fn mtu(self) -> u32 {
         self.0 & 0xffff
+    }
+
+    /// Set where the frame is to be dropped as its destination is not known: upstream may be asked for it, by what the scratch
+    /// memory says.
+    const UNKNOWN: u32 = 1 << 9;
+
+    /// The frame's destination is not known; without anybody to ask, it is dropped for that reason.
+    #[inline(always)]
+    #[must_use]
+    pub const fn unknown(reason: DropReason) -> Self {
+        Self(Self::UNKNOWN | reason as u32)
+    }
+
+    /// Whether the destination is not known.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_unknown(self) -> bool {
+        self.0 & Self::UNKNOWN != 0 && self.0 < Self::SENT
+    }
+
+    /// The reason of the drop, without anybody to ask.
+    #[inline(always)]
+    #[must_use]
+    pub const fn unasked(self) -> Self {
+        Self(self.0 & !Self::UNKNOWN)
     }
 
     /// Added to the program's action for a frame that was sent.

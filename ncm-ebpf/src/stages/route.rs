@@ -105,7 +105,7 @@ fn switched(from: &Subnet, packet: &Packet, side: &mut Side) -> Step<&'static En
     side.flow.flags &= !(flow_flags::LOCAL | flow_flags::ROUTED);
     match own {
         Some(own) if own.flags & (endpoint_flags::LOCAL | endpoint_flags::L2) != 0 => Ok(own),
-        _ => Ok(by_mac(vni, packet.to).ok_or(DropReason::UnknownMac)?),
+        _ => by_mac(vni, packet.to).ok_or(Ended::unknown(DropReason::UnknownMac)),
     }
 }
 
@@ -146,7 +146,7 @@ fn routed(from: &Subnet, scratch: &mut Scratch) -> Step<Option<&'static Endpoint
     } else {
         next_hop(to.vni, route, side)
     };
-    let endpoint = endpoint.ok_or(DropReason::UnknownDestination)?;
+    let endpoint = endpoint.ok_or(Ended::unknown(DropReason::UnknownDestination))?;
     side.members = if connected { endpoint.members } else { 0 };
     side.flow.vni = to.vni;
     side.flow.to_mac = endpoint.mac;

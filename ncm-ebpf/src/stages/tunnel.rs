@@ -44,15 +44,14 @@ use crate::{
 pub fn wire_xdp(packet: Xdp) -> i32 {
     let bytes = packet.length();
     let mut to = 0;
-    let action = match claim(&packet) {
-        Ok(Some(claimed)) if claimed.outer.is_over_v6() => {
-            take::<{ vxlan::LEN_V6 }, { vxlan::LEN_V6 + ethernet::LEN }>(packet, &claimed, &mut to)
+    let action = match addressed(&packet) {
+        Some(arrived) if arrived.outer.is_over_v6() => {
+            take::<{ vxlan::LEN_V6 }, { vxlan::LEN_V6 + ethernet::LEN }>(packet, &arrived, &mut to)
         }
-        Ok(Some(claimed)) => {
-            take::<{ vxlan::LEN_V4 }, { vxlan::LEN_V4 + ethernet::LEN }>(packet, &claimed, &mut to)
+        Some(arrived) => {
+            take::<{ vxlan::LEN_V4 }, { vxlan::LEN_V4 + ethernet::LEN }>(packet, &arrived, &mut to)
         }
-        Ok(None) => Ok(foreign::<Xdp>(bytes)),
-        Err(reason) => Err(reason),
+        None => Ok(foreign::<Xdp>(bytes)),
     };
     finish(packet, action, to, bytes)
 }
@@ -64,10 +63,13 @@ pub fn wire_tc(packet: Tc) -> i32 {
     if packet.is_tagged() {
         return foreign::<Tc>(bytes);
     }
-    let action = match claim(&packet) {
-        Ok(Some(claimed)) => relay(packet, &claimed),
-        Ok(None) => Ok(foreign::<Tc>(bytes)),
-        Err(reason) => Err(reason),
+    let action = match addressed(&packet) {
+        Some(arrived) => match claim(&arrived.outer) {
+            Ok(Some(_)) => relay(packet, &arrived),
+            Ok(None) => Ok(foreign::<Tc>(bytes)),
+            Err(reason) => Err(reason),
+        },
+        None => Ok(foreign::<Tc>(bytes)),
     };
     finish(packet, action, 0, bytes)
 }
@@ -99,25 +101,26 @@ fn finish<C: Context>(packet: C, action: Step<i32>, to: u32, bytes: u32) -> i32 
     }
 }
 
-/// A tunnel frame for us from a host that may send into its VNI.
-struct Claimed {
+/// A frame of the tunnel's kind that was sent to us.
+struct Arrived {
     node: &'static Node,
     outer: Outer,
-    host: &'static Reference,
 }
 
-/// Whether the frame is ours: VXLAN to our endpoint and port in a VNI of ours. If it is, its sender has to be known.
+/// Whether the frame is VXLAN to our endpoint and port. Whether its VNI is ours is not looked up yet.
 #[inline(always)]
-fn claim<C: Context>(packet: &C) -> Step<Option<Claimed>> {
-    let Some(node) = NODE.get(&0) else { return Ok(None) };
+fn addressed<C: Context>(packet: &C) -> Option<Arrived> {
+    let node = NODE.get(&0)?;
     let us = Endpoints { v4: &node.endpoint_v4, v6: &node.endpoint_v6, port: node.tunnel_port };
-    let Some(outer) = Outer::parse(packet, us).filter(|outer| is_for_interface(packet, node, outer.to))
-    else {
-        return Ok(None);
-    };
-    let key = VtepKey { vni: outer.vni, ip: outer.source.bytes() };
-    match VTEPS.get(&key) {
-        Some(host) => Ok(Some(Claimed { node, outer, host })),
+    let outer = Outer::parse(packet, us).filter(|outer| is_for_interface(packet, node, outer.to))?;
+    Some(Arrived { node, outer })
+}
+
+/// Index of the host that the frame is from, if its VNI is ours. If it is, its sender has to be known.
+#[inline(always)]
+fn claim(outer: &Outer) -> Step<Option<u32>> {
+    match VTEPS.get(&VtepKey { vni: outer.vni, ip: outer.source.bytes() }) {
+        Some(host) => Ok(Some(host.index)),
         None if VNIS.get(&outer.vni).is_some() => refuse(DropReason::UnknownVtep),
         None => Ok(None),
     }
@@ -152,14 +155,14 @@ fn is_for_stack(node: &'static Node, ifindex: u32, low: u32, high: u16) -> u32 {
 
 /// Leaves the frame to the kernel to decapsulate, by sending it to the relay device's port.
 #[inline(always)]
-fn relay<C: Context>(packet: C, claimed: &Claimed) -> Step<i32> {
-    if claimed.node.relay_ifindex == 0 {
+fn relay<C: Context>(packet: C, arrived: &Arrived) -> Step<i32> {
+    if arrived.node.relay_ifindex == 0 {
         return refuse(DropReason::NoDevice);
     }
     let bytes = packet.length();
     // On the tunnel's own port the kernel gathers frames (GRO) before this, and takes them as they are.
-    if claimed.node.relay_port != claimed.node.tunnel_port {
-        let (node, outer) = (claimed.node, &claimed.outer);
+    if arrived.node.relay_port != arrived.node.tunnel_port {
+        let (node, outer) = (arrived.node, &arrived.outer);
         packet.readdress(outer.udp, node.tunnel_port, node.relay_port, outer.checksum)?;
     }
     count(PathCounter::Relayed, bytes);
@@ -169,43 +172,60 @@ fn relay<C: Context>(packet: C, claimed: &Claimed) -> Step<i32> {
 /// Decapsulates the frame, of which `OUTER` bytes are in front of the inner frame and `INNER` in front of its payload, and hands
 /// it to its guest, or leaves that to the kernel where XDP cannot.
 #[inline(always)]
-fn take<const OUTER: usize, const INNER: usize>(packet: Xdp, claimed: &Claimed, to: &mut u32) -> Step<i32> {
+fn take<const OUTER: usize, const INNER: usize>(packet: Xdp, arrived: &Arrived, to: &mut u32) -> Step<i32> {
     let scratch = scratch().ok_or(DropReason::RewriteFailed)?;
-    match inner::<Xdp, INNER>(&packet, &mut scratch.packet) {
-        // The headers may be in another buffer of a large frame, where only the kernel gets at them.
-        Err(ended) if ended == DropReason::TunnelMalformed.into() && !packet.is_linear() => {
-            return relay(packet, claimed);
-        }
-        inner => inner?,
-    }
-    let guest = guest(claimed.outer.vni, scratch.packet.to, to)?;
-    let extent = claimed.outer.extent(packet.length());
-    if guest.flags & port_flags::XDP_TARGET == 0
-        || matches!(extent, Extent::Padded)
-        || !packet.is_linear()
-        || scratch.packet.is_partial()
+    let outer = &arrived.outer;
+    scratch.vni = outer.vni;
+    scratch.peer = outer.source;
+    let mut index = 0;
+    let read = inner::<Xdp, INNER>(&packet, &mut scratch.packet);
+    let found = read.and_then(|()| guest(outer.vni, scratch.packet.to, &mut index));
+    let extent = outer.extent(packet.length());
+    let stays = found.is_ok_and(|guest| guest.flags & port_flags::XDP_TARGET != 0)
+        && !matches!(extent, Extent::Padded)
+        && packet.is_linear()
+        && !scratch.packet.is_partial()
         // The kernel gathers a stream's segments into large frames before it decapsulates them (GRO), and hands a
         // guest one instead of forty: TCP through the kernel is faster. By protocol, so that no flow is reordered.
-        || scratch.packet.protocol == protocol::TCP
-    {
-        return relay(packet, claimed);
-    }
-    if matches!(extent, Extent::Wrong) {
-        return refuse(DropReason::TunnelMalformed);
-    }
-    scratch.vni = claimed.outer.vni;
-    scratch.host = claimed.host.index;
-    scratch.peer = claimed.outer.source;
-    let shown = receive::<Xdp, INNER>(packet, *to, guest, scratch)?;
+        && scratch.packet.protocol != protocol::TCP;
+    let known = match found {
+        Ok(guest) if stays && !matches!(extent, Extent::Wrong) => known(index, guest, scratch),
+        _ => None,
+    };
+    let shown = if let Some(shown) = known {
+        shown
+    } else {
+        let Some(host) = claim(outer)? else { return Ok(foreign::<Xdp>(packet.length())) };
+        match read {
+            // The headers may be in another buffer of a large frame, where only the kernel gets at them.
+            Err(ended) if ended == DropReason::TunnelMalformed.into() && !packet.is_linear() => {
+                return relay(packet, arrived);
+            }
+            read => read?,
+        }
+        *to = index;
+        let guest = found?;
+        if !stays {
+            return relay(packet, arrived);
+        }
+        if matches!(extent, Extent::Wrong) {
+            return refuse(DropReason::TunnelMalformed);
+        }
+        scratch.host = host;
+        Ended::step(undecided::<Xdp, INNER>(packet, guest, scratch))?;
+        Mac::new(&scratch.here.flow.shown_mac)
+    };
+    *to = index;
+    let guest = found?;
     let bytes = packet.length().wrapping_sub(OUTER as u32);
     if !fits(0, bytes, guest.mtu) {
         return refuse(DropReason::TooBig);
     }
     packet.decapsulate(OUTER)?;
     let action = hand_over(packet, guest, scratch.packet.from, shown)?;
-    received(*to, bytes);
+    received(index, bytes);
     count(PathCounter::DecapsulatedXdp, bytes);
-    trace!(packet, "vni {} to port {}: {} bytes", claimed.outer.vni, *to, bytes);
+    trace!(packet, "vni {} to port {}: {} bytes", outer.vni, index, bytes);
     Ok(action)
 }
 
@@ -214,19 +234,32 @@ fn take<const OUTER: usize, const INNER: usize>(packet: Xdp, claimed: &Claimed, 
 fn decapsulated(packet: Tc, to: &mut u32) -> Step<i32> {
     let scratch = scratch().ok_or(DropReason::RewriteFailed)?;
     sender(packet, scratch)?;
-    let of = VtepKey { vni: scratch.vni, ip: scratch.peer.bytes() };
-    scratch.host = VTEPS.get(&of).ok_or(DropReason::UnknownVtep)?.index;
-    inner::<Tc, { ethernet::LEN }>(&packet, &mut scratch.packet)?;
-    let guest = guest(scratch.vni, scratch.packet.to, to)?;
-    let shown = receive::<Tc, { ethernet::LEN }>(packet, *to, guest, scratch)?;
+    let mut index = 0;
+    let found = inner::<Tc, { ethernet::LEN }>(&packet, &mut scratch.packet)
+        .and_then(|()| guest(scratch.vni, scratch.packet.to, &mut index));
+    let known = match found {
+        Ok(guest) => known(index, guest, scratch),
+        Err(_) => None,
+    };
+    let shown = if let Some(shown) = known {
+        shown
+    } else {
+        let of = VtepKey { vni: scratch.vni, ip: scratch.peer.bytes() };
+        scratch.host = VTEPS.get(&of).ok_or(DropReason::UnknownVtep)?.index;
+        *to = index;
+        Ended::step(undecided::<Tc, { ethernet::LEN }>(packet, found?, scratch))?;
+        Mac::new(&scratch.here.flow.shown_mac)
+    };
+    *to = index;
+    let guest = found?;
     let bytes = packet.length();
     if !fits(packet.segment_size(), bytes, guest.mtu) {
         return refuse(DropReason::TooBig);
     }
     let action = hand_over(packet, guest, scratch.packet.from, shown)?;
-    received(*to, bytes);
+    received(index, bytes);
     count(PathCounter::DecapsulatedRelay, bytes);
-    trace!(packet, "vni {} to port {}: {} bytes", scratch.vni, *to, bytes);
+    trace!(packet, "vni {} to port {}: {} bytes", scratch.vni, index, bytes);
     Ok(action)
 }
 
@@ -311,33 +344,25 @@ fn guest(vni: u32, mac: Mac, to: &mut u32) -> Step<&'static Port> {
     if port.ifindex == 0 { refuse(DropReason::NoDevice) } else { Ok(port) }
 }
 
-/// Lets a packet in at its guest's port, by the port's flow or by the long way. Gives the source MAC that the guest sees.
+/// Lets a packet in by its flow at its guest's port, if that knows it from this very host: gives the source MAC that the guest
+/// sees. Whether the host may send into the VNI is then not asked again: the port's epoch rises when it no longer may.
 #[inline(always)]
-fn receive<C: Context, const AT: usize>(
-    packet: C,
-    index: u32,
-    guest: &'static Port,
-    scratch: &mut Scratch,
-) -> Step<Mac> {
+fn known(index: u32, guest: &'static Port, scratch: &mut Scratch) -> Option<Mac> {
     let now = flow::now();
-    flow::key(&scratch.packet, index, true, &mut scratch.here.key);
-    if let Some(entry) = flow::find(&scratch.packet, &scratch.here.key) {
-        let known = entry.flow();
-        if flow::is_steady(entry, guest, now, true)
-            && known.flags & flow_flags::IN != 0
-            && Mac::new(&known.arriving_mac) == scratch.packet.from
-            && Address::new(&known.peer) == scratch.peer
-        {
-            let shown = Mac::new(&known.shown_mac);
-            if entry.is_of(index) {
-                flow::see(entry, true, now);
-                return Ok(shown);
-            }
-        }
-    }
     scratch.here.now = now;
-    Ended::step(undecided::<C, AT>(packet, guest, scratch))?;
-    Ok(Mac::new(&scratch.here.flow.shown_mac))
+    flow::key(&scratch.packet, index, true, &mut scratch.here.key);
+    let entry = flow::find(&scratch.packet, &scratch.here.key)?;
+    let known = entry.flow();
+    let holds = flow::is_steady(entry, guest, now, true)
+        && known.flags & flow_flags::IN != 0
+        && Mac::new(&known.arriving_mac) == scratch.packet.from
+        && Address::new(&known.peer) == scratch.peer;
+    let shown = Mac::new(&known.shown_mac);
+    if !holds || !entry.is_of(index) {
+        return None;
+    }
+    flow::see(entry, true, now);
+    Some(shown)
 }
 
 /// Decides about a packet that no flow decides about; the decision is in `scratch.here.flow` then.

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use prost::Message as _;
 
 use super::{Operation, Outcome, Refusal, Request, check_update_type};
+use crate::digest;
 use crate::goalstate::{merge, parse};
 use crate::inspect::{SUCCESS, Standing};
 use crate::model::Model;
@@ -73,7 +74,7 @@ impl Model {
         let kind = ResourceType::Dhcp as u8;
         if operation == Operation::Delete {
             if let Some(held) = self.bindings.remove(&key) {
-                self.version += 1;
+                self.digests.take(ResourceType::Dhcp, &key.0, held.meta.digest);
                 self.bury(kind, &name, held.meta.revision, config.revision_number, request);
             }
             return Ok(Outcome::Success);
@@ -82,7 +83,11 @@ impl Model {
         let (v4, v6) = parse_addresses(&config)?;
         let held = self.bindings.remove(&key);
         let (revision, request_id) = (config.revision_number, config.request_id.clone());
-        let meta = self.meta(held.as_ref().map(|held| &held.meta), changed, revision, &request_id, request);
+        let resource = ResourceType::Dhcp;
+        let before = held.as_ref().map(|held| &held.meta);
+        let mut meta = self.meta((resource, &name), before, changed, revision, &request_id, request);
+        meta.digest = digest::hash(resource, &name, meta.revision, &config);
+        self.digest_changed(resource, before.map(|before| (key.0.as_str(), before)), (&key.0, meta.digest));
         self.bindings.insert(key, Binding { config, meta, v4, v6 });
         self.tombstones.lift(kind, &name);
         Ok(Outcome::Applied)

@@ -3,6 +3,7 @@
 use prost::Message as _;
 
 use super::{Operation, Outcome, Request};
+use crate::digest;
 use crate::model::Model;
 use crate::resources::Kept;
 use crate::wire::{GatewayState, ResourceType};
@@ -11,11 +12,14 @@ use crate::wire::{GatewayState, ResourceType};
 pub(crate) const UNSUPPORTED: &str =
     "gateways are not supported yet: the gateway is kept, and nothing is sent to it";
 
+/// The VPC that gateways are in: none.
+const NO_VPC: &str = "";
+
 impl Model {
     pub(crate) fn apply_gateway(&mut self, bytes: &[u8], request: Request) -> Result<Outcome, Outcome> {
         let state = GatewayState::decode(bytes).map_err(|_| Outcome::invalid("the state cannot be read"))?;
         let config = state.configuration.ok_or_else(|| Outcome::invalid("the state has no configuration"))?;
-        let id = config.id;
+        let id = config.id.clone();
         if id.is_empty() {
             return Err(Outcome::invalid("configuration.id is empty"));
         }
@@ -31,6 +35,7 @@ impl Model {
                 return Ok(self.delete_unheld(ResourceType::Gateway, &id, "gateway"));
             };
             self.gateway_bytes -= held.state.len();
+            self.digests.take(ResourceType::Gateway, NO_VPC, held.meta.digest);
             self.bury(kind, &id, held.meta.revision, config.revision_number, request);
             return Ok(Outcome::Success);
         }
@@ -46,7 +51,11 @@ impl Model {
         let held = self.gateways.remove(&id);
         let changed = held.as_ref().is_none_or(|held| held.state != bytes);
         let before = held.as_ref().map(|held| &held.meta);
-        let meta = self.meta(before, changed, config.revision_number, &config.request_id, request);
+        let resource = ResourceType::Gateway;
+        let (revision, request_id) = (config.revision_number, &config.request_id);
+        let mut meta = self.meta((resource, &id), before, changed, revision, request_id, request);
+        meta.digest = digest::hash(resource, &id, meta.revision, &config);
+        self.digest_changed(resource, before.map(|before| (NO_VPC, before)), (NO_VPC, meta.digest));
         self.tombstones.lift(kind, &id);
         self.gateways.insert(id, Kept { meta, state: bytes.to_vec() });
         Ok(Outcome::failure(UNSUPPORTED))

@@ -25,7 +25,7 @@ use prost::Message as _;
 use crate::model::Model;
 use crate::resources::Meta;
 use crate::run::Run;
-use crate::state::Origin;
+use crate::state::{Gone, Origin};
 use crate::wire::{OperationStatus, OperationType, ResourceType};
 
 /// What became of a state.
@@ -76,6 +76,13 @@ impl Operation {
 pub(crate) struct Request {
     pub(crate) origin: Origin,
     pub(crate) now: u64,
+}
+
+impl Request {
+    /// Nobody asks, but what came on demand was not used for long: messages of that origin are the node's own.
+    pub(crate) const fn is_ageing(self) -> bool {
+        matches!(self.origin, Origin::OnDemand)
+    }
 }
 
 pub(crate) fn check_update_type(number: i32) -> Result<(), Refusal> {
@@ -143,9 +150,10 @@ impl Model {
         self.version
     }
 
-    /// Fresh meta data for a resource; it keeps the held version unless it has `changed`.
+    /// Fresh meta data for a resource, still without its hash; it keeps the held version unless it has `changed`.
     pub(crate) fn meta(
         &mut self,
+        (resource, id): (ResourceType, &str),
         held: Option<&Meta>,
         changed: bool,
         revision: u32,
@@ -155,7 +163,11 @@ impl Model {
         let revision = Self::merged_revision(held.map(|meta| meta.revision), revision);
         let version = match held {
             Some(meta) if !changed && meta.revision == revision => meta.version,
-            _ => self.next_version(),
+            _ => {
+                let version = self.next_version();
+                self.recent.other(version, resource, id);
+                version
+            }
         };
         Meta {
             revision,
@@ -163,12 +175,20 @@ impl Model {
             request_id: request_id.to_owned(),
             time: request.now,
             origin: request.origin,
+            digest: 0,
         }
     }
 
-    /// Remembers a deleted resource's revision.
+    /// A resource has gone: a change as any other. Remembers its revision.
     pub(crate) fn bury(&mut self, kind: u8, id: &str, held: u32, sent: u32, request: Request) {
+        self.note_gone(kind, id);
         self.tombstones.bury(kind, id, held.max(sent), request.now, self.settings.limits.tombstones);
+    }
+
+    /// Tells followers that something is not held any more.
+    pub(crate) fn note_gone(&mut self, kind: u8, id: &str) {
+        let version = self.next_version();
+        self.recent.gone(version, Gone::of(kind, id));
     }
 
     /// The outcome of deleting what is not held: success if it is known to have been deleted.

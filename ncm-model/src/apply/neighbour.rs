@@ -10,6 +10,7 @@ use crate::goalstate::neighbour_view::NeighbourView;
 use crate::goalstate::parse;
 use crate::model::Model;
 use crate::resources::{Address, Neighbour, address_flags, neighbour_flags};
+use crate::state::Origin;
 use crate::store::{NONE, Sym, uuid_of};
 use crate::wire::{ResourceType, UpdateType};
 
@@ -98,13 +99,16 @@ impl Model {
         if operation == Operation::Delete {
             for l3 in TYPES {
                 let concerned = fixed.is_empty() || fixed.iter().any(|fixed| fixed.l3 == l3);
-                if let Some(slot) = held[usize::from(l3)].filter(|_| concerned) {
+                let slot = held[usize::from(l3)].filter(|_| concerned);
+                // What leaves for want of use leaves only if it came on demand, and was not pushed since.
+                if let Some(slot) = slot.filter(|slot| !request.is_ageing() || self.is_learned(*slot)) {
                     self.delete_addresses(slot, view, fixed, request);
                 }
             }
             return Ok(Outcome::Success);
         }
         let common = self.check_neighbour(view, fixed, &held)?;
+        let request = Request { origin: self.origin_of(view, fixed, &held, request), ..request };
         let mut parked = false;
         for l3 in TYPES {
             let slot = held[usize::from(l3)];
@@ -114,6 +118,40 @@ impl Model {
             }
         }
         Ok(if parked { Outcome::Applied } else { Outcome::Success })
+    }
+
+    /// A held neighbour came on demand, and was not pushed without being asked for since.
+    pub(crate) fn is_learned(&self, slot: u32) -> bool {
+        self.provenances.get(self.neighbours[slot].provenance).origin == Origin::OnDemand
+    }
+
+    /// Where a sent neighbour comes from: on demand, if upstream was being asked for one of its addresses. What was pushed without
+    /// being asked for stays so, also where it is asked for once more.
+    fn origin_of(
+        &self,
+        view: &NeighbourView<'_>,
+        fixed: &[Fixed],
+        held: &[Option<u32>; 2],
+        request: Request,
+    ) -> Origin {
+        if request.origin != Origin::Controller
+            || self.asked.is_empty()
+            || held.iter().flatten().any(|slot| !self.is_learned(*slot))
+        {
+            return request.origin;
+        }
+        let is_asked = |fixed: &Fixed| {
+            let vni = match fixed.tunnel {
+                0 => {
+                    let id = fixed_at(view, fixed.position).subnet_id;
+                    let subnet = self.subnet_by_id.get(id).map(|slot| &self.subnets[*slot]);
+                    subnet.and_then(|subnet| subnet.live).map_or(0, |live| live.vni)
+                }
+                tunnel => tunnel,
+            };
+            self.asked.contains(&(vni, fixed.ip))
+        };
+        if fixed.iter().any(is_asked) { Origin::OnDemand } else { request.origin }
     }
 
     fn check_neighbour_revision(
@@ -273,11 +311,16 @@ impl Model {
             && (old.extra, old.vpc, old.members) == (new.extra, new.vpc, new.members)
             && self.has_addresses(before.first, view, l3, fixed, exact);
         if same && (old.revision == new.revision || self.is_sole(before.first)) {
+            if old.revision != new.revision {
+                self.undigest_neighbour(slot, view.id);
+                let version = self.next_version();
+                self.recent.neighbour(version, slot);
+                self.neighbours[slot].set_version(version);
+            }
             self.neighbours[slot].provenance = provenance;
             self.provenances.release(before.provenance, &mut self.strings, &mut self.policy);
             if old.revision != new.revision {
-                let version = self.next_version();
-                self.neighbours[slot].set_version(version);
+                self.digest_neighbour(slot, view.id);
             }
             if before.flags & neighbour_flags::FAILED != 0 {
                 self.retry_one(Handle::new(HandleKind::Neighbour, slot));
@@ -306,12 +349,15 @@ impl Model {
         });
         let host = self.hosts.hold(host, self.settings.endpoints.contains(&host));
         let mut neighbour = Neighbour { id, mac, provenance, host, flags, ..Neighbour::default() };
-        neighbour.set_version(self.next_version());
+        let version = self.next_version();
+        neighbour.set_version(version);
         let slot = self.neighbours.insert(neighbour);
+        self.recent.neighbour(version, slot);
         let neighbours = &self.neighbours;
         self.neighbour_index.insert(&key_of(&neighbour), slot, |slot| key_of(&neighbours[slot]));
         self.tombstones.lift(tombstone_kind(l3), view.id);
         self.add_fixed(slot, view, l3, fixed);
+        self.digest_neighbour(slot, view.id);
         self.settle_neighbour(slot);
         slot
     }
@@ -328,8 +374,10 @@ impl Model {
         exact: bool,
     ) {
         let before = self.neighbours[slot];
+        self.undigest_neighbour(slot, view.id);
         self.deactivate_neighbour(slot);
         let version = self.next_version();
+        self.recent.neighbour(version, slot);
         if let Some(host) = common.host {
             let held = self.hosts.hold(host, self.settings.endpoints.contains(&host));
             self.neighbours[slot].host = held;
@@ -347,6 +395,7 @@ impl Model {
             self.drop_addresses(slot, |ip| replaced.get(ip).is_some());
         }
         self.add_fixed(slot, view, l3, fixed);
+        self.digest_neighbour(slot, view.id);
         self.settle_neighbour(slot);
         self.retry_one(Handle::new(HandleKind::Neighbour, slot));
     }
@@ -466,6 +515,7 @@ impl Model {
     fn delete_addresses(&mut self, slot: u32, view: &NeighbourView<'_>, fixed: &[Fixed], request: Request) {
         let neighbour = self.neighbours[slot];
         let l3 = neighbour.is_l3();
+        self.undigest_neighbour(slot, view.id);
         self.deactivate_neighbour(slot);
         if fixed.is_empty() {
             self.drop_addresses(slot, |_| true);
@@ -475,12 +525,18 @@ impl Model {
         }
         if self.neighbours[slot].first != NONE {
             let version = self.next_version();
+            self.recent.neighbour(version, slot);
             self.neighbours[slot].set_version(version);
+            self.digest_neighbour(slot, view.id);
             self.settle_neighbour(slot);
             return;
         }
         let revision = self.provenances.get(neighbour.provenance).revision;
-        self.bury(tombstone_kind(l3), view.id, revision, view.revision, request);
+        if request.is_ageing() {
+            self.note_gone(tombstone_kind(l3), view.id);
+        } else {
+            self.bury(tombstone_kind(l3), view.id, revision, view.revision, request);
+        }
         if let Some(gone) = &mut self.gone_neighbours {
             gone.push((l3, view.id.into()));
         }

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use super::{Operation, Outcome, Refusal, Request, check_update_type};
 use crate::compile::{Handle, HandleKind};
+use crate::digest;
 use crate::goalstate::{merge, parse};
 use crate::model::Model;
 use crate::resources::{Address, Pair, PortSlot, address_flags};
@@ -118,7 +119,12 @@ impl Model {
         }
         let (revision, request_id) = (config.revision_number, config.request_id.clone());
         let before = held.and_then(|slot| self.ports[slot].meta.clone());
-        let meta = self.meta(before.as_ref(), changed, revision, &request_id, request);
+        let kind = ResourceType::Port;
+        let mut meta = self.meta((kind, &id), before.as_ref(), changed, revision, &request_id, request);
+        meta.digest = digest::hash(kind, &id, meta.revision, &config);
+        let vpc = held.map(|slot| self.ports[slot].config.vpc_id.clone()).unwrap_or_default();
+        let was = before.as_ref().map(|before| (vpc.as_str(), before));
+        self.digest_changed(kind, was, (&config.vpc_id, meta.digest));
         self.tombstones.lift(ResourceType::Port as u8, &id);
         let slot = match held {
             Some(slot) if before.as_ref().is_some_and(|before| before.version == meta.version) => {
@@ -238,7 +244,9 @@ impl Model {
         let Some(slot) = self.port_by_id.remove(&config.id) else {
             return self.delete_unheld(ResourceType::Port, &config.id, "port");
         };
-        let held = self.ports[slot].meta.as_ref().map_or(0, |meta| meta.revision);
+        let (held, digest) =
+            self.ports[slot].meta.as_ref().map_or((0, 0), |meta| (meta.revision, meta.digest));
+        self.digests.take(ResourceType::Port, &self.ports[slot].config.vpc_id, digest);
         self.bury(ResourceType::Port as u8, &config.id, held, config.revision_number, request);
         self.drop_port_addresses(slot);
         self.withdraw_port(slot);

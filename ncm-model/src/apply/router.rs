@@ -7,6 +7,7 @@ use ncm_common::DVR_MAC_PREFIX;
 
 use super::{Operation, Outcome, Refusal, Request, check_update_type};
 use crate::compile::{Handle, HandleKind};
+use crate::digest;
 use crate::goalstate::{merge, parse};
 use crate::model::Model;
 use crate::resources::{RouterSlot, Rule};
@@ -116,7 +117,10 @@ impl Model {
         }
         let before = self.routers[slot].meta.take();
         let (revision, request_id) = (config.revision_number, config.request_id.clone());
-        let meta = self.meta(before.as_ref(), changed, revision, &request_id, request);
+        let kind = ResourceType::Router;
+        let mut meta = self.meta((kind, &id), before.as_ref(), changed, revision, &request_id, request);
+        // Routers are few, and what VPC one is in depends on its subnets: they are added up when somebody asks.
+        meta.digest = digest::hash(kind, &id, meta.revision, &config);
         let router = &mut self.routers[slot];
         (router.config, router.meta, router.learned) = (config, Some(meta), learned);
         self.tombstones.lift(ResourceType::Router as u8, &id);

@@ -4,6 +4,7 @@ use prost::Message as _;
 
 use super::{Operation, Outcome, Refusal, Request, check_update_type};
 use crate::compile::{Handle, HandleKind};
+use crate::digest;
 use crate::goalstate::merge::keep;
 use crate::model::Model;
 use crate::policy::{Change, Held, LONGEST_ID};
@@ -58,9 +59,22 @@ impl Model {
         let (new, changed) = (held.is_none(), planned.differs(held));
         let before = held.and_then(|held| held.meta.clone());
         let slot = self.policy.edit(&config.id, planned.changes).map_err(Outcome::failure)?;
-        let meta = self.meta(before.as_ref(), changed, config.revision_number, &config.request_id, request);
+        let kind = ResourceType::Securitygroup;
+        let (revision, request_id) = (config.revision_number, &config.request_id);
+        let mut meta = self.meta((kind, &config.id), before.as_ref(), changed, revision, request_id, request);
         if let Some(held) = self.policy.held_mut(slot) {
-            (held.meta, held.vpc_id, held.name) = (Some(meta), planned.vpc_id, planned.name);
+            let plain = SecurityGroupConfiguration {
+                id: config.id.clone(),
+                vpc_id: planned.vpc_id.clone(),
+                name: planned.name.clone(),
+                ..SecurityGroupConfiguration::default()
+            };
+            meta.digest = digest::group_hash(meta.revision, &plain, (held.rules.len(), held.rules_sum));
+            let after = meta.digest;
+            let vpc = std::mem::replace(&mut held.vpc_id, planned.vpc_id);
+            (held.meta, held.name) = (Some(meta), planned.name);
+            let was = before.as_ref().map(|before| (vpc.as_str(), before));
+            self.digest_changed(kind, was, (&plain.vpc_id, after));
         }
         self.tombstones.lift(ResourceType::Securitygroup as u8, &config.id);
         self.retry_one(Handle::new(HandleKind::Group, slot));
@@ -98,8 +112,11 @@ impl Model {
         let Some(slot) = self.policy.held_slot(&config.id) else {
             return self.delete_unheld(ResourceType::Securitygroup, &config.id, "security group");
         };
-        let held = self.policy.remove(slot).and_then(|held| held.meta).map_or(0, |meta| meta.revision);
-        self.version += 1;
+        let gone = self.policy.remove(slot);
+        let vpc = gone.as_ref().map(|held| held.vpc_id.clone()).unwrap_or_default();
+        let gone = gone.and_then(|held| held.meta);
+        let (held, digest) = gone.map_or((0, 0), |meta| (meta.revision, meta.digest));
+        self.digests.take(ResourceType::Securitygroup, &vpc, digest);
         let kind = ResourceType::Securitygroup as u8;
         self.bury(kind, &config.id, held, config.revision_number, request);
         self.forget_failure(Handle::new(HandleKind::Group, slot));

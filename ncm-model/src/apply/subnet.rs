@@ -5,6 +5,7 @@ use ncm_common::MAX_VNI;
 
 use super::{Operation, Outcome, Refusal, Request, check_update_type};
 use crate::compile::{Handle, HandleKind};
+use crate::digest;
 use crate::goalstate::{merge, parse};
 use crate::model::Model;
 use crate::resources::Subnet;
@@ -52,7 +53,12 @@ impl Model {
             None => self.held_subnets += 1,
         }
         let (revision, request_id) = (config.revision_number, config.request_id.clone());
-        let meta = self.meta(held.as_ref().map(|held| &held.meta), changed, revision, &request_id, request);
+        let kind = ResourceType::Subnet;
+        let before = held.as_ref().map(|held| &held.meta);
+        let mut meta = self.meta((kind, &id), before, changed, revision, &request_id, request);
+        meta.digest = digest::hash(kind, &id, meta.revision, &config);
+        let before = held.as_ref().map(|held| (held.config.vpc_id.as_str(), &held.meta));
+        self.digest_changed(kind, before, (&config.vpc_id, meta.digest));
         self.own_vni(config.tunnel_id as u32, &config.vpc_id, 1);
         self.vpc_subnets.entry(config.vpc_id.clone()).or_default().insert(slot);
         self.subnets[slot].held = Some(Box::new(Subnet { config, meta, net, gateway }));
@@ -136,6 +142,7 @@ impl Model {
         let Some((slot, held)) = slot.and_then(|slot| Some((slot, self.subnets[slot].held.take()?))) else {
             return self.delete_unheld(ResourceType::Subnet, &config.id, "subnet");
         };
+        self.digests.take(ResourceType::Subnet, &held.config.vpc_id, held.meta.digest);
         self.bury(
             ResourceType::Subnet as u8,
             &config.id,

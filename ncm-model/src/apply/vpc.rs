@@ -6,6 +6,7 @@ use ncm_common::MAX_VNI;
 pub(crate) const VNI_CONFLICT: &str = "two VPCs cannot share it";
 
 use super::{Operation, Outcome, Refusal, Request, check_update_type};
+use crate::digest;
 use crate::goalstate::{merge, parse};
 use crate::model::Model;
 use crate::resources::Vpc;
@@ -36,7 +37,11 @@ impl Model {
         let (config, changed) = self.merged_vpc(config)?;
         let held = self.vpcs.remove(&id);
         let (revision, request_id) = (config.revision_number, config.request_id.clone());
-        let meta = self.meta(held.as_ref().map(|vpc| &vpc.meta), changed, revision, &request_id, request);
+        let kind = ResourceType::Vpc;
+        let before = held.as_ref().map(|vpc| &vpc.meta);
+        let mut meta = self.meta((kind, &id), before, changed, revision, &request_id, request);
+        meta.digest = digest::hash(kind, &id, meta.revision, &config);
+        self.digest_changed(kind, before.map(|before| (id.as_str(), before)), (&id, meta.digest));
         let before = held.map_or(0, |vpc| vpc.config.tunnel_id);
         let after = config.tunnel_id;
         self.vpcs.insert(id.clone(), Vpc { config, meta });
@@ -76,6 +81,7 @@ impl Model {
         let Some(held) = self.vpcs.remove(&config.id) else {
             return self.delete_unheld(ResourceType::Vpc, &config.id, "VPC");
         };
+        self.digests.take(ResourceType::Vpc, &config.id, held.meta.digest);
         self.bury(ResourceType::Vpc as u8, &config.id, held.meta.revision, config.revision_number, request);
         self.own_vni(held.config.tunnel_id, &config.id, -1);
         self.update_vpc_subnets(&config.id);

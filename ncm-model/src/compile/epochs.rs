@@ -10,7 +10,9 @@ use crate::model::Model;
 /// What of a port flows are decided by.
 pub(crate) fn decides(port: &Port) -> Port {
     // Where the guest is attached is looked up for each packet.
-    Port { epoch: 0, ifindex: 0, mtu: 0, max_flows: 0, flags: port.flags & !port_flags::XDP_TARGET, ..*port }
+    const BESIDE: u32 = port_flags::XDP_TARGET | port_flags::GROUPS_OUT;
+    let flags = port.flags & !BESIDE;
+    Port { epoch: 0, ifindex: 0, mtu: 0, max_flows: 0, ask_interval: 0, asks_at_once: 0, flags, ..*port }
 }
 
 /// What has changed in a step that flows are decided by.

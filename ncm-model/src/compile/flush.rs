@@ -57,6 +57,7 @@ impl Tables {
 impl Model {
     /// Ends a step: everything marked is decided and its differences are added to `changes`.
     pub(crate) fn flush(&mut self, changes: &mut Changes) {
+        self.stirred += 1;
         if self.replaying.is_some() {
             // Endpoints are not kept beside the kernel's: what they should be is asked at the end.
             self.dirty_ip.clear();

@@ -287,6 +287,7 @@ impl Model {
         let closed = self.is_closed(slot);
         let ip = mapped::address(self.ip_of(&primary));
         let max_flows = self.flow_share;
+        let groups_out = self.policy.names_groups_out(self.ports[slot].set);
         let port = &mut self.ports[slot];
         let mut flags = 0;
         let mut set = |condition, flag| flags |= if condition { flag } else { 0 };
@@ -295,6 +296,7 @@ impl Model {
         set(facts.xdp_target, port_flags::XDP_TARGET);
         set(!sources.is_empty(), port_flags::SOURCES);
         set(!prefixes.is_empty(), port_flags::SOURCE_PREFIXES);
+        set(groups_out, port_flags::GROUPS_OUT);
         port.sources = sources.into_iter().map(|(key, _)| key).collect();
         port.source_prefixes = prefixes.into_iter().map(|(key, _)| key).collect();
         let subnet = &self.subnets[primary.subnet];
@@ -312,7 +314,9 @@ impl Model {
             mac: port.mac,
             mtu: u16::try_from(facts.mtu).unwrap_or(u16::MAX),
             max_flows,
-            reserved: [0; 5],
+            ask_interval: self.settings.asks.map_or(0, |asks| asks.interval_ns),
+            asks_at_once: self.settings.asks.map_or(0, |asks| asks.at_once),
+            reserved: [0; 3],
         };
         let index = port.index;
         let changed =

@@ -5,7 +5,7 @@ use prost::Message as _;
 use crate::apply::{Binding, BindingKey, UNSUPPORTED, binding_name};
 use crate::compile::Handle;
 use crate::goalstate::neighbour_view;
-use crate::goalstate::parse::mac_text;
+use crate::goalstate::parse::{mac as mac_of, mac_text};
 use crate::inspect::status::{SUCCESS, Standing};
 use crate::model::Model;
 use crate::resources::{Kept, Meta, Neighbour, Vpc, address_flags, neighbour_flags};
@@ -42,7 +42,9 @@ impl Model {
         }
         let mut looked = 0;
         for (number, resource) in TYPES.into_iter().enumerate().skip(usize::from(from.kind)) {
-            if filter.resource_type.is_some_and(|wanted| wanted != resource) {
+            if filter.resource_type.is_some_and(|wanted| wanted != resource)
+                || (filter.unsettled && resource == ResourceType::Neighbor && self.neighbours_settled())
+            {
                 continue;
             }
             let start = if number == usize::from(from.kind) { from.slot } else { 0 };
@@ -112,7 +114,7 @@ impl Model {
         from: u32,
         filter: &'a Filter,
     ) -> Box<dyn Iterator<Item = Option<StateView>> + 'a> {
-        let passes = |view: &StateView| filter.status.is_none_or(|status| status == view.status);
+        let passes = |view: &StateView| filter.passes(view.status) && view.version > filter.since;
         let skipped = from as usize;
         match resource {
             ResourceType::Vpc => {
@@ -177,7 +179,7 @@ impl Model {
     }
 
     /// One held resource of the many kinds, if it passes the filter.
-    fn view(&self, resource: ResourceType, slot: u32, filter: &Filter) -> Option<StateView> {
+    pub(crate) fn view(&self, resource: ResourceType, slot: u32, filter: &Filter) -> Option<StateView> {
         let view = match resource {
             ResourceType::Subnet => {
                 let subnet = self.subnets.get(slot)?;
@@ -212,7 +214,43 @@ impl Model {
             ResourceType::Securitygroup => self.view_group(slot, filter)?,
             _ => return None,
         };
-        filter.status.is_none_or(|status| status == view.status).then_some(view)
+        (filter.passes(view.status) && view.version > filter.since).then_some(view)
+    }
+
+    /// The held resource of that type, id and variant (as in [`StateView`]).
+    #[must_use]
+    pub fn view_named(
+        &self,
+        resource: ResourceType,
+        id: &str,
+        variant: &str,
+        filter: &Filter,
+    ) -> Option<StateView> {
+        match resource {
+            ResourceType::Neighbor => {
+                self.find_neighbour(id, variant == "L3").and_then(|slot| self.view(resource, slot, filter))
+            }
+            ResourceType::Dhcp => {
+                let (subnet, mac) = id.rsplit_once(' ')?;
+                let key = (subnet.to_owned(), mac_of(mac)?);
+                let binding = self.bindings.get(&key)?;
+                Some(self.view_binding(&key, binding, filter))
+            }
+            _ => {
+                let mut views = Vec::new();
+                self.list_one(&Filter { resource_type: Some(resource), ..filter.clone() }, id, &mut views);
+                views.pop()
+            }
+        }
+    }
+
+    /// No neighbour is in another status than SUCCESS, as far as can be told at once.
+    fn neighbours_settled(&self) -> bool {
+        self.parked == 0
+            && self.failed.is_empty()
+            && self.hosts.waiting.is_empty()
+            && !self.room.any_barred()
+            && !self.policy.has_lacked_members()
     }
 
     fn describe(
@@ -242,8 +280,14 @@ impl Model {
     fn view_neighbour(&self, slot: u32, filter: &Filter) -> Option<StateView> {
         let neighbour =
             self.neighbours.get(slot).filter(|neighbour| neighbour.flags & neighbour_flags::HELD != 0)?;
+        if neighbour.version() <= filter.since {
+            return None;
+        }
         let provenance = self.provenances.get(neighbour.provenance);
         let (status, cause) = self.neighbour_standing(slot);
+        if !filter.passes(status) {
+            return None;
+        }
         let state = if filter.with_state {
             NeighborState {
                 operation_type: SHOWN,

@@ -169,6 +169,7 @@ impl Model {
     pub fn restore_version(&mut self, bytes: &[u8]) -> Result<(), RestoreError> {
         let bytes = bytes.try_into().map_err(|_| error("the version is cut off"))?;
         self.version = u64::from_le_bytes(bytes);
+        self.recent.begin(self.version);
         self.settle_replayed();
         Ok(())
     }

@@ -28,6 +28,8 @@ pub(crate) struct Held {
     pub(crate) vpc_id: String,
     pub(crate) name: String,
     pub(crate) rules: BTreeMap<RuleId, Rule>,
+    /// Sum of the rules' hashes.
+    pub(crate) rules_sum: u128,
     /// Why the state that came last was refused, if it was: what is held is from before.
     pub(crate) refused: Option<Box<str>>,
 }
@@ -215,11 +217,13 @@ impl Policy {
             return result;
         }
         let mut unnamed = Vec::new();
+        let rules_sum = self.changed_sum(slot, &changes);
         let group = &mut self.groups[slot];
         let held = group.held.get_or_insert_with(|| {
             self.held += 1;
             Box::default()
         });
+        held.rules_sum = rules_sum;
         let mut naming = Vec::new();
         for (id, rule) in changes {
             naming.extend(rule.as_ref().and_then(Rule::group));
@@ -233,6 +237,21 @@ impl Policy {
         naming.into_iter().for_each(|group| self.groups[group].naming += 1);
         self.unname(&unnamed);
         Ok(())
+    }
+
+    /// The sum of the rules' hashes after these changes.
+    fn changed_sum(&self, slot: u32, changes: &[(RuleId, Option<Rule>)]) -> u128 {
+        let group = &self.groups[slot];
+        let held = group.held.as_deref();
+        let hash = |id: &RuleId, rule: &Rule| {
+            let remote = rule.group().map_or("", |group| &*self.groups[group].id);
+            crate::digest::rule_hash(&rule.show(id, &group.id, remote))
+        };
+        changes.iter().fold(held.map_or(0, |held| held.rules_sum), |sum, (id, rule)| {
+            let before = held.and_then(|held| held.rules.get(id)).map_or(0, |before| hash(id, before));
+            let after = rule.as_ref().map_or(0, |rule| hash(id, rule));
+            sum.wrapping_sub(before).wrapping_add(after)
+        })
     }
 
     fn check_rules(&self, slot: u32, changes: &[(RuleId, Option<Rule>)]) -> Result<(), String> {

@@ -25,6 +25,8 @@ pub(super) struct Members {
     idle: BTreeSet<u32>,
     /// Classes that entries of an earlier run may have.
     former: BTreeSet<u32>,
+    /// There was no number for a list.
+    pub(super) lacking: bool,
 }
 
 impl Members {
@@ -39,6 +41,7 @@ impl Members {
             return Some((number, false));
         }
         if self.classes.len() >= MOST || self.next >= MEMBERS {
+            self.lacking = true;
             return None;
         }
         let number = self.next | MEMBERS;

@@ -146,6 +146,11 @@ impl Policy {
         }
     }
 
+    /// There has been a list of groups that no class was left for.
+    pub(crate) fn has_lacked_members(&self) -> bool {
+        self.members.lacking
+    }
+
     /// The class of endpoints that are members of these groups (in order, each once), held once more; 0 for none, and if there are
     /// too many different lists.
     pub(crate) fn hold_members(&mut self, groups: &[&str]) -> u32 {
@@ -198,6 +203,11 @@ impl Policy {
     /// Why a set is not programmed, if it is not: its ports have to be closed.
     pub(crate) fn refusal(&self, set: u32) -> Option<&str> {
         Some(&self.sets.get(&set)?.refusal.as_ref()?.cause)
+    }
+
+    /// Whether a set's rules for what guests send name groups of members.
+    pub(crate) fn names_groups_out(&self, set: u32) -> bool {
+        self.sets.get(&set).is_some_and(sets::Set::names_groups_out)
     }
 
     /// Why a set that the group is in is not programmed.

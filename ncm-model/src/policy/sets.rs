@@ -89,6 +89,10 @@ impl Set {
         removed.iter().for_each(|rule| sides[usize::from(rule.to_guest)].remove(rule, group));
     }
 
+    pub(super) fn names_groups_out(&self) -> bool {
+        self.sides.as_ref().is_some_and(|sides| sides[0].names_groups())
+    }
+
     fn asks(&self, group: u32) -> bool {
         self.sides.as_ref().is_some_and(|sides| sides.iter().any(|side| side.asks(group)))
     }

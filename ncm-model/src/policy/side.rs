@@ -105,6 +105,8 @@ pub(super) struct Side {
     deep: BTreeSet<(Family, Prefix)>,
     /// Groups whose members rules name, with the kinds of those rules.
     asked: BTreeMap<u32, BTreeSet<Kind>>,
+    /// Whether there were any such groups when entries were last brought up to date.
+    named: bool,
     size: Size,
     dirty_ranges: BTreeSet<(Whom, Kind)>,
     dirty_prefixes: BTreeSet<(Family, Prefix)>,
@@ -122,6 +124,7 @@ impl Side {
             cells: BTreeMap::new(),
             deep: BTreeSet::new(),
             asked: BTreeMap::new(),
+            named: false,
             size: Size::default(),
             dirty_ranges: BTreeSet::new(),
             dirty_prefixes: BTreeSet::new(),
@@ -140,6 +143,11 @@ impl Side {
     /// Groups whose members rules name.
     pub(super) fn asked(&self) -> impl Iterator<Item = u32> {
         self.asked.keys().copied()
+    }
+
+    /// Whether rules name groups whose members they are about.
+    pub(super) fn names_groups(&self) -> bool {
+        !self.asked.is_empty()
     }
 
     pub(super) fn asks(&self, group: u32) -> bool {
@@ -263,6 +271,8 @@ impl Side {
             }
         }
         self.settle_prefixes(ops);
+        let named = self.names_groups();
+        changed |= std::mem::replace(&mut self.named, named) != named;
         changed
     }
 

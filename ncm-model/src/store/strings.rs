@@ -153,6 +153,15 @@ impl Strings {
         }
     }
 
+    /// Adds the text's bytes to `into`.
+    pub(crate) fn put(&self, sym: Sym, into: &mut Vec<u8>) {
+        match &self.entries[sym.0].text {
+            Text::Free => {}
+            Text::Uuid(uuid) => put_uuid(uuid, into),
+            Text::Bytes(bytes) => into.extend_from_slice(bytes),
+        }
+    }
+
     /// The text's bytes (they need not be UTF-8 where none were stored).
     pub(crate) fn bytes(&self, sym: Sym) -> Cow<'_, [u8]> {
         match &self.entries[sym.0].text {
@@ -193,6 +202,16 @@ pub(crate) fn uuid_of(text: &[u8]) -> Option<[u8; 16]> {
         *byte = high << 4 | (low & 15);
     }
     (all < 16).then_some(uuid)
+}
+
+/// Adds the canonical text form of a UUID.
+fn put_uuid(uuid: &[u8; 16], into: &mut Vec<u8>) {
+    let mut text = [b'-'; 36];
+    for (byte, place) in uuid.iter().zip(PLACES) {
+        text[place] = HEX[usize::from(byte >> 4)];
+        text[place + 1] = HEX[usize::from(byte & 15)];
+    }
+    into.extend_from_slice(&text);
 }
 
 /// The canonical text form of a UUID.

@@ -60,7 +60,7 @@ fn decision(kernel: &Kernel, index: u32, port: &Port) -> Decision {
     let rules = kernel.rules.keys().filter(|key| of_set(key)).copied().collect();
     let vnis: BTreeSet<u32> = subnets.iter().map(|subnet| subnet.vni).collect();
     let hosts = kernel.vteps.keys().filter(|key| vnis.contains(&key.vni)).copied().collect();
-    let flags = port.flags & !port_flags::XDP_TARGET;
+    let flags = port.flags & !(port_flags::XDP_TARGET | port_flags::GROUPS_OUT);
     let port = Port { epoch: 0, ifindex: 0, mtu: 0, max_flows: 0, flags, ..*port };
     Decision { port, sources, prefixes, subnets, routes, rules, hosts }
 }

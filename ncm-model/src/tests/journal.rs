@@ -109,6 +109,7 @@ fn check(first: &Node, second: &Node, changes: &Changes, times: bool) {
     };
     assert_eq!(views(first), views(second));
     assert_eq!(first.model.version, second.model.version);
+    assert_eq!(first.model.digests(), second.model.digests());
     let buried = |node: &Node| -> Vec<(u8, String, u32, u64)> {
         let all = node.model.tombstones.iter();
         all.map(|(kind, id, revision, when)| (kind, id.to_owned(), revision, when)).collect()

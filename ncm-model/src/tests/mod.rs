@@ -3,6 +3,7 @@
 mod bounds;
 mod contract;
 mod decoding;
+mod digests;
 mod epochs;
 mod journal;
 mod kernel;

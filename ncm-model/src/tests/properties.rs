@@ -404,6 +404,7 @@ proptest! {
             second.interface(&name, Some(facts));
         }
         second.check();
+        prop_assert_eq!(first.model.digests(), second.model.digests());
         let (ours, theirs) = (first.kernel.renamed(), second.kernel.renamed());
         prop_assert_eq!(
             ours.difference(&theirs).collect::<Vec<_>>(), theirs.difference(&ours).collect::<Vec<_>>()

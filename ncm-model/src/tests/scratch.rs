@@ -298,7 +298,8 @@ impl World<'_> {
                     | flag(closed, port_flags::CLOSED)
                     | flag(facts.xdp_target, port_flags::XDP_TARGET)
                     | flag(any_source, port_flags::SOURCES)
-                    | flag(any_prefix, port_flags::SOURCE_PREFIXES),
+                    | flag(any_prefix, port_flags::SOURCE_PREFIXES)
+                    | flag(model.policy.names_groups_out(port.set), port_flags::GROUPS_OUT),
                 vni: live.vni,
                 subnet: live.reference.index,
                 subnet_generation: live.reference.generation,
@@ -307,7 +308,9 @@ impl World<'_> {
                 mac,
                 mtu: facts.mtu as u16,
                 max_flows: model.fair_share(),
-                reserved: [0; 5],
+                ask_interval: 0,
+                asks_at_once: 0,
+                reserved: [0; 3],
             };
             self.kernel.ports.insert(reference.index, value);
             let rank = (meta.revision, meta.version);

@@ -13,6 +13,8 @@ const SUBNET: &str = "10.1.0.0/24";
 
 /// Two guests, each on its own host. The lab comes last: it goes when all else has gone.
 pub(super) struct Pair {
+    /// How they are connected.
+    pub(super) name: &'static str,
     /// A guest on the first host.
     pub(super) a: Guest,
     /// A guest on the second host.
@@ -47,7 +49,7 @@ pub(super) fn ours(options: HostOptions, taps: bool) -> Result<Pair> {
         host.agent().push(&state)?.expect_success()?;
     }
     a.expect_ping(b.ip())?;
-    Ok(Pair { a, b, net, _lab: lab })
+    Ok(Pair { name: OURS, a, b, net, _lab: lab })
 }
 
 fn rules() -> Vec<SecurityGroupRule> {
@@ -82,13 +84,13 @@ pub(super) fn kernel(options: HostOptions, taps: bool) -> Result<Pair> {
     net.host1.ns.run(&format!("ip link set {} master br0", a.spec().interface))?;
     net.host2.ns.run(&format!("ip link set {} master br0", b.spec().interface))?;
     a.expect_ping(b.ip())?;
-    Ok(Pair { a, b, net, _lab: lab })
+    Ok(Pair { name: BRIDGE, a, b, net, _lab: lab })
 }
 
 /// The same with connection tracking on both hosts, and the same rules, as hosts of clouds do it: bridged packets go through
 /// the chains of `ip`. (Connection tracking of the bridge's own is not in every kernel.)
 pub(super) fn stateful(options: HostOptions, taps: bool) -> Result<Pair> {
-    let pair = kernel(options, taps)?;
+    let pair = Pair { name: CONNTRACK, ..kernel(options, taps)? };
     for host in pair.net.hosts() {
         host.ns.sysctl("bridge.bridge-nf-call-iptables", "1")?;
         let guests = format!("ip saddr {SUBNET} ip daddr {SUBNET}");
@@ -112,6 +114,8 @@ pub(super) fn advised(options: HostOptions) -> HostOptions {
     options.with("underlay", "mode", "\"tc\"").with("underlay", "relay_port", "4789")
 }
 
+/// What connects the pairs that are measured.
+const OURS: &str = "ncm";
 /// What the references are.
 pub(super) const BRIDGE: &str = "Linux bridge + vxlan";
 /// With connection tracking.

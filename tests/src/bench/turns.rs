@@ -1,6 +1,6 @@
 //! Measuring several things in turn.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use super::kernel::Pair;
 use super::{Plan, median};
@@ -20,7 +20,9 @@ pub(super) fn in_turn<const FIGURES: usize>(
     for round in 0..plan.rounds() * SHARE {
         for turn in 0..pairs.len() {
             let which = (round + turn) % pairs.len();
-            for (values, value) in values[which].iter_mut().zip(measure(&pairs[which])?) {
+            let figures = measure(&pairs[which])
+                .with_context(|| format!("between the guests of `{}`", pairs[which].name))?;
+            for (values, value) in values[which].iter_mut().zip(figures) {
                 values.push(value);
             }
         }

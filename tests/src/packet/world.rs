@@ -9,10 +9,10 @@ use std::process::{Command, Stdio};
 use ncm_common::counters::PathCounter;
 use ncm_common::drops::DropReason;
 use ncm_common::tables::{
-    Bucket, Count, Endpoint, Flow, FlowKey, Host, IpKey, MacKey, NextHop, NextHopGroup, Node, Port,
-    PortDropKey, PortLimits, PortTraffic, Reference, Route, RouteKey, Source, SourceKey, Subnet,
-    SubnetPrefixKey, TemplateHalf, Uplink, Vni, VtepKey, endpoint_flags, next_hop_flags, port_flags,
-    route_flags, subnet_flags, timeouts,
+    Count, Endpoint, Flow, FlowKey, Host, IpKey, MacKey, NextHop, NextHopGroup, Node, Port, PortDropKey,
+    PortLimits, PortTraffic, Reference, Route, RouteKey, Source, SourceKey, Subnet, SubnetPrefixKey,
+    TemplateHalf, Uplink, Vni, VtepKey, endpoint_flags, next_hop_flags, port_flags, route_flags,
+    subnet_flags, timeouts,
 };
 use ncm_dataplane::{Capacities, Dataplane, Hook, Options, Table, Tables, TestRun, Tunnel};
 use nix::mount::MsFlags;
@@ -336,7 +336,7 @@ impl World {
             mac,
             mtu: 1500,
             max_flows: 32,
-            reserved: [0; 5],
+            ..Port::default()
         };
         let made = self.tables().half_open.create(&[port]);
         assert!(made.failed.is_empty(), "a table of half-open flows: {made:?}");
@@ -528,9 +528,11 @@ impl World {
     /// Empties the bucket that limits what a port is sent on our own behalf, as of now.
     pub fn exhaust_limit(&self, guest: Guest) {
         let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).expect("a clock");
-        let filled = u64::try_from(std::time::Duration::from(now).as_nanos()).unwrap_or(u64::MAX);
-        let bucket = Bucket { filled, tokens: 0 };
-        put(&self.tables().limits, guest.port, PortLimits { errors: bucket, hand_ups: bucket });
+        let now = u64::try_from(std::time::Duration::from(now).as_nanos()).unwrap_or(u64::MAX);
+        // Longer than it takes any of them to fill.
+        let full_at = now.saturating_add(10_000_000_000);
+        let limits = PortLimits { errors: full_at, asks: full_at, hand_ups: full_at, reserved: 0 };
+        put(&self.tables().limits, guest.port, limits);
     }
 }
 

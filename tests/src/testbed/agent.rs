@@ -16,6 +16,7 @@ use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic_prost::ProstCodec;
 
+use super::lab::patience;
 use super::namespace::{Namespace, Outcome};
 use super::process::{Output, Process};
 
@@ -143,7 +144,7 @@ impl Agent {
         let mut process = ns.start(&words)?;
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().context("start a runtime")?;
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + patience(Duration::from_secs(10));
         let stream = loop {
             let address: SocketAddr = LISTENER.parse()?;
             let connected = ns.inside(|| Ok(TcpStream::connect_timeout(&address, Duration::from_secs(1))?));
@@ -378,7 +379,8 @@ impl tonic::codec::Decoder for Encoded {
     }
 }
 
-async fn connect(stream: TcpStream) -> Result<Channel> {
+/// Speaks HTTP/2 over a stream that is connected.
+pub(super) async fn connect(stream: TcpStream) -> Result<Channel> {
     stream.set_nonblocking(true)?;
     let mut stream = Some(tokio::net::TcpStream::from_std(stream)?);
     let connector = tower::service_fn(move |_: Uri| {

@@ -10,7 +10,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -104,11 +104,20 @@ impl Lab {
     }
 }
 
+/// How long something may take that takes `limit` at most on an ordinary machine: longer by the factor `NCM_TEST_SLOWNESS`, where the
+/// processor is an emulated one.
+pub(super) fn patience(limit: Duration) -> Duration {
+    static FACTOR: OnceLock<u32> = OnceLock::new();
+    let factor = || std::env::var("NCM_TEST_SLOWNESS").ok().and_then(|factor| factor.parse().ok());
+    limit * *FACTOR.get_or_init(|| factor().unwrap_or(1).max(1))
+}
+
 /// Waits until `holds` returns true, asking every 20 ms.
 ///
 /// # Errors
 /// If it does not within `limit`, or asking fails.
 pub fn eventually(what: &str, limit: Duration, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
+    let limit = patience(limit);
     let deadline = Instant::now() + limit;
     while !holds().with_context(|| what.to_owned())? {
         if Instant::now() > deadline {

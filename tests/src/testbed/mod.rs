@@ -32,6 +32,7 @@ mod sys;
 mod talk;
 mod tap;
 mod topology;
+mod upstream;
 mod wire;
 
 use anyhow::{Context, Result, ensure};
@@ -52,6 +53,7 @@ pub use sequence::{Round, Sequence};
 pub use talk::Talk;
 pub use tap::Shuttle;
 pub use topology::{Expectation, Topology, Traffic, Verdict};
+pub use upstream::{Asked, Manner, Upstream};
 pub use wire::{Switch, Wire};
 
 /// Reads `aa:bb:cc:dd:ee:ff`.

@@ -10,6 +10,8 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use super::lab::patience;
+
 /// A running process; dropping it kills it.
 #[derive(Debug)]
 pub struct Process {
@@ -56,6 +58,7 @@ impl Process {
     /// # Errors
     /// If it does not come in time, or the process ends before.
     pub fn wait_for(&mut self, text: &str, limit: Duration) -> Result<String> {
+        let limit = patience(limit);
         let deadline = Instant::now() + limit;
         loop {
             if let Some(line) = self.output.wait_for(text, Duration::from_millis(50)) {
