@@ -3,9 +3,9 @@
 
 mod parse;
 mod reader;
-mod upstream;
 #[cfg(test)]
 mod tests;
+mod upstream;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};

@@ -93,7 +93,12 @@ fn faults_name_the_key_the_line_and_what_was_expected() {
         ("[upstream]\naddress = \"https://127.0.0.1:9016\"", "upstream.address", 2, "without TLS"),
         ("[upstream]\naddress = \"127.0.0.1\"", "upstream.address", 2, "HOST:PORT"),
         ("[upstream]\nbatch = 0", "upstream.batch", 2, "from 1 to 10000"),
-        ("[upstream]\nport_hold_packets = 20000", "upstream.port_hold_packets", 2, "upstream.hold_packets (16384)"),
+        (
+            "[upstream]\nport_hold_packets = 20000",
+            "upstream.port_hold_packets",
+            2,
+            "upstream.hold_packets (16384)",
+        ),
         ("[capacity]\nendpoints = 0", "capacity.endpoints", 2, "from 2"),
         ("[flows]\nudp_new = 0", "flows.udp_new", 2, "from 1"),
         ("[capacity]\nnode = 7", "capacity.node", 2, "unknown key"),

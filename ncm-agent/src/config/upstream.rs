@@ -59,7 +59,8 @@ impl UpstreamAddress {
     fn parse(text: &str) -> Option<Self> {
         let text = text.strip_prefix("http://").unwrap_or(text).trim_end_matches('/');
         if let Ok(address) = text.parse::<SocketAddr>() {
-            let usable = address.port() != 0 && !address.ip().is_unspecified() && !address.ip().is_multicast();
+            let usable =
+                address.port() != 0 && !address.ip().is_unspecified() && !address.ip().is_multicast();
             return usable.then(|| Self { host: address.ip().to_string(), port: address.port() });
         }
         let (host, port) = text.rsplit_once(':')?;
@@ -150,7 +151,10 @@ mod tests {
             ("[2001:db8::1]:9016", "[2001:db8::1]:9016"),
             ("ncm.example.net:9016", "ncm.example.net:9016"),
         ] {
-            assert_eq!(UpstreamAddress::parse(text).map(|address| address.to_string()).as_deref(), Some(shown));
+            assert_eq!(
+                UpstreamAddress::parse(text).map(|address| address.to_string()).as_deref(),
+                Some(shown)
+            );
         }
         for text in [
             "192.0.2.1",

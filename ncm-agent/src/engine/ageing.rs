@@ -42,7 +42,12 @@ pub(super) struct Ageing {
 impl Ageing {
     /// Entries leave after that time without use. Needs a tokio runtime.
     pub(super) fn new(idle: Duration) -> Self {
-        Self { idle, runtime: Handle::current(), used: vec![0; EPOCH_SLOTS as usize], suspects: HashSet::new() }
+        Self {
+            idle,
+            runtime: Handle::current(),
+            used: vec![0; EPOCH_SLOTS as usize],
+            suspects: HashSet::new(),
+        }
     }
 
     /// How often flows are to be looked through.
@@ -75,7 +80,10 @@ impl Ageing {
             match self.apply(shared, &message) {
                 Ok(()) => {
                     own::LEARNED_LEFT.add(count as u64);
-                    tracing::debug!(neighbours = count, "neighbours that came on demand left, as they were not used");
+                    tracing::debug!(
+                        neighbours = count,
+                        "neighbours that came on demand left, as they were not used"
+                    );
                 }
                 Err(error) => tracing::warn!(%error, "neighbours that came on demand and are not used stay"),
             }

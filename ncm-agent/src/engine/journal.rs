@@ -246,7 +246,8 @@ mod tests {
         let asked = Asked::from([(7, IpAddr::from([10, 1, 0, 2])), (8, IpAddr::from(Ipv6Addr::LOCALHOST))]);
         let known = [&payload[..], &head(Kind::V2, Origin::Controller, 1, &asked), b"m"].concat();
         assert_eq!(super::asked(&known), Ok((asked.clone(), known.len() - 1)));
-        (8..known.len() - 1).for_each(|cut| assert!(super::asked(&known[..cut]).is_err() || cut == 8, "{cut}"));
+        (8..known.len() - 1)
+            .for_each(|cut| assert!(super::asked(&known[..cut]).is_err() || cut == 8, "{cut}"));
         payload.extend_from_slice(&head(Kind::V2, Origin::Controller, 1, &Asked::new()));
         let mut take = |kind, payload: &[u8]| replay.take(Record { kind, payload: payload.to_vec() });
         take(FrameKind::Message, &payload).expect("an empty message");

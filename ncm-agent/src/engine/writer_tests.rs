@@ -74,7 +74,7 @@ fn a_port_keeps_its_set_whole_until_the_new_one_is() {
     // Six come and six go: together they are too many.
     let old: Vec<RuleKey> = (0..6).map(|number| rule(1, number)).collect();
     let step = Delta { put: rules(2, 0..6), del: old };
-    let (refused, _) = writer.write(None, changes(step, port(2, 1), port(2, 2)));
+    let (refused, ..) = writer.write(None, changes(step, port(2, 1), port(2, 2)));
     let tables: Vec<&str> = refused.iter().map(|refusal| refusal.table).collect();
     assert_eq!(tables, ["RULES", "RULES", "PORTS", "PORTS"]);
     assert!(refused[0].text.contains("capacity.rules"), "{}", refused[0].text);
@@ -110,7 +110,7 @@ fn rules_that_go_wait_for_those_that_come_in_their_place_but_not_for_ever() {
     let first = Delta { put: rules(1, 0..10), del: Vec::new() };
     assert!(writer.write(None, changes(first, port(1, 1), Vec::new())).0.is_empty());
     let step = || Delta { put: rules(1, 20..22), del: vec![rule(1, 0), rule(1, 1)] };
-    let (refused, _) = writer.write(None, changes(step(), Vec::new(), port(1, 2)));
+    let (refused, ..) = writer.write(None, changes(step(), Vec::new(), port(1, 2)));
     assert_eq!(refused.len(), 2);
     assert_eq!(sets(&writer), [(1, 10)], "what both policies allow is allowed by the old rules still");
     // A rule that is to go does not stay because another finds no room.
@@ -127,7 +127,7 @@ fn a_port_without_rules_or_closed_is_not_held_back() {
     let mut writer = Writer::of(dataplane.tables().clone()).expect("threads start");
     assert!(writer.write(None, changes(Delta::default(), port(0, 1), Vec::new())).0.is_empty());
     let step = Delta { put: rules(2, 0..12), del: Vec::new() };
-    let (refused, _) = writer.write(None, changes(step, port(2, 1), port(2, 2)));
+    let (refused, ..) = writer.write(None, changes(step, port(2, 1), port(2, 2)));
     assert_eq!(refused.len(), 2, "of its rules");
     assert_eq!(the_port(&writer), (2, 2), "it was open, and is not any more");
 }

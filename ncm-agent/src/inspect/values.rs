@@ -311,8 +311,7 @@ impl Columns for PortTraffic {
 }
 
 impl Columns for PortLimits {
-    const NAMES: &'static [&'static str] =
-        &["errors_full_at_ns", "asks_full_at_ns", "hand_ups_full_at_ns"];
+    const NAMES: &'static [&'static str] = &["errors_full_at_ns", "asks_full_at_ns", "hand_ups_full_at_ns"];
     fn values(&self, _: &Names) -> Vec<Value> {
         vec![self.errors.into(), self.asks.into(), self.hand_ups.into()]
     }

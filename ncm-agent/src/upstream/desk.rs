@@ -163,7 +163,9 @@ impl Desk {
             // SAFETY: the socket owns its descriptor, and keeps it until it is dropped.
             unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }.map_err(io::Error::from)
         });
-        opened.inspect_err(|error| tracing::error!(%error, "packets to unknown destinations cannot be read")).ok()
+        opened
+            .inspect_err(|error| tracing::error!(%error, "packets to unknown destinations cannot be read"))
+            .ok()
     }
 
     /// When something is to be done, whatever happens.
@@ -206,11 +208,7 @@ impl Desk {
         self.holds.hold(ask, held, now, flags, &mut self.fates);
     }
 
-    fn programmed(
-        &mut self,
-        entries: &[(IpKey, u16)],
-        more: &mut UnboundedReceiver<Vec<(IpKey, u16)>>,
-    ) {
+    fn programmed(&mut self, entries: &[(IpKey, u16)], more: &mut UnboundedReceiver<Vec<(IpKey, u16)>>) {
         self.holds.programmed(entries, &mut self.fates);
         while let Ok(entries) = more.try_recv() {
             self.holds.programmed(&entries, &mut self.fates);
@@ -222,7 +220,8 @@ impl Desk {
             Link::Up(channel) => {
                 tracing::info!(upstream = %self.setup.address, "upstream is connected");
                 own::UPSTREAM_CONNECTIONS.increment();
-                self.outstanding.stands(|standing| (standing.connected, standing.problem) = (true, String::new()));
+                self.outstanding
+                    .stands(|standing| (standing.connected, standing.problem) = (true, String::new()));
                 self.channel = Some(channel);
                 self.paused = None;
                 self.holds.reconnected();
@@ -234,7 +233,9 @@ impl Desk {
             Link::Down(problem) => {
                 let was = self.outstanding.standing();
                 if was.connected || was.problem.is_empty() {
-                    tracing::warn!("{problem}: packets to destinations that are not known wait, and are dropped in the end");
+                    tracing::warn!(
+                        "{problem}: packets to destinations that are not known wait, and are dropped in the end"
+                    );
                 }
                 self.outstanding.stands(|standing| (standing.connected, standing.problem) = (false, problem));
                 self.channel = None;
@@ -290,8 +291,13 @@ impl Desk {
             Ok(reply) => {
                 let mut all = Answered::default();
                 for answer in reply.operation_statuses {
-                    let of =
-                        self.holds.answer(number, &answer.request_id, answer.operation_status, now, &mut self.fates);
+                    let of = self.holds.answer(
+                        number,
+                        &answer.request_id,
+                        answer.operation_status,
+                        now,
+                        &mut self.fates,
+                    );
                     all.success += of.success;
                     all.failure += of.failure;
                     all.garbage += of.garbage;

@@ -248,7 +248,14 @@ impl Holds {
     }
 
     /// Upstream has answered a request of that call.
-    pub(super) fn answer(&mut self, call: u64, id: &str, status: i32, now: Instant, fates: &mut Fates) -> Answered {
+    pub(super) fn answer(
+        &mut self,
+        call: u64,
+        id: &str,
+        status: i32,
+        now: Instant,
+        fates: &mut Fates,
+    ) -> Answered {
         const GARBAGE: Answered = Answered { success: 0, failure: 0, garbage: 1 };
         let Some(key) = self.by_id.get(id).copied() else { return GARBAGE };
         let Some(request) = self.requests.get_mut(&key).filter(|of| of.state == State::Asked(call)) else {

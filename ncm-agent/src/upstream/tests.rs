@@ -180,7 +180,8 @@ fn nonsense_is_ignored() {
 
 #[test]
 fn room_is_bounded_for_each_port_and_in_all() {
-    let mut desk = Desk::new("hold_packets = 5\nport_hold_packets = 3\nhold_bytes = 100000\nport_hold_bytes = 250");
+    let mut desk =
+        Desk::new("hold_packets = 5\nport_hold_packets = 3\nhold_bytes = 100000\nport_hold_bytes = 250");
     for number in 0..4 {
         desk.packet(1, 10 + number, number, L2);
     }

@@ -10,7 +10,8 @@ use aya_ebpf::{
     bpf_f_adj_room_encap_l2,
     helpers::{
         bpf_clone_redirect, bpf_fib_lookup, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh,
-        bpf_skb_adjust_room, bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_pull_data, bpf_skb_store_bytes, bpf_skb_vlan_push,
+        bpf_skb_adjust_room, bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_pull_data,
+        bpf_skb_store_bytes, bpf_skb_vlan_push,
     },
     programs::TcContext,
 };

@@ -10,7 +10,8 @@ use ncm_common::{
 };
 
 use super::{
-    Ended, Step, admit::Sender, ask, by_ip, by_mac, errors::TTL, guest::PAYLOAD, refuse, route::is_gateway, subnet,
+    Ended, Step, admit::Sender, ask, by_ip, by_mac, errors::TTL, guest::PAYLOAD, refuse, route::is_gateway,
+    subnet,
 };
 use crate::{
     context::Context,
@@ -28,12 +29,7 @@ use crate::{
 
 /// Answers a guest's ARP request for a gateway or a known endpoint of its subnet.
 #[inline(always)]
-pub fn arp<C: Context>(
-    packet: C,
-    sender: Sender,
-    scratch: &mut Scratch,
-    ethernet: &Ethernet,
-) -> Step<()> {
+pub fn arp<C: Context>(packet: C, sender: Sender, scratch: &mut Scratch, ethernet: &Ethernet) -> Step<()> {
     let message = Arp::parse(&packet, PAYLOAD).ok_or(DropReason::Malformed)?;
     if message.sender_mac != ethernet.source {
         sender.mac(ethernet.source)?;

@@ -158,7 +158,8 @@ fn refused(sender: Sender, scratch: &mut Scratch) -> u32 {
         return 0;
     }
     let by_ingress = side.found != NONE && side.flow.state & flow_state::REMOTE_BEGAN != 0;
-    if !by_ingress && port.flags & port_flags::GROUPS_OUT != 0 || policy::allows(port, packet, side, by_ingress) != 0
+    if !by_ingress && port.flags & port_flags::GROUPS_OUT != 0
+        || policy::allows(port, packet, side, by_ingress) != 0
     {
         return 0;
     }

@@ -8,10 +8,10 @@ use std::process::{Command, Stdio};
 use ncm_common::counters::PathCounter;
 use ncm_common::drops::DropReason;
 use ncm_common::tables::{
-    Count, Endpoint, Flow, FlowKey, Host, IpKey, MacKey, NextHop, NextHopGroup, Node, Port,
-    PortDropKey, PortLimits, PortTraffic, Reference, Route, RouteKey, Source, SourceKey, Subnet,
-    SubnetPrefixKey, TemplateHalf, Uplink, Vni, VtepKey, endpoint_flags, next_hop_flags, port_flags,
-    route_flags, subnet_flags, timeouts,
+    Count, Endpoint, Flow, FlowKey, Host, IpKey, MacKey, NextHop, NextHopGroup, Node, Port, PortDropKey,
+    PortLimits, PortTraffic, Reference, Route, RouteKey, Source, SourceKey, Subnet, SubnetPrefixKey,
+    TemplateHalf, Uplink, Vni, VtepKey, endpoint_flags, next_hop_flags, port_flags, route_flags,
+    subnet_flags, timeouts,
 };
 use ncm_dataplane::{Capacities, Dataplane, Hook, Options, Table, Tables, TestRun, Tunnel};
 use nix::sched::{CloneFlags, unshare};

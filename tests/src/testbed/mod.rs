@@ -50,8 +50,8 @@ pub use rules::rule;
 pub use sequence::{Round, Sequence};
 pub use talk::Talk;
 pub use tap::Shuttle;
-pub use upstream::{Asked, Manner, Upstream};
 pub use topology::{Expectation, Topology, Traffic, Verdict};
+pub use upstream::{Asked, Manner, Upstream};
 pub use wire::{Switch, Wire};
 
 /// Reads `aa:bb:cc:dd:ee:ff`.

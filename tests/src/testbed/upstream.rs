@@ -375,7 +375,10 @@ async fn answer(
         Manner::Garbage => {
             let mut rows = Vec::new();
             for request in &requests {
-                rows.push(HostRequestOperationStatus { request_id: "nobody".to_owned(), operation_status: 0 });
+                rows.push(HostRequestOperationStatus {
+                    request_id: "nobody".to_owned(),
+                    operation_status: 0,
+                });
                 rows.push(row(request, OperationStatus::Pending));
                 rows.push(row(request, OperationStatus::OutOfOrder));
                 rows.push(HostRequestOperationStatus {
