@@ -13,6 +13,7 @@ const LIVE_FRAMES: u32 = 1 << 1;
 /// `struct __sk_buff` of `linux/bpf.h`: its size, and where the fields are that a test may set.
 mod skb {
     pub(super) const SIZE: usize = 192;
+    pub(super) const MARK: usize = 8;
     pub(super) const INGRESS_IFINDEX: usize = 36;
     pub(super) const IFINDEX: usize = 40;
     pub(super) const CONTROL_BLOCK: usize = 48;
@@ -38,6 +39,8 @@ pub struct TestRun {
     pub ifindex: u32,
     /// For tc: size of the segments that the packet stands for; 0 if it is no segmentation-offloaded one.
     pub gso_size: u32,
+    /// For tc: the frame's mark.
+    pub mark: u32,
     /// For [`crate::Hook::RelayTc`]: what the kernel read from the tunnel header.
     pub tunnel: Option<Tunnel>,
     /// How many times to run; 0 means once. The packet is not reset in between.
@@ -110,6 +113,7 @@ impl TestRun {
             |offset: usize, value: u32| context[offset..offset + 4].copy_from_slice(&value.to_ne_bytes());
         set(skb::IFINDEX, self.ifindex);
         set(skb::INGRESS_IFINDEX, self.ifindex);
+        set(skb::MARK, self.mark);
         if self.gso_size != 0 {
             set(skb::GSO_SIZE, self.gso_size);
             let segments = self.packet.len().div_ceil(self.gso_size as usize);

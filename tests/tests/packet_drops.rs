@@ -3,6 +3,7 @@
 
 use ncm_common::counters::PathCounter;
 use ncm_common::drops::DropReason;
+use ncm_common::marks;
 use ncm_common::tables::{Reference, Subnet, VtepKey, node_flags, port_flags, subnet_flags};
 use ncm_dataplane::{Hook, TestRun};
 use ncm_tests::packet::{
@@ -64,6 +65,13 @@ fn every_reason_is_provoked() {
         .map(|reason| reason.name())
         .collect();
     assert!(missing.is_empty(), "add a case for: {missing:?}");
+}
+
+/// A frame of A1's that the agent has held, and ends for that reason.
+fn ended(world: &World, reason: DropReason) -> Seen {
+    let mark = marks::mark(marks::END | reason as u32, A1.port);
+    let frame = packet(A1, RA.pair());
+    world.run(Hook::HandDownTc, TestRun { mark, ..TestRun::new(frame, world.ifindex("up0")) })
 }
 
 /// A UDP packet from a guest to another of its subnet.
@@ -354,6 +362,20 @@ drops! {
         let frame = Ip6 { hop_limit: 255, ..packet }.frame([0x33, 0x33, 0, 0, 0, 2], A1.mac);
         vec![world.from_guest(A1, frame)]
     });
+    AskLimited at 1: a_request_beyond_the_ports_share = Own(|world| {
+        world.change_port(A1, |port| (port.ask_interval, port.asks_at_once) = (1_000_000, 10));
+        world.exhaust_limit(A1);
+        vec![world.from_guest(A1, arp_request(A1.pair(), [10, 0, 1, 99]))]
+    });
+    AskUnresolved at 1: what_was_held_and_is_unknown_all_the_same = Own(|world| {
+        world.change_port(A1, |port| (port.ask_interval, port.asks_at_once) = (1_000_000, 10));
+        let frame = arp_request(A1.pair(), [10, 0, 1, 99]);
+        let mark = marks::mark(marks::RELEASE, A1.port);
+        vec![world.run(Hook::GuestTc, TestRun { mark, ..TestRun::new(frame, world.ifindex(A1.interface)) })]
+    });
+    AskFull at 1: what_finds_no_room_to_be_held = Own(|world| vec![ended(world, DropReason::AskFull)]);
+    AskRefused at 1: what_upstream_does_not_know = Own(|world| vec![ended(world, DropReason::AskRefused)]);
+    AskUnanswered at 1: what_upstream_does_not_answer = Own(|world| vec![ended(world, DropReason::AskUnanswered)]);
     PolicyEgress at 1: what_no_rule_lets_out = Guest(|world| {
         world.change_port(A1, |port| port.set = 1);
         (A1, packet(A1, RA.pair()))

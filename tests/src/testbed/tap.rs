@@ -7,8 +7,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::thread::{self, JoinHandle};
 
 use anyhow::{Context, Result};
+use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::unistd::pipe;
+use nix::unistd::pipe2;
 
 use super::namespace::Namespace;
 use super::sys;
@@ -31,7 +32,7 @@ impl Shuttle {
     pub fn connect(host: (&Namespace, &str), guest: (&Namespace, &str)) -> Result<Self> {
         let host_tap = host.0.inside(|| sys::open_tap(host.1))?;
         let guest_tap = guest.0.inside(|| sys::open_tap(guest.1))?;
-        let (stopped, stop) = pipe().context("make a pipe")?;
+        let (stopped, stop) = pipe2(OFlag::O_CLOEXEC).context("make a pipe")?;
         let thread = thread::Builder::new()
             .name(format!("tap {}", host.1))
             .spawn(move || carry(&host_tap, &guest_tap, &stopped))
