@@ -14,6 +14,8 @@ pub mod store;
 mod supervisor;
 pub mod telemetry;
 
+pub use fault::explained;
+
 /// The agent's own services: messages, server and client of package `ncm.v1`.
 pub mod ncm_v1 {
     #![allow(
