@@ -8,6 +8,21 @@ use std::thread;
 use futures::FutureExt;
 use tokio::task::JoinHandle;
 
+/// An error with its causes, each said once: many name their cause themselves.
+#[must_use]
+pub fn explained(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+    }
+    text
+}
+
 /// The exit code of a process that a fault of its own ends (`EX_SOFTWARE` of sysexits.h).
 const EXIT_FAULT: i32 = 70;
 
@@ -59,6 +74,20 @@ mod tests {
         let name = format!("fault::tests::{test}");
         let child = Command::new(this).args(["--exact", &name]).env(VARIABLE, "1").output();
         assert_eq!(child.expect("can be run").status.code(), Some(EXIT_FAULT));
+    }
+
+    #[test]
+    fn each_cause_is_said_once() {
+        let error = crate::store::StoreError::Io {
+            directory: "/var/lib/ncm".into(),
+            action: "open it".into(),
+            source: io::Error::other("no such thing"),
+        };
+        let text = explained(&anyhow::Error::new(error).context("cannot start"));
+        assert!(text.starts_with("cannot start: the journal in /var/lib/ncm"), "{text}");
+        assert_eq!(text.matches("no such thing").count(), 1, "{text}");
+        let plain = anyhow::Error::msg("one").context("two");
+        assert_eq!(explained(&plain), "two: one");
     }
 
     #[tokio::test]

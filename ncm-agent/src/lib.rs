@@ -15,6 +15,8 @@ mod supervisor;
 pub mod telemetry;
 pub mod upstream;
 
+pub use fault::explained;
+
 /// The agent's own services: messages, server and client of package `ncm.v1`.
 pub mod ncm_v1 {
     #![allow(

@@ -14,6 +14,13 @@ fn digests(host: &Host) -> Result<Value> {
     Ok(serde_json::from_str::<Value>(&text)?)
 }
 
+/// A resource without what a push that changes nothing changes of it.
+fn plain(state: &Value) -> Value {
+    let mut state = state.clone();
+    state["changedAt"] = Value::Null;
+    state
+}
+
 /// What somebody knows who has followed an agent, and where to go on from.
 #[derive(Default)]
 struct Known {
@@ -34,11 +41,11 @@ impl Known {
         self.told = 0;
         for line in text.lines() {
             let change: Value = serde_json::from_str(line)?;
-            let state = &change["state"];
+            let state = plain(&change["state"]);
             let key = format!("{} {} {}", state["type"], state["id"], state["neighborType"]);
             match change["change"].as_str().context("a kind of change")? {
                 "gone" => drop(self.held.remove(&key)),
-                _ => drop(self.held.insert(key, state.clone())),
+                _ => drop(self.held.insert(key, state)),
             }
             self.told += usize::from(change["change"] != "status");
             self.from = change["from"].as_str().map(str::to_owned);
@@ -49,9 +56,9 @@ impl Known {
     /// It knows what a listing tells.
     fn check(&self, host: &Host) -> Result<()> {
         let listed: Vec<Value> = serde_json::from_str(&host.expect_ncmctl(&["get", "-o", "json"])?)?;
-        let listed = listed
-            .into_iter()
-            .map(|state| (format!("{} {} {}", state["type"], state["id"], state["neighborType"]), state));
+        let listed = listed.into_iter().map(|state| {
+            (format!("{} {} {}", state["type"], state["id"], state["neighborType"]), plain(&state))
+        });
         let listed: BTreeMap<String, Value> = listed.collect();
         for (key, state) in &listed {
             let known = self.held.get(key);

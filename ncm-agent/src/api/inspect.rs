@@ -411,7 +411,7 @@ impl Operate for Inspection {
     ) -> Result<Response<ncm_v1::VerifyReply>, Status> {
         let ncm_v1::VerifyRequest { repair, prune } = request.into_inner();
         let verified = self.engine.verify(Remedy { repair, prune }).await;
-        let verified = verified.map_err(|error| Status::internal(format!("{error:#}")))?;
+        let verified = verified.map_err(|error| Status::internal(crate::explained(&error)))?;
         let [missing, different, unclaimed, detached, foreign] = verified.counts;
         let (written, removed) = verified.repaired;
         let deviations = verified.deviations.into_iter().map(|deviation| ncm_v1::Deviation {

@@ -51,7 +51,7 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("ncm-agent: {error:#}");
+            eprintln!("ncm-agent: {}", ncm_agent::explained(&error));
             ExitCode::FAILURE
         }
     }

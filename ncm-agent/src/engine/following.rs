@@ -22,6 +22,9 @@ const FOLLOWERS: usize = 32;
 /// Changes that are told at once.
 const PART: usize = 256;
 
+/// After a change others are waited for so long, so that many small messages cost a follower little.
+const GATHER: Duration = Duration::from_millis(10);
+
 /// How often is looked whether something has stirred.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -286,7 +289,10 @@ impl Follower {
                 continue;
             }
             let changed = tokio::select! {
-                changed = self.durable.changed() => changed,
+                changed = self.durable.changed() => {
+                    sleep(GATHER).await;
+                    changed
+                }
                 changed = self.looks.changed() => {
                     let look = Arc::clone(&self.looks.borrow_and_update());
                     self.take(look);

@@ -24,7 +24,10 @@ const LOOK: Duration = Duration::from_secs(3);
 pub(super) async fn start(shared: &Arc<Shared>) {
     let mut hand_up = HandUp { shared: Arc::downgrade(shared), ifindex: 0, serving: false };
     if let Err(error) = hand_up.look().await {
-        tracing::error!("guests' DHCP and router solicitations are not answered: {error:#}");
+        tracing::error!(
+            "guests' DHCP and router solicitations are not answered: {}",
+            crate::explained(&error)
+        );
     }
     fault::supervise("the hand-up of guests' questions", hand_up.keep());
 }
@@ -53,7 +56,10 @@ impl HandUp {
                 Ok(()) => {}
                 Err(error) => {
                     if !failing {
-                        tracing::error!("guests' DHCP and router solicitations are not answered: {error:#}");
+                        tracing::error!(
+                            "guests' DHCP and router solicitations are not answered: {}",
+                            crate::explained(&error)
+                        );
                     }
                     failing = true;
                 }

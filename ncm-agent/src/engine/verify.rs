@@ -106,7 +106,9 @@ pub(super) fn start(engine: &Engine) {
             let Some(shared) = shared.upgrade() else { return };
             match (Engine { shared }).verify(Remedy::default()).await {
                 Ok(verified) => log(&verified),
-                Err(error) => tracing::warn!("the kernel's tables cannot be compared: {error:#}"),
+                Err(error) => {
+                    tracing::warn!("the kernel's tables cannot be compared: {}", crate::explained(&error));
+                }
             }
         }
     });

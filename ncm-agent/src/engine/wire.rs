@@ -100,10 +100,10 @@ pub(super) async fn renew_relay(shared: &Shared, interfaces: &mut Interfaces) {
         }
         Err(error) => {
             own::ATTACH_FAILURES.increment();
-            tracing::error!("what only the kernel decapsulates is lost: {error:#}");
+            tracing::error!("what only the kernel decapsulates is lost: {}", crate::explained(&error));
             if let Some(status) = shared.status().get_mut(&name) {
                 status.hook = None;
-                status.reason = format!("{error:#}");
+                status.reason = crate::explained(&error);
             }
         }
     }

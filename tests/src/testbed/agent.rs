@@ -24,7 +24,7 @@ use super::process::{Output, Process};
 const LARGEST_REPLY: usize = 3_670_016;
 
 /// Where agents take goal states, inside their host.
-const LISTENER: &str = "127.0.0.1:50001";
+pub(super) const LISTENER: &str = "127.0.0.1:50001";
 
 /// An agent's configuration, as sections of keys and values in TOML's own writing.
 #[derive(Clone, Debug)]
@@ -32,6 +32,8 @@ pub struct AgentConfig {
     sections: BTreeMap<String, BTreeMap<String, String>>,
     program: String,
     environment: Vec<(String, String)>,
+    /// Words before the agent's own command line.
+    run_by: Vec<String>,
 }
 
 impl AgentConfig {
@@ -41,8 +43,12 @@ impl AgentConfig {
         let list = |items: &[&str]| {
             format!("[{}]", items.iter().map(|item| format!("{item:?}")).collect::<Vec<_>>().join(", "))
         };
-        let mut config =
-            Self { sections: BTreeMap::new(), program: "ncm-agent".to_owned(), environment: Vec::new() };
+        let mut config = Self {
+            sections: BTreeMap::new(),
+            program: "ncm-agent".to_owned(),
+            environment: Vec::new(),
+            run_by: Vec::new(),
+        };
         config
             .set("", "instance", format!("{instance:?}"))
             .set("node", "id", format!("{instance:?}"))
@@ -77,6 +83,12 @@ impl AgentConfig {
     /// Sets a key; `value` is TOML, so texts carry their quotes. The section `""` is the top level.
     pub fn set(&mut self, section: &str, key: &str, value: impl Into<String>) -> &mut Self {
         self.sections.entry(section.to_owned()).or_default().insert(key.to_owned(), value.into());
+        self
+    }
+
+    /// Has the agent started by another program that becomes it, such as `env`.
+    pub fn run_by(&mut self, words: &[&str]) -> &mut Self {
+        self.run_by = words.iter().map(|word| (*word).to_owned()).collect();
         self
     }
 
@@ -135,12 +147,12 @@ impl Agent {
         let file = format!("{instance}.toml");
         std::fs::write(run.join(&file), config.to_toml()).context("write the agent's configuration")?;
         let program = binary(&config.program)?;
-        let mut words = vec!["env".to_owned()];
-        words.extend(config.environment.iter().map(|(name, value)| format!("{name}={value}")));
-        words.extend([program.to_string_lossy().into_owned(), "--config".to_owned(), format!("/run/{file}")]);
-        if config.environment.is_empty() {
-            words.remove(0);
+        let mut words = config.run_by.clone();
+        if !config.environment.is_empty() {
+            words.push("env".to_owned());
+            words.extend(config.environment.iter().map(|(name, value)| format!("{name}={value}")));
         }
+        words.extend([program.to_string_lossy().into_owned(), "--config".to_owned(), format!("/run/{file}")]);
         let mut process = ns.start(&words)?;
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().context("start a runtime")?;
@@ -442,7 +454,7 @@ pub struct Statuses {
 }
 
 impl Statuses {
-    fn new(reply: wire::GoalStateOperationReply) -> Result<Self> {
+    pub(super) fn new(reply: wire::GoalStateOperationReply) -> Result<Self> {
         let length = prost::Message::encoded_len(&reply);
         ensure!(length <= LARGEST_REPLY, "the reply has {length} bytes, more than {LARGEST_REPLY}");
         Ok(Self { reply })

@@ -17,6 +17,7 @@
 
 mod agent;
 mod cloud;
+mod controller;
 mod generator;
 mod guest;
 mod host;
@@ -33,12 +34,14 @@ mod talk;
 mod tap;
 mod topology;
 mod upstream;
+mod wanted;
 mod wire;
 
 use anyhow::{Context, Result, ensure};
 
 pub use agent::{Agent, AgentConfig, Statuses, Stream, binary};
 pub use cloud::{Cloud, CloudPort, CloudSubnet, gateway_mac, guest_mac, to_v2};
+pub use controller::{Controller, Line, Pushes};
 pub use generator::Generator;
 pub use guest::{Guest, GuestSpec, RunningPing};
 pub use host::{Host, HostOptions, TwoHosts, on_wire};
@@ -54,7 +57,14 @@ pub use talk::Talk;
 pub use tap::Shuttle;
 pub use topology::{Expectation, Topology, Traffic, Verdict};
 pub use upstream::{Asked, Manner, Upstream};
+pub use wanted::{Random, Wanted, expect_converged};
 pub use wire::{Switch, Wire};
+
+/// Says something on standard output, which shows when a test fails, or is asked to show it.
+#[allow(clippy::print_stdout, reason = "it is what a test says")]
+pub fn say(text: &str) {
+    println!("{text}");
+}
 
 /// Reads `aa:bb:cc:dd:ee:ff`.
 ///
