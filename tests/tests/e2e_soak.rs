@@ -72,7 +72,7 @@ impl Size {
         ensure!(self.entries == before.entries, "tables: {:?}\nbefore: {:?}", self.entries, before.entries);
         ensure!(self.pins == before.pins, "{} pins, before {}", self.pins, before.pins);
         ensure!(
-            self.descriptors == before.descriptors,
+            self.descriptors <= before.descriptors,
             "{} file descriptors, before {}",
             self.descriptors,
             before.descriptors
@@ -119,7 +119,11 @@ fn soak(lab: &Lab, soak: &Soak) -> Result<()> {
     let cloud = many::cloud();
     // What is remembered of the past has bounds. The first rounds reach them.
     let options = HostOptions::default().with("limits", "tombstones", "16384");
-    let net = TwoHosts::new(lab, options)?;
+    let mut net = TwoHosts::unstarted(lab, options)?;
+    // What glibc's arenas keep apart from each other, one for each of the threads that come and go, is not held by anybody.
+    net.host1.config.run_by(&["env", "MALLOC_ARENA_MAX=1"]);
+    net.host1.start()?;
+    net.host2.start()?;
     let (a, b) = (cloud.guest(lab, &net.host1, "a")?, cloud.guest(lab, &net.host2, "b")?);
     net.push(&cloud)?;
     let host = &net.host1;
