@@ -144,7 +144,7 @@ fn take_place(name: &str, capacities: &[(&str, u32)]) {
     for program in new.dataplane().programs().expect("readable") {
         let walked = program.verified_instructions;
         if walked > 60_000 {
-            println!("{}: {walked}", program.name);
+            ncm_tests::testbed::say(&format!("{}: {walked}", program.name));
         }
         assert!(walked <= BUDGET, "{}: {walked} instructions of at most {BUDGET}", program.name);
     }
