@@ -143,9 +143,6 @@ fn take_place(name: &str, capacities: &[(&str, u32)]) {
     assert_eq!(pins.sets(), ["v2", "v2-1"]);
     for program in new.dataplane().programs().expect("readable") {
         let walked = program.verified_instructions;
-        if walked > 60_000 {
-            ncm_tests::testbed::say(&format!("{}: {walked}", program.name));
-        }
         assert!(walked <= BUDGET, "{}: {walked} instructions of at most {BUDGET}", program.name);
     }
     expect_known(&back(&old, 1000));

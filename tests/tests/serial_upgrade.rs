@@ -118,7 +118,8 @@ fn without_a_journal_what_another_layout_has_left_forwards_on_until_any_version_
     Lab::story(|lab| {
         let cloud = cloud();
         let net = TwoHosts::new(lab, HostOptions::default().with("store", "journal", "false"))?;
-        let (a, b) = (cloud.guest(lab, &net.host1, "a")?, cloud.guest(lab, &net.host2, "b")?);
+        let guest = |port: &str, host: &Host| cloud.guest(lab, host, port);
+        let (a, b, _c) = (guest("a", &net.host1)?, guest("b", &net.host2)?, guest("c", &net.host2)?);
         net.push(&cloud)?;
         let on = b.begin_ping(a.ip())?;
         on.goes_on(3)?;
