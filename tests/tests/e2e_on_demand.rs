@@ -65,7 +65,7 @@ fn what_waits_goes_on_in_order_after_one_request() {
             let demand = Demand::new(lab, cloud, HostOptions::default())?;
             let (a, b) = (demand.guest("a")?, demand.guest("b")?);
             known_by_hand(&a, &b)?;
-            demand.upstream.takes(Duration::from_millis(100));
+            demand.upstream.takes(Duration::from_millis(500));
             numbered(&a, &b, 200).with_context(|| format!("taps: {taps}"))?;
             let request = demand.upstream.asked().into_iter().find(|asked| !asked.is_restart());
             let of = request.context("nothing was asked")?.request;
@@ -77,7 +77,7 @@ fn what_waits_goes_on_in_order_after_one_request() {
 }
 
 /// Sends much over a connection whose other end is not known any more.
-fn large_frames(demand: &Demand, from: &str, to: &str) -> Result<()> {
+fn large_frames(demand: &Demand, from: &str, to: &str, least: f64) -> Result<()> {
     let (a, b) = (demand.guest(from)?, demand.guest(to)?);
     let listener = b.ns.listen(SocketAddr::new(b.ip().into(), 7001))?;
     let address = SocketAddr::new(b.ip().into(), 7001);
@@ -106,7 +106,7 @@ fn large_frames(demand: &Demand, from: &str, to: &str) -> Result<()> {
     let after = demand.released()?;
     let (packets, bytes) = (after.0 - before.0, after.1 - before.1);
     ensure!(
-        packets >= 1.0 && bytes / packets > 10_000.0,
+        packets >= 1.0 && bytes / packets > least,
         "no large frame was held: {packets} with {bytes} bytes"
     );
     Ok(())
@@ -120,7 +120,9 @@ fn large_frames_with_offloads_survive_being_held() {
             cloud.taps = taps;
             let options = HostOptions::default().with("guest", "mode", &format!("{mode:?}"));
             let demand = Demand::new(lab, cloud, options)?;
-            large_frames(&demand, "a", "b").with_context(|| format!("taps: {taps}, {mode}"))?;
+            // An interface with XDP takes no larger frames than its MTU from a veth.
+            let least = if mode == "xdp" && !taps { 1_000.0 } else { 10_000.0 };
+            large_frames(&demand, "a", "b", least).with_context(|| format!("taps: {taps}, {mode}"))?;
             demand.end()
         });
     }

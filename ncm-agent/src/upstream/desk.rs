@@ -33,6 +33,8 @@ use crate::telemetry::own;
 
 /// Frames that are read before anything else is done.
 const READ_AHEAD: usize = 256;
+/// Frames that are read before others go on.
+const DRAINED: usize = 4_096;
 /// Bytes of frames that may wait in the kernel, either way.
 const WAITING: usize = 16 << 20;
 /// Calls up to which each request is asked at once; with more under way, requests gather for a moment.
@@ -101,7 +103,10 @@ async fn run(setup: Setup) {
         let wake = desk.wake(looked + LOOK);
         tokio::select! {
             biased;
-            Some(entries) = programmed.recv() => desk.programmed(&entries, &mut programmed),
+            Some(entries) = programmed.recv() => {
+                desk.drain(&mut inbox);
+                desk.programmed(&entries, &mut programmed);
+            }
             Some(link) = links.recv() => desk.linked(link),
             Some(end) = ends.recv() => desk.ended(end),
             ready = readable(&mut inbox) => {
@@ -192,6 +197,16 @@ impl Desk {
             }
         }
         true
+    }
+
+    /// Takes what was handed up before something became known: it waits behind what is held, and goes on with it, in order.
+    fn drain(&mut self, inbox: &mut Option<AsyncFd<Socket>>) {
+        let Some(socket) = inbox else { return };
+        for _ in 0..DRAINED {
+            // What is wrong with the device shows when it is read the next time.
+            let Ok(Some(received)) = socket.get_mut().receive() else { return };
+            self.take(received);
+        }
     }
 
     fn take(&mut self, received: Received) {

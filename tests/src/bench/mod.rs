@@ -1,6 +1,7 @@
 //! The benchmarks: each figure beside its reference, both measured in the same run on the same machine.
 
 mod connections;
+mod demand;
 mod group;
 mod kernel;
 mod million;
@@ -57,6 +58,7 @@ pub fn run(plan: &Plan, mut done: impl FnMut(Row)) -> Result<()> {
         packets::measure,
         connections::measure,
         streams::measure,
+        demand::measure,
     ];
     let mut outcome = Ok(());
     for group in groups {

@@ -406,7 +406,10 @@ impl Shared {
         if state == merged([].into_iter()) {
             return;
         }
-        if let Err(error) = self.try_push(state, apart).await {
+        let first = self.try_push(state.clone(), apart).await;
+        // The agent may have been started again since.
+        let pushed = if first.is_ok() { first } else { self.try_push(state, true).await };
+        if let Err(error) = pushed {
             self.state().failures.push(format!("{error:#}"));
         }
     }
@@ -419,9 +422,7 @@ impl Shared {
                 let address = self.listener;
                 let stream = self.agent.inside(|| Ok(TcpStream::connect(address)?))?;
                 let channel = connect(stream).await?;
-                if !apart {
-                    *kept = Some(channel.clone());
-                }
+                *kept = Some(channel.clone()).filter(|_| !apart);
                 channel
             }
         };
