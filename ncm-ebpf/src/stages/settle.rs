@@ -131,6 +131,8 @@ pub fn settle(port: &Port, packet: &Packet, side: &mut Side, to_guest: bool) -> 
         if policy::allows(port, packet, side, began_by_remote) == 0 {
             side.flow.state |= flow_state::DENIED;
         }
+        #[cfg(feature = "interject")]
+        crate::interject::interject();
     }
     if side.found != NONE && side.flow.state & flow_state::DENIED != 0 {
         // It stays as long as its packets come, or the side that answers would begin it anew.
@@ -141,6 +143,8 @@ pub fn settle(port: &Port, packet: &Packet, side: &mut Side, to_guest: bool) -> 
         if policy::allows(port, packet, side, to_guest) == 0 {
             return denied(to_guest);
         }
+        #[cfg(feature = "interject")]
+        crate::interject::interject();
         if !begins(packet) {
             return 0;
         }
