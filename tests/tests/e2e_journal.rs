@@ -213,7 +213,7 @@ fn a_damaged_journal_is_set_aside_and_what_it_told_of_forwards_unclaimed_until_i
         host.start()?;
         host.agent_mut().wait_for_log("set aside", Duration::from_secs(1))?;
         ensure!(
-            files(lab, host)? == ["log-0000000001", "log-0000000001.set-aside"],
+            files(lab, host)? == ["history", "log-0000000001", "log-0000000001.set-aside"],
             "{:?}",
             files(lab, host)?
         );

@@ -121,6 +121,8 @@ pub(crate) fn known_by_hand(from: &Guest, to: &Guest) -> Result<()> {
 pub(crate) fn numbered(from: &Guest, to: &Guest, count: u32) -> Result<()> {
     let receiver = to.ns.udp(SocketAddr::new(to.ip().into(), 7000))?;
     receiver.set_read_timeout(Some(Duration::from_secs(5)))?;
+    // All come at once: the usual buffer has room for hardly two hundred.
+    nix::sys::socket::setsockopt(&receiver, nix::sys::socket::sockopt::RcvBufForce, &(4 << 20))?;
     let sender = from.ns.udp(SocketAddr::new(from.ip().into(), 0))?;
     for number in 0..count {
         sender.send_to(&number.to_be_bytes(), (IpAddr::from(to.ip()), 7000))?;
