@@ -62,7 +62,6 @@ fn forward<C: Context>(packet: C, from: &mut u32, at: &mut u32) -> Step<Ended> {
         return Err(Ended::PASS_UP);
     }
     // What the agent has held was counted when it came from the guest.
-    // What the agent has held was counted when it came from the guest.
     let held = packet.takes_release(reference.index);
     *from = reference.index & held.wrapping_sub(1);
     *at = reference.index;
