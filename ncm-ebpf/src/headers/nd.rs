@@ -91,19 +91,20 @@ impl Advertisement {
             + u32::from(words[0])
             + u32::from(words[1])
             + u32::from(words[2]);
-        frame.fill(0);
+        // Each byte once: to clear all of them would be a call, and a frame on the stack.
         frame[0..6].copy_from_slice(&to_mac.bytes());
         frame[6..12].copy_from_slice(&mac.bytes());
         frame[12..14].copy_from_slice(&ethernet::ethertype::IPV6.to_be_bytes());
-        frame[14] = 0x60;
-        frame[19] = 32;
+        frame[14..18].copy_from_slice(&[0x60, 0, 0, 0]);
+        frame[18..20].copy_from_slice(&32u16.to_be_bytes());
         frame[20] = protocol::ICMPV6;
         frame[21] = HOP_LIMIT;
         frame[22..38].copy_from_slice(&target.bytes());
         frame[38..54].copy_from_slice(&to.bytes());
         frame[54] = icmp::NEIGHBOUR_ADVERTISEMENT;
+        frame[55] = 0;
         frame[56..58].copy_from_slice(&(!checksum::fold(sum)).to_ne_bytes());
-        frame[58] = flags;
+        frame[58..62].copy_from_slice(&[flags, 0, 0, 0]);
         frame[62..78].copy_from_slice(&target.bytes());
         frame[78] = TARGET_OPTION;
         frame[79] = 1;

@@ -50,7 +50,21 @@ pub fn arp<C: Context>(packet: C, sender: Sender, scratch: &mut Scratch, etherne
     if sender.owns(&target) {
         return refuse(DropReason::ArpUnknown);
     }
-    let own = subnet(index, generation)?;
+    (scratch.subnet, scratch.subnet_generation) = (index, generation);
+    Ended::step(reply(packet, sender, scratch))
+}
+
+/// Answers an ARP request that the guest may ask. Apart from what sees to that, as the stack does not hold both.
+#[inline(never)]
+fn reply<C: Context>(packet: C, sender: Sender, scratch: &mut Scratch) -> u32 {
+    Ended::number(replied(packet, sender, scratch))
+}
+
+#[inline(always)]
+fn replied<C: Context>(packet: C, sender: Sender, scratch: &mut Scratch) -> Step<()> {
+    let message = Arp::parse(&packet, PAYLOAD).ok_or(DropReason::Malformed)?;
+    let (index, target) = (scratch.subnet, Address::v4(message.target_ip));
+    let own = subnet(index, scratch.subnet_generation)?;
     let Some((mac, _)) = owner(sender, index, own, target) else {
         ask::within(&mut scratch.ask, &mut scratch.ask_subnet, (index, own.vni), target, ask_kinds::ARP);
         ask::from(&mut scratch.ask, Address::v4(message.sender_ip));
@@ -95,6 +109,9 @@ fn solicitation<C: Context>(packet: C, sender: Sender, scratch: &mut Scratch) ->
     let source = sender.asker(&whole.from, &asker).map_err(as_nd)?;
     (scratch.subnet, scratch.subnet_generation) = (source.subnet, source.subnet_generation);
     scratch.target = message.target;
+    if sender.owns(&scratch.target) {
+        return refuse(DropReason::NdUnknown);
+    }
     Ended::step(seek(sender, scratch))?;
     write(scratch);
     let fits = packet.length() == nd::FRAME_LEN as u32;
@@ -128,9 +145,6 @@ fn found(sender: Sender, scratch: &mut Scratch) -> Step<()> {
         Some(link) => (link.subnet, link.subnet_generation),
         None => (scratch.subnet, scratch.subnet_generation),
     };
-    if sender.owns(&scratch.target) {
-        return refuse(DropReason::NdUnknown);
-    }
     let own = subnet(index, generation)?;
     let Some((mac, router)) = owner(sender, index, own, target) else {
         let (ask, lookup) = (&mut scratch.ask, &mut scratch.ask_subnet);

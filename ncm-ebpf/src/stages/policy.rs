@@ -38,7 +38,7 @@ pub fn allows(port: &Port, packet: &Packet, side: &Side, to_guest: bool) -> u32 
         return 1;
     }
     let set = set_direction(port.set, to_guest);
-    let key = RuleKey {
+    let mut key = RuleKey {
         prefix_len: 96,
         set,
         class: 0,
@@ -46,7 +46,7 @@ pub fn allows(port: &Port, packet: &Packet, side: &Side, to_guest: bool) -> u32 
         protocol: packet.protocol,
         port: asked(packet, side, to_guest),
     };
-    let allowed = remembered(&key, side);
+    let allowed = remembered(&mut key, side);
     let counted = PolicyCountKey { port: side.key.port, set };
     let one = PolicyCount { allowed: u64::from(allowed), denied: u64::from(!allowed) };
     if !POLICY_COUNTS.change(&counted, |count| {
@@ -61,7 +61,7 @@ pub fn allows(port: &Port, packet: &Packet, side: &Side, to_guest: bool) -> u32 
 
 /// The answer that is remembered, or else the rules' own, which is remembered from now on.
 #[inline(always)]
-fn remembered(key: &RuleKey, side: &Side) -> bool {
+fn remembered(key: &mut RuleKey, side: &Side) -> bool {
     let asked = u32::from_ne_bytes([key.family, key.protocol, key.port[0], key.port[1]]);
     let remote = Address::new(&side.key.remote).words();
     let hash = (remote[0] ^ remote[1].rotate_left(7) ^ remote[2].rotate_left(13) ^ remote[3])
@@ -104,10 +104,10 @@ fn remembered(key: &RuleKey, side: &Side) -> bool {
     allowed
 }
 
-/// What the rules say.
+/// What the rules say. There is one key for all classes, as the stack has no room for more.
 #[inline(always)]
-fn asks(key: &RuleKey, side: &Side) -> bool {
-    has_rule(key) || of_members(*key, side.members) || of_classes(*key, side)
+fn asks(key: &mut RuleKey, side: &Side) -> bool {
+    has_rule(key) || of_members(key, side.members) || of_classes(key, side)
 }
 
 /// What rules are about: the port of who is asked; type and code of ICMP, which for a flow are those of the request.
@@ -133,13 +133,14 @@ fn asked(packet: &Packet, side: &Side, to_guest: bool) -> [u8; 2] {
 
 /// Whether there is a match for the members' class of the other side.
 #[inline(always)]
-fn of_members(key: RuleKey, members: u32) -> bool {
-    members != 0 && has_rule(&RuleKey { class: members, ..key })
+fn of_members(key: &mut RuleKey, members: u32) -> bool {
+    key.class = members;
+    members != 0 && has_rule(key)
 }
 
 /// Whether there is a match for one of the classes of the other side's address.
 #[inline(always)]
-fn of_classes(key: RuleKey, side: &Side) -> bool {
+fn of_classes(key: &mut RuleKey, side: &Side) -> bool {
     let of = ClassKey { prefix_len: 160, set: key.set, ip: side.key.remote };
     let Some(listed) = CLASSES.get(&of) else { return false };
     let mut number = 0;
@@ -148,7 +149,8 @@ fn of_classes(key: RuleKey, side: &Side) -> bool {
         if class == 0 {
             return false;
         }
-        if has_rule(&RuleKey { class, ..key }) {
+        key.class = class;
+        if has_rule(key) {
             return true;
         }
         number += 1;
