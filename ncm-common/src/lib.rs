@@ -46,17 +46,17 @@ pub const SERVER_IP: [u8; 4] = [169, 254, 169, 253];
 pub mod programs {
     /// Native XDP on an underlay interface.
     pub const WIRE_XDP: &str = "wire_xdp";
-    /// tcx ingress on an underlay interface: re-addresses our tunnel frames to the relay device where XDP is not used.
+    /// tc ingress on an underlay interface: re-addresses our tunnel frames to the relay device where XDP is not used.
     pub const WIRE_TC: &str = "wire_tc";
-    /// tcx ingress on the agent's flow-based vxlan device: frames that the kernel decapsulated.
+    /// tc ingress on the agent's flow-based vxlan device: frames that the kernel decapsulated.
     pub const RELAY_TC: &str = "relay_tc";
-    /// tcx ingress on a guest's interface.
+    /// tc ingress on a guest's interface.
     pub const GUEST_TC: &str = "guest_tc";
     /// Native XDP on a guest's interface, on the operator's request.
     pub const GUEST_XDP: &str = "guest_xdp";
-    /// tcx ingress on the interface that hands packets up: ends them, once the agent's packet socket has read them.
+    /// tc ingress on the interface that hands packets up: ends them, once the agent's packet socket has read them.
     pub const HAND_UP_TC: &str = "hand_up_tc";
-    /// tcx egress on that interface: hands what the agent sends to the guest that its mark names.
+    /// tc egress on that interface: hands what the agent sends to the guest that its mark names.
     pub const HAND_DOWN_TC: &str = "hand_down_tc";
 }
 

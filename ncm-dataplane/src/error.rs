@@ -12,11 +12,9 @@ pub enum Error {
     #[error("this build carries no eBPF object: run `cargo xtask setup`, then build again")]
     NoObject,
 
-    /// The kernel has no tcx.
-    #[error(
-        "this kernel ({release}) has no tcx, by which the programs are attached to interfaces: NCM needs Linux 6.6 or later"
-    )]
-    NoTcx {
+    /// The kernel is too old.
+    #[error("this kernel ({release}) is too old: NCM needs Linux 6.1 or later")]
+    OldKernel {
         /// Release of the running kernel.
         release: String,
     },
@@ -167,7 +165,7 @@ pub enum Error {
     /// The hook is held by a program of ours that this instance does not own, so that both would run.
     #[error(
         "interface {ifindex} already has the program `{program}` (id {id}, link {link}) at {hook}: another instance \
-         or a left-over holds it; stop and tear that one down, or run `bpftool link detach id {link}`"
+         or a left-over holds it; stop and tear that one down, or {}", removal(*.link)
     )]
     Occupied {
         /// The hook.
@@ -178,9 +176,24 @@ pub enum Error {
         program: String,
         /// The program's id.
         id: u32,
-        /// The link's id.
+        /// The link's id; 0 of a filter.
         link: u32,
     },
+
+    /// A program could not be detached.
+    #[error("cannot remove the filter of {hook} on interface {ifindex}: {source}")]
+    Detach {
+        /// The hook.
+        hook: crate::Hook,
+        /// The interface's index.
+        ifindex: u32,
+        /// What the kernel said.
+        source: io::Error,
+    },
+
+    /// The filters of interfaces could not be listed.
+    #[error("cannot list the filters of interfaces (`tc filter show`): {0}")]
+    Filters(io::Error),
 
     /// A program could not be run on a test packet.
     #[error("cannot run `{program}` on a test packet: {source}")]
@@ -209,6 +222,15 @@ fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+/// How a program of ours that is somebody else's can be removed.
+fn removal(link: u32) -> String {
+    if link == 0 {
+        "delete its filter (`tc filter show`, `tc filter del`)".to_owned()
+    } else {
+        format!("run `bpftool link detach id {link}`")
+    }
 }
 
 /// Says what is missing if the kernel refused for lack of privilege.

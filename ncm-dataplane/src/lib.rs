@@ -11,6 +11,8 @@ mod error;
 mod load;
 mod log;
 mod memory;
+pub mod message;
+mod netlink;
 mod pin;
 mod programs;
 mod raw;
@@ -30,7 +32,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use ncm_common::conversion::phases;
 use ncm_common::tables::{TABLES, TableSpec};
 
-pub use attach::{Attachment, Foreign, Holder, Hook, held_by_another};
+pub use attach::{Attachment, Foreign, Holder, Hook, TcAttach, held_by_another};
 pub use by_port::{OfPort, PortTables};
 pub use error::Error;
 pub use log::{LogLevel, ProgramLog};
@@ -63,6 +65,8 @@ pub struct Options {
     pub capacities: Capacities,
     /// What the programs log.
     pub log: LogLevel,
+    /// How tc programs are attached.
+    pub tc_attach: TcAttach,
 }
 
 impl Options {
@@ -80,6 +84,7 @@ impl Options {
             bpffs: PathBuf::from(BPFFS),
             capacities: Capacities::default(),
             log: LogLevel::Off,
+            tc_attach: TcAttach::Auto,
         }
     }
 }
@@ -89,7 +94,7 @@ impl Options {
 pub struct Dataplane {
     programs: RwLock<Arc<programs::Programs>>,
     tables: Tables,
-    links: attach::Links,
+    attached: attach::Attached,
     log: Mutex<Option<ProgramLog>>,
     /// Whether a change is being written whose epochs have not risen: the lowest bit of the heartbeat.
     changing: Mutex<bool>,
@@ -120,11 +125,11 @@ impl Dataplane {
     /// # Errors
     /// As [`Dataplane::open`].
     pub fn open_object(options: &Options, object: &[u8]) -> Result<Self, Error> {
-        attach::needs_tcx()?;
+        let way = attach::Way::of(options.tc_attach)?;
         let Some(instance) = &options.instance else {
             let loaded = load::load(object, &options.capacities, options.log, None, None)?;
             settle_half_open(&loaded.tables)?;
-            return Self::new(options, object, loaded, attach::Links::unpinned(), None);
+            return Self::new(options, object, loaded, attach::Attached::unpinned(way), None);
         };
         let paths = PinPaths::new(&options.bpffs, instance)?;
         paths.mount()?;
@@ -140,9 +145,9 @@ impl Dataplane {
                 }
             })?;
             settle_half_open(&loaded.tables)?;
-            let links = attach::Links::adopt(current.set.links(), &paths.links()?)?;
-            links.swap(&loaded.programs)?;
-            return Self::new(options, object, loaded, links, None);
+            let attached = attach::Attached::adopt(instance, way, current.set.links(), &paths.links()?)?;
+            attached.swap(&loaded.programs)?;
+            return Self::new(options, object, loaded, attached, None);
         }
         let links = current.set.links();
         let transition = Transition::begin(current, &paths, &options.capacities);
@@ -162,7 +167,7 @@ impl Dataplane {
                 options,
                 object,
                 loaded,
-                attach::Links::adopt(links, &paths.links()?)?,
+                attach::Attached::adopt(instance, way, links, &paths.links()?)?,
                 Some(transition),
             )
         });
@@ -173,14 +178,14 @@ impl Dataplane {
         options: &Options,
         object: &[u8],
         loaded: load::Loaded,
-        links: attach::Links,
+        attached: attach::Attached,
         transition: Option<Transition>,
     ) -> Result<Self, Error> {
         let beat = loaded.tables.heartbeat.get(&0)?.unwrap_or_default();
         Ok(Self {
             programs: RwLock::new(Arc::new(loaded.programs)),
             tables: loaded.tables,
-            links,
+            attached,
             log: Mutex::new(loaded.log),
             changing: Mutex::new(beat & 1 != 0),
             others: loaded.others,
@@ -225,14 +230,14 @@ impl Dataplane {
             Stage::Filled => {
                 transition.from.counts(&transition.to)?;
                 transition.say(phases::SWAPPING)?;
-                self.links.swap(&self.loaded())?;
+                self.attached.swap(&self.loaded())?;
                 transition::reached("swapped");
                 Ok(Stage::Swapped)
             }
             Stage::Swapped => {
                 transition.say(phases::IN_USE)?;
                 transition::reached("in-use");
-                self.links.move_to(&transition.to.set.links())?;
+                self.attached.move_to(&transition.to.set.links())?;
                 Ok(Stage::InUse)
             }
             Stage::InUse => {
@@ -246,7 +251,7 @@ impl Dataplane {
                     let (capacities, log) = (&self.options.capacities, self.options.log);
                     let maps = transition.to.set.maps();
                     let loaded = load::load(&self.object, capacities, log, Some(&maps), None)?;
-                    self.links.swap(&loaded.programs)?;
+                    self.attached.swap(&loaded.programs)?;
                     *self.programs.write().unwrap_or_else(PoisonError::into_inner) =
                         Arc::new(loaded.programs);
                     *lock(&self.log) = loaded.log;
@@ -254,7 +259,7 @@ impl Dataplane {
                 transition::reached("replaced");
                 transition.from.set.remove()?;
                 transition.to.set.rename_alone()?;
-                self.links.are_in(transition.to.set.links());
+                self.attached.are_in(transition.to.set.links());
                 tracing::info!(tables = %transition.to.set, "the tables of before are gone");
                 Ok(Stage::Done)
             }
@@ -282,29 +287,29 @@ impl Dataplane {
     /// # Errors
     /// [`Error::Attach`] with a remedy; [`Error::Occupied`] if a program of ours that is not this instance's is there.
     pub fn attach(&self, hook: Hook, ifindex: u32) -> Result<Attachment, Error> {
-        self.links.attach(&self.loaded(), hook, ifindex)
+        self.attached.attach(&self.loaded(), hook, ifindex)
     }
 
     /// Takes the hook's program from an interface, at once. Not being attached is no error.
     ///
     /// # Errors
-    /// [`Error::Path`] if the link's pin cannot be removed.
+    /// [`Error::Path`] or [`Error::Detach`] if it cannot be removed.
     pub fn detach(&self, hook: Hook, ifindex: u32) -> Result<(), Error> {
-        self.links.detach(hook, ifindex)
+        self.attached.detach(hook, ifindex)
     }
 
     /// Where our programs are attached; without those whose interface is gone.
     #[must_use]
     pub fn attachments(&self) -> Vec<Attachment> {
-        self.links.attachments()
+        self.attached.attachments()
     }
 
-    /// Removes the links of interfaces that are gone: call it when one goes.
+    /// Lets go of what was on interfaces that are gone: call it when one goes.
     ///
     /// # Errors
     /// [`Error::Path`] if a link's pin cannot be removed.
     pub fn forget_gone(&self) -> Result<(), Error> {
-        self.links.forget_gone()
+        self.attached.forget_gone()
     }
 
     /// All programs on a hook of an interface, ours and others', in order of execution.

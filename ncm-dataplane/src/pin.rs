@@ -135,6 +135,11 @@ impl PinPaths {
         &self.instance
     }
 
+    /// The instance's name.
+    pub(crate) fn name(&self) -> &str {
+        self.instance.file_name().and_then(std::ffi::OsStr::to_str).unwrap_or_default()
+    }
+
     /// The sets of tables, by number.
     pub(crate) fn sets(&self) -> Result<Vec<Set>, Error> {
         let names = names(&self.instance)?;
@@ -204,13 +209,14 @@ fn mount_bpffs(path: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// Removes everything that `instance` has pinned, in all layouts: its programs leave their hooks, its tables go.
+/// Removes everything that `instance` has attached and pinned, in all layouts: its programs leave their hooks, its tables go.
 /// Nothing being there is no error.
 ///
 /// # Errors
-/// [`Error::Path`] if something could not be removed, [`Error::Instance`] for an impossible name.
+/// [`Error::Path`] or [`Error::Detach`] if something could not be removed, [`Error::Instance`] for an impossible name.
 pub fn teardown(bpffs: &Path, instance: &str) -> Result<(), Error> {
     let paths = PinPaths::new(bpffs, instance)?;
+    crate::attach::remove_filters(instance)?;
     for links in paths.links()? {
         // Links first: no program runs on while its tables go.
         remove_tree(&links)?;

@@ -61,7 +61,7 @@ impl Reader {
     /// Where the instance's programs are attached.
     ///
     /// # Errors
-    /// [`Error::Path`] if a pinned link cannot be opened.
+    /// As [`attached`].
     pub fn attachments(&self) -> Result<Vec<Attachment>, Error> {
         attached(&self.paths)
     }
@@ -70,12 +70,7 @@ impl Reader {
 /// Where an instance's programs are attached, whatever the layout of their tables.
 ///
 /// # Errors
-/// [`Error::Path`] if a pinned link cannot be opened.
+/// [`Error::Path`] if a pinned link cannot be opened, [`Error::Filters`] if the interfaces' filters cannot be listed.
 pub fn attached(paths: &PinPaths) -> Result<Vec<Attachment>, Error> {
-    let mut found = Vec::new();
-    for links in paths.links()? {
-        found.append(&mut attach::pinned(&links)?);
-    }
-    found.sort_unstable();
-    Ok(found)
+    attach::of_instance(paths)
 }

@@ -40,19 +40,19 @@ mod programs {
         from_wire(Xdp::new(&context))
     }
 
-    /// tcx ingress on an underlay interface without XDP.
+    /// tc ingress on an underlay interface without XDP.
     #[classifier]
     fn wire_tc(context: TcContext) -> i32 {
         tunnel::wire_tc(Tc::new(&context))
     }
 
-    /// tcx ingress on the relay device.
+    /// tc ingress on the relay device.
     #[classifier]
     fn relay_tc(context: TcContext) -> i32 {
         tunnel::relay_tc(Tc::new(&context))
     }
 
-    /// tcx ingress on a guest's interface.
+    /// tc ingress on a guest's interface.
     #[classifier]
     fn guest_tc(context: TcContext) -> i32 {
         guest::run(Tc::new(&context))
@@ -64,13 +64,13 @@ mod programs {
         from_guest(Xdp::new(&context))
     }
 
-    /// tcx ingress on the interface that hands packets up to the agent.
+    /// tc ingress on the interface that hands packets up to the agent.
     #[classifier]
     fn hand_up_tc(_: TcContext) -> i32 {
         hand::ended()
     }
 
-    /// tcx egress on that interface.
+    /// tc egress on that interface.
     #[classifier]
     fn hand_down_tc(context: TcContext) -> i32 {
         hand::down(Tc::new(&context))

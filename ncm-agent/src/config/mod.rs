@@ -12,6 +12,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::{fmt, fs};
 
+use ncm_dataplane::TcAttach;
+
 use crate::store::Durability;
 
 pub use reader::Fault;
@@ -46,6 +48,8 @@ pub struct Config {
     pub store: StoreConfig,
     /// How guests' interfaces are treated.
     pub guest: Guest,
+    /// `programs.attach`: how tc programs are attached.
+    pub tc_attach: TcAttach,
     /// What happens to a port that names a security group that is not held.
     pub missing_group: MissingGroup,
     /// Entries of tables, by the key in `[capacity]`; without one a table has the capacity of its definition.
@@ -108,11 +112,11 @@ impl Underlay {
 /// `underlay.mode`
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum WireMode {
-    /// Native XDP where the device can, and the wire carries no offloaded frames; else tcx.
+    /// Native XDP where the device can, and the wire carries no offloaded frames; else tc.
     Auto,
     /// Native XDP or an error.
     Xdp,
-    /// tcx, with the kernel's decapsulation.
+    /// tc, with the kernel's decapsulation.
     Tc,
 }
 
@@ -199,9 +203,9 @@ pub struct Guest {
 /// `guest.mode`
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum GuestMode {
-    /// tcx.
+    /// tc.
     Tc,
-    /// Native XDP, with tcx behind it.
+    /// Native XDP, with tc behind it.
     Xdp,
 }
 

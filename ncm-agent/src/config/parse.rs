@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use ncm_common::tables::{HALF_OPEN_KEY, TABLES};
 use ncm_common::{RELAY_PORT, VXLAN_PORT};
+use ncm_dataplane::TcAttach;
 use toml::de::DeTable;
 
 use super::reader::Section;
@@ -45,6 +46,13 @@ pub(super) fn parse(text: &str, overrides: &Overrides) -> Result<Config, Vec<Fau
     let metrics = metrics(root.section("metrics"), api.insecure);
     let upstream = super::upstream::upstream(root.section("upstream"), api.insecure);
     let guest = guest(root.section("guest"));
+    let tc_attach = {
+        let mut section = root.section("programs");
+        let words = [("auto", TcAttach::Auto), ("clsact", TcAttach::Clsact)];
+        let tc_attach = section.word("attach", &words).unwrap_or_default();
+        section.finish();
+        tc_attach
+    };
     let missing_group = {
         let mut section = root.section("policy");
         let words = [("closed", MissingGroup::Closed), ("open", MissingGroup::Open)];
@@ -76,6 +84,7 @@ pub(super) fn parse(text: &str, overrides: &Overrides) -> Result<Config, Vec<Fau
             paths,
             store,
             guest,
+            tc_attach,
             missing_group,
             capacity,
             flows,

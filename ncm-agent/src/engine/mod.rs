@@ -287,7 +287,13 @@ fn options(config: &Config) -> Options {
         DataplaneLog::Debug => LogLevel::Debug,
         DataplaneLog::Trace => LogLevel::Trace,
     };
-    Options { instance: Some(config.instance.clone()), bpffs: config.paths.bpffs.clone(), capacities, log }
+    Options {
+        instance: Some(config.instance.clone()),
+        bpffs: config.paths.bpffs.clone(),
+        capacities,
+        log,
+        tc_attach: config.tc_attach,
+    }
 }
 
 fn settings(config: &Config, tables: &Tables) -> Settings {

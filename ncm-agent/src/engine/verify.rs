@@ -282,10 +282,13 @@ impl Shared {
                 (true, None) => self.native_xdp(&name).await.into_iter().collect(),
                 (false, ours) => {
                     let on_hook = self.dataplane.on_hook(hook, ifindex).unwrap_or_default();
-                    let before =
-                        on_hook.iter().take_while(|other| ours.is_none_or(|ours| other.link != ours.link));
-                    let shown = |other: &Foreign| {
-                        format!("{} (program {}, link {})", other.name, other.program, other.link)
+                    let before = on_hook.iter().take_while(|other| {
+                        ours.is_none_or(|ours| (other.program, other.link) != (ours.program, ours.link))
+                    });
+                    let shown = |Foreign { name, program, link }: &Foreign| match (program, link) {
+                        (0, _) => format!("{name} (filter)"),
+                        (_, 0) => format!("{name} (program {program})"),
+                        _ => format!("{name} (program {program}, link {link})"),
                     };
                     before.map(shown).collect()
                 }

@@ -7,7 +7,6 @@ mod generic;
 mod kernel;
 pub(crate) mod link;
 pub mod links;
-pub(crate) mod message;
 pub mod relay;
 mod socket;
 pub mod sysctl;
@@ -16,6 +15,7 @@ pub mod underlay;
 use std::io;
 
 use ncm_common::names::stable_hash;
+pub(crate) use ncm_dataplane::message;
 
 pub use kernel::Kernel;
 pub use link::{Link, MacAddress};

@@ -6,12 +6,10 @@ use netlink_sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
 use nix::sys::socket::{setsockopt, sockopt};
 
 use super::NetlinkError;
-use super::message::{self, Message, Messages, Request, flags, u32_at};
+use super::message::{self, Message, Messages, Refusal, Request, flags};
 
 /// Larger than any datagram the kernel sends (dumps use at most 32 KiB).
 const DATAGRAM: usize = 128 * 1024;
-/// `NLMSGERR_ATTR_MSG`: the kernel's own words on why it refused.
-const EXTENDED_ACK_TEXT: u16 = 1;
 /// More datagrams than fit into a socket's buffer.
 const MOST_WAITING: usize = 1 << 20;
 /// How often a dump is asked for again when the kernel's table changed under it.
@@ -168,23 +166,10 @@ async fn receive(socket: &TokioSocket, buffer: &mut Vec<u8>) -> Result<(), Netli
     }
 }
 
-/// What an ERROR or DONE message says: `Ok` for an acknowledgement.
+/// What an ERROR or DONE message says of a request.
 fn outcome(request: u16, message: &Message<'_>) -> Result<(), NetlinkError> {
-    let code = u32_at(message.payload, 0).unwrap_or_default().cast_signed();
-    if code >= 0 {
-        return Ok(());
-    }
-    // An error carries the request's header (or all of it), then attributes; DONE carries attributes at once.
-    let skipped = match message.kind {
-        message::DONE => 4,
-        _ if message.flags & 0x100 != 0 => 4 + 16,
-        _ => 4 + u32_at(message.payload, 4).unwrap_or_default() as usize,
-    };
-    let words = message::Attributes::after(message.payload, (skipped + 3) & !3)
-        .find(EXTENDED_ACK_TEXT)
-        .map(message::text)
-        .filter(|_| message.flags & 0x200 != 0);
-    Err(NetlinkError::Refused { request, error: io::Error::from_raw_os_error(code.wrapping_neg()), words })
+    let refused = |Refusal { error, words }| NetlinkError::Refused { request, error, words };
+    message.outcome().map_err(refused)
 }
 
 #[cfg(test)]
