@@ -134,6 +134,17 @@ pub fn forget(scratch: &mut Scratch) -> &mut Scratch {
     }
 }
 
+/// An address that is read once more: what the compiler has made of it before, byte by byte, need not be kept on the stack.
+#[inline(always)]
+pub fn again(address: &Address) -> Address {
+    let mut pointer: *const Address = address;
+    // SAFETY: a move from a register to itself; the address stays where it is.
+    unsafe {
+        asm!("{pointer} = {pointer}", pointer = inout(reg) pointer, options(nostack, preserves_flags));
+        *pointer
+    }
+}
+
 /// This CPU's scratch memory.
 #[inline(always)]
 pub fn scratch() -> Option<&'static mut Scratch> {

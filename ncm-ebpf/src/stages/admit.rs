@@ -37,11 +37,16 @@ impl Sender {
     /// The subnet that a source counts as, with its generation.
     #[inline(always)]
     pub fn source(&self, mac: &Mac, ip: &Address) -> Step<Source> {
+        self.of(mac, ip, false)
+    }
+
+    #[inline(always)]
+    fn of(&self, mac: &Mac, ip: &Address, any_link_local: bool) -> Step<Source> {
         let port = self.port;
         if *mac == Mac::new(&port.mac) && *ip == Address::new(&port.ip) && port.subnet != 0 {
             return Ok(Source { subnet: port.subnet, subnet_generation: port.subnet_generation });
         }
-        Self::found(further(self.index, port, mac, ip, false))
+        Self::found(further(self.index, port, mac, ip, any_link_local))
     }
 
     /// What a number of [`further`]'s says.
@@ -54,7 +59,7 @@ impl Sender {
     /// The subnet that a source counts as, where any link-local address will do: towards what answers on this host itself.
     #[inline(always)]
     pub fn asker(&self, mac: &Mac, ip: &Address) -> Step<Source> {
-        Self::found(further(self.index, self.port, mac, ip, true))
+        self.of(mac, ip, true)
     }
 
     /// Whether an address is the guest's own: a fixed one of its port, or the link-local one of its MAC.
@@ -101,10 +106,6 @@ fn further(index: u32, port: &'static Port, mac: &Mac, ip: &Address, any_link_lo
 #[inline(always)]
 fn find(sender: Sender, mac: Mac, ip: &Address, any_link_local: bool) -> Step<Source> {
     let port = sender.port;
-    let own = Source { subnet: port.subnet, subnet_generation: port.subnet_generation };
-    if mac == Mac::new(&port.mac) && *ip == Address::new(&port.ip) && port.subnet != 0 {
-        return Ok(own);
-    }
     if ip.is_unspecified() || ip.is_group() {
         sender.mac(mac)?;
         return refuse(DropReason::SpoofedIp);
@@ -121,7 +122,7 @@ fn find(sender: Sender, mac: Mac, ip: &Address, any_link_local: bool) -> Step<So
             return refuse(DropReason::LinkLocal);
         }
         if port.subnet != 0 {
-            return Ok(own);
+            return Ok(Source { subnet: port.subnet, subnet_generation: port.subnet_generation });
         }
     } else if port.flags & port_flags::SOURCE_PREFIXES != 0
         && let Some(source) = SOURCE_PREFIXES.get(&SourcePrefixKey {

@@ -35,7 +35,7 @@ use crate::{
         transport::{DHCP_CLIENT, DHCP_SERVER, DHCPV6_CLIENT, DHCPV6_SERVER},
         vxlan::{self, Endpoints, Extent, Outer},
     },
-    scratch::{NONE, Scratch, VALID, scratch},
+    scratch::{NONE, Scratch, VALID, again, scratch},
     tables::{NODE, ROUTES, SUBNET_PREFIXES, VNIS, VTEPS},
 };
 
@@ -436,14 +436,16 @@ fn admitted(port: &Port, scratch: &mut Scratch) -> Step<()> {
     let mut endpoint = by_ip(vni, from);
     if endpoint.is_none()
         && let Some((index, _)) = here
-        && let Some(subnet) = connected(index, from)
     {
-        if is_gateway(subnet, from) {
-            return refuse(DropReason::TunnelSource);
+        let from = again(&packet.source);
+        if let Some(subnet) = connected(index, from) {
+            if is_gateway(subnet, from) {
+                return refuse(DropReason::TunnelSource);
+            }
+            slot = epoch_slot(subnet.vni, &from.bytes());
+            epoch = flow::epoch(slot);
+            endpoint = by_ip(subnet.vni, from);
         }
-        slot = epoch_slot(subnet.vni, &from.bytes());
-        epoch = flow::epoch(slot);
-        endpoint = by_ip(subnet.vni, from);
     }
     side.members = 0;
     if let Some(endpoint) = endpoint {
@@ -454,11 +456,11 @@ fn admitted(port: &Port, scratch: &mut Scratch) -> Step<()> {
         side.flow.remote_slot = slot;
         side.flow.remote_epoch = epoch;
     }
-    let peer = scratch.peer.bytes();
+    let peer = scratch.peer;
     if side.found == VALID
         && side.flow.flags & flow_flags::IN != 0
         && Mac::new(&side.flow.arriving_mac) == source
-        && side.flow.peer == peer
+        && Address::new(&side.flow.peer) == peer
         && Mac::new(&side.flow.shown_mac) == shown
     {
         return Ok(());
@@ -467,7 +469,7 @@ fn admitted(port: &Port, scratch: &mut Scratch) -> Step<()> {
     side.flow.flags |= flow_flags::IN;
     side.flow.arriving_mac = source.bytes();
     side.flow.shown_mac = shown.bytes();
-    side.flow.peer = peer;
+    side.flow.peer = peer.bytes();
     Ok(())
 }
 
