@@ -4,9 +4,11 @@
 
 use std::io;
 use std::marker::PhantomData;
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use aya_obj::generated::bpf_map_type;
 use ncm_common::Plain;
@@ -28,6 +30,9 @@ impl OfPort for FlowKey {
         self.port
     }
 }
+
+/// Most threads that wait for the kernel at the same time.
+const THREADS: usize = 128;
 
 /// One table for each port, from `K` to `V`. Cloning gives another handle of the same tables.
 pub struct PortTables<K, V> {
@@ -144,15 +149,8 @@ impl<K: OfPort, V: Plain> PortTables<K, V> {
     /// # Errors
     /// [`Error::Table`] if the kernel refuses to read.
     pub fn ports(&self) -> Result<Vec<u32>, Error> {
-        let mut ports = Vec::new();
-        for port in 0..self.ports {
-            match sys::lookup(self.outer.as_fd(), &port.to_ne_bytes(), &mut [0; 4]) {
-                Ok(()) => ports.push(port),
-                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
-                Err(error) => return Err(self.error("read")(error)),
-            }
-        }
-        Ok(ports)
+        let used = slots(&self.outer, self.ports).map_err(self.error("read"))?;
+        Ok(used.into_iter().map(|(port, _)| port).collect())
     }
 
     /// Gives ports tables of their own, in place of those that they have. The outcome lists the ports that have got none by
@@ -203,8 +201,6 @@ impl<K: OfPort, V: Plain> PortTables<K, V> {
 
     /// Takes ports' tables away, with all that is in them. Those that have none count as done.
     pub fn remove(&self, ports: &[u32]) -> Outcome {
-        /// Most threads that wait at the same time.
-        const THREADS: usize = 128;
         // With each deletion the kernel waits until no program uses what was there, some milliseconds; those that wait at the
         // same time wait together.
         let share = ports.len().div_ceil(THREADS).max(1);
@@ -308,16 +304,57 @@ impl<K: OfPort, V: Plain> PortTables<K, V> {
 
 /// The ports' own tables of a map of maps, by port.
 pub(crate) fn inner_tables(outer: &OwnedFd, ports: u32) -> io::Result<Vec<(u32, OwnedFd)>> {
-    let mut found = Vec::new();
-    for port in 0..ports {
+    let used = slots(outer, ports)?.into_iter();
+    used.map(|(port, id)| Ok((port, sys::map_by_id(id, false)?))).collect()
+}
+
+/// The slots of a map of maps that are in use, with the numbers of the maps in them.
+///
+/// Before Linux 6.8 the kernel waits with each look-up too until no program uses what was there, some milliseconds: where it does, many
+/// wait at the same time.
+fn slots(outer: &OwnedFd, ports: u32) -> io::Result<Vec<(u32, u32)>> {
+    /// So many look-ups tell whether the kernel waits, by the time that they take.
+    const FIRST: u32 = 4;
+    const WAITED: Duration = Duration::from_millis(4);
+    let begun = Instant::now();
+    let first = ports.min(FIRST);
+    let mut used = slots_of(outer, 0..first)?;
+    if begun.elapsed() < WAITED {
+        used.extend(slots_of(outer, first..ports)?);
+        return Ok(used);
+    }
+    let share = (ports as usize).div_ceil(THREADS).max(1);
+    std::thread::scope(|scope| {
+        let shares: Vec<_> = (first..ports)
+            .step_by(share)
+            .map(|from| {
+                let part = from..ports.min(from.saturating_add(u32::try_from(share).unwrap_or(u32::MAX)));
+                let own = part.clone();
+                (part, std::thread::Builder::new().spawn_scoped(scope, move || slots_of(outer, own)))
+            })
+            .collect();
+        for (part, thread) in shares {
+            used.extend(match thread.map(std::thread::ScopedJoinHandle::join) {
+                Ok(Ok(found)) => found?,
+                // There was no thread to be had.
+                _ => slots_of(outer, part)?,
+            });
+        }
+        Ok(used)
+    })
+}
+
+fn slots_of(outer: &OwnedFd, ports: Range<u32>) -> io::Result<Vec<(u32, u32)>> {
+    let mut used = Vec::new();
+    for port in ports {
         let mut id = [0; 4];
         match sys::lookup(outer.as_fd(), &port.to_ne_bytes(), &mut id) {
-            Ok(()) => found.push((port, sys::map_by_id(u32::from_ne_bytes(id), false)?)),
+            Ok(()) => used.push((port, u32::from_ne_bytes(id))),
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
             Err(error) => return Err(error),
         }
     }
-    Ok(found)
+    Ok(used)
 }
 
 /// A table for one port.
