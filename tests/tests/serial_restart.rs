@@ -32,9 +32,18 @@ fn restart(host: &Host) -> Result<()> {
 
 #[test]
 fn nothing_that_happens_to_the_agents_is_felt() {
+    unfelt(HostOptions::default());
+}
+
+#[test]
+fn nor_is_it_where_programs_are_filters() {
+    unfelt(HostOptions::default().by_clsact().with("underlay", "mode", "\"tc\""));
+}
+
+fn unfelt(options: HostOptions) {
     Lab::story(|lab| {
         let cloud = cloud();
-        let mut net = TwoHosts::new(lab, HostOptions::default())?;
+        let mut net = TwoHosts::new(lab, options)?;
         let guest = |port: &str, host: &Host| cloud.guest(lab, host, port);
         let (a, b, c) = (guest("a", &net.host1)?, guest("b", &net.host2)?, guest("c", &net.host2)?);
         net.push(&cloud)?;

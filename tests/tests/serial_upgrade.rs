@@ -101,9 +101,13 @@ fn killed_at(host: &Host, place: &str, goes_on: &str) -> Result<()> {
 }
 
 fn under_load(story: impl Fn(&TwoHosts, &mut Load<'_>) -> Result<()>) {
+    under_load_with(HostOptions::default(), story);
+}
+
+fn under_load_with(options: HostOptions, story: impl Fn(&TwoHosts, &mut Load<'_>) -> Result<()>) {
     Lab::story(|lab| {
         let cloud = cloud();
-        let net = TwoHosts::new(lab, HostOptions::default())?;
+        let net = TwoHosts::new(lab, options)?;
         let guest = |port: &str, host: &Host| cloud.guest(lab, host, port);
         let (a, b, c) = (guest("a", &net.host1)?, guest("b", &net.host2)?, guest("c", &net.host2)?);
         net.push(&cloud)?;
@@ -151,6 +155,41 @@ fn another_layout_takes_over_and_gives_back_unfelt() {
     under_load(|net, load| {
         let told = load.expect_unfelt("another layout", || {
             net.hosts().into_iter().try_for_each(|host| there_and_back(host, "20"))
+        })?;
+        println!("{told}");
+        Ok(())
+    });
+}
+
+#[test]
+fn so_it_does_where_programs_are_filters() {
+    under_load_with(HostOptions::default().by_clsact().with("underlay", "mode", "\"tc\""), |net, load| {
+        let told = load.expect_unfelt("another layout", || {
+            net.hosts().into_iter().try_for_each(|host| there_and_back(host, "20"))
+        })?;
+        println!("{told}");
+        let told = load.expect_unfelt("a kill amid the exchange of programs", || {
+            net.hosts().into_iter().try_for_each(|host| killed_at(host, "swapping", OTHER))
+        })?;
+        println!("{told}");
+        Ok(())
+    });
+}
+
+#[test]
+fn programs_change_from_tcx_to_filters_and_back_unfelt() {
+    under_load(|net, load| {
+        let told = load.expect_unfelt("another way of attaching", || {
+            net.hosts().into_iter().try_for_each(|host| {
+                restart_with(host, |config| {
+                    config.set("programs", "attach", "\"clsact\"");
+                })?;
+                host.expect_ncmctl(&["verify"]).context("by filters")?;
+                let filters = host.ns.run("tc filter show dev tapa ingress")?;
+                ensure!(filters.contains("guest_tc"), "no filter of ours: {filters}");
+                restart_with(host, |_| ())?;
+                host.expect_ncmctl(&["verify"]).map(drop)
+            })
         })?;
         println!("{told}");
         Ok(())

@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Where the programs of another layout are, beside the product's.
-const OTHER_LAYOUT: &str = "layout-test";
+pub(crate) const OTHER_LAYOUT: &str = "layout-test";
 
 /// Which tests to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,7 +94,7 @@ pub fn test(suite: Suite, filters: &[String]) -> Result<()> {
 
 /// Builds an agent whose tables have another layout, for the tests of upgrades: apart from the product's, which is built after it, as
 /// both have one name.
-fn other_layout() -> Result<()> {
+pub(crate) fn other_layout() -> Result<()> {
     run(&mut cargo(["build", "--release", "-p", "ncm-agent", "--features", "layout-test"]))?;
     let release = workspace::target().join("release");
     let directory = release.join(OTHER_LAYOUT);

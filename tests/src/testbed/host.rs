@@ -40,6 +40,12 @@ impl HostOptions {
         Self { nic: false, ..Self::default() }
     }
 
+    /// Programs at tc are filters, as on a kernel without tcx.
+    #[must_use]
+    pub fn by_clsact(self) -> Self {
+        self.with("programs", "attach", "\"clsact\"")
+    }
+
     /// An underlay that has IPv6 only.
     #[must_use]
     pub fn over_v6(self) -> Self {

@@ -107,9 +107,14 @@ impl Lab {
 /// How long something may take that takes `limit` at most on an ordinary machine: longer by the factor `NCM_TEST_SLOWNESS`, where the
 /// processor is an emulated one.
 pub(super) fn patience(limit: Duration) -> Duration {
+    limit * slowness()
+}
+
+/// How many times slower than an ordinary machine this one is.
+pub(super) fn slowness() -> u32 {
     static FACTOR: OnceLock<u32> = OnceLock::new();
     let factor = || std::env::var("NCM_TEST_SLOWNESS").ok().and_then(|factor| factor.parse().ok());
-    limit * *FACTOR.get_or_init(|| factor().unwrap_or(1).max(1))
+    *FACTOR.get_or_init(|| factor().unwrap_or(1).max(1))
 }
 
 /// Waits until `holds` returns true, asking every 20 ms.

@@ -9,11 +9,16 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use super::guest::Guest;
+use super::lab::slowness;
 use super::sequence::{Round, Sequence};
 use super::talk::Talk;
 
-/// Datagrams a second.
+/// Datagrams a second. A machine that is slow has one processor for each, and each of them more to do.
 const RATE: u32 = 100_000;
+
+fn rate() -> u32 {
+    RATE / slowness() / slowness()
+}
 
 /// More than are ever sent.
 const MOST: u32 = 8_000_000;
@@ -73,7 +78,7 @@ impl<'a> Load<'a> {
                 })
             });
             let talks = &mut self.talks;
-            let round = self.sequence.steadily(RATE, || {
+            let round = self.sequence.steadily(rate(), || {
                 during()?;
                 talks.iter_mut().try_for_each(Talk::goes_on)
             });
@@ -102,7 +107,7 @@ impl<'a> Load<'a> {
                 thread::sleep(round.time);
                 Ok(())
             })?;
-            if f64::from(round.sent) < f64::from(RATE) * round.time.as_secs_f64() * 0.8 {
+            if f64::from(round.sent) < f64::from(rate()) * round.time.as_secs_f64() * 0.8 {
                 void.push(round);
                 continue;
             }

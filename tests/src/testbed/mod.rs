@@ -47,7 +47,7 @@ pub use guest::{Guest, GuestSpec, RunningPing};
 pub use host::{Host, HostOptions, TwoHosts, on_wire};
 pub use lab::{Lab, eventually};
 pub use load::Load;
-pub use namespace::{Namespace, Outcome};
+pub use namespace::{Namespace, OnIngress, Outcome};
 pub use packets::PacketSocket;
 pub use process::{Output, Process};
 pub use reach::reach_as_told;

@@ -16,6 +16,35 @@ use super::packets::PacketSocket;
 use super::process::Process;
 use super::sys;
 
+/// A program of the testbed's on an interface.
+#[derive(Debug)]
+pub enum OnIngress {
+    /// By tcx.
+    Link {
+        /// It ends with it.
+        _link: OwnedFd,
+    },
+    /// By a filter, where there is no tcx.
+    Filter {
+        /// Where.
+        ns: Namespace,
+        /// On which interface.
+        interface: String,
+        /// Its priority.
+        priority: u16,
+    },
+}
+
+impl Drop for OnIngress {
+    fn drop(&mut self) {
+        if let Self::Filter { ns, interface, priority } = self {
+            // The interface may have gone.
+            let line = format!("tc filter del dev {interface} ingress prio {priority} handle 7 bpf");
+            let _gone = ns.outcome(&line.split(' ').collect::<Vec<_>>());
+        }
+    }
+}
+
 /// One machine's network stack. Clones are the same namespace; it ends with the last clone and process in it.
 #[derive(Clone, Debug)]
 pub struct Namespace {
@@ -162,12 +191,36 @@ impl Namespace {
     ///
     /// # Errors
     /// If there is no such interface, or the kernel refuses it.
-    pub fn bystander(&self, interface: &str) -> Result<OwnedFd> {
+    pub fn bystander(&self, interface: &str) -> Result<OnIngress> {
         // r0 = TCX_NEXT; exit.
         let instructions = [[0xb7, 0, 0, 0, 0xff, 0xff, 0xff, 0xff], [0x95, 0, 0, 0, 0, 0, 0, 0]];
-        let program = sys::load_program(sys::BPF_PROG_TYPE_SCHED_CLS, &instructions)?;
+        self.attach_ingress(&sys::load_program(sys::BPF_PROG_TYPE_SCHED_CLS, &instructions)?, interface, true)
+    }
+
+    /// Has a program see what comes in by an interface, after all others or before them, until what is returned is dropped.
+    pub(super) fn attach_ingress(
+        &self,
+        program: &OwnedFd,
+        interface: &str,
+        before: bool,
+    ) -> Result<OnIngress> {
         let index = self.ifindex(interface)?.with_context(|| format!("no interface {interface}"))?;
-        self.inside(|| sys::attach_ingress(&program, index, true))
+        if let Some(link) = self.inside(|| sys::attach_ingress(program, index, before))? {
+            return Ok(OnIngress::Link { _link: link });
+        }
+        // This kernel has no tcx. Of filters of one priority the latest runs first.
+        let priority = if before { 1 } else { 49_000 };
+        let about = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", program.as_raw_fd()))?;
+        let id = about.lines().find_map(|line| line.strip_prefix("prog_id:")).context("a program's id")?;
+        let pin = format!("/sys/fs/bpf/{}-{interface}", self.name());
+        self.run(&format!("bpftool prog pin id {} {pin}", id.trim()))?;
+        // There may be one.
+        let _known = self.outcome(&["tc", "qdisc", "add", "dev", interface, "clsact"])?;
+        self.run(&format!(
+            "tc filter add dev {interface} ingress prio {priority} handle 7 bpf da pinned {pin}"
+        ))?;
+        self.run(&format!("rm {pin}"))?;
+        Ok(OnIngress::Filter { ns: self.clone(), interface: interface.to_owned(), priority })
     }
 
     /// Opens a packet socket on an interface.

@@ -5,9 +5,10 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Result, anyhow, ensure};
 
 use super::guest::Guest;
+use super::namespace::OnIngress;
 use super::packets::{PacketSocket, ethernet, ipv4, udp};
 use super::sys::{self, Instruction};
 
@@ -34,7 +35,7 @@ pub struct Sequence {
     sent: AtomicU32,
     seen: OwnedFd,
     most: u32,
-    _counter: OwnedFd,
+    _counter: OnIngress,
     frame: Vec<u8>,
 }
 
@@ -101,8 +102,7 @@ impl Sequence {
     pub fn between(from: &Guest, to: &Guest, most: u32) -> Result<Self> {
         let seen = sys::create_array(most)?;
         let program = sys::load_program(sys::BPF_PROG_TYPE_SCHED_CLS, &counter(&seen))?;
-        let interface = to.ns.ifindex("eth0")?.context("the receiving guest has an interface")?;
-        let counter = to.ns.inside(|| sys::attach_ingress(&program, interface, false))?;
+        let counter = to.ns.attach_ingress(&program, "eth0", false)?;
         let datagram = ipv4(from.ip(), to.ip(), 64, 17, &udp(FROM, TO, &[0; 22]));
         let frame = ethernet(to.mac(), from.mac(), 0x0800, &datagram);
         let (socket, sent) = (from.packets()?, AtomicU32::new(0));

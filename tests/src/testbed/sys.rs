@@ -228,15 +228,19 @@ pub(super) fn read_array(array: &OwnedFd, index: u32) -> Result<u64> {
     Ok(value)
 }
 
-/// Has a program see what comes in by an interface of this namespace, after all others or before them, until the link is dropped.
-pub(super) fn attach_ingress(program: &OwnedFd, interface: u32, before: bool) -> Result<OwnedFd> {
+/// Has a program see what comes in by an interface of this namespace, after all others or before them, until the link is dropped;
+/// `None` if this kernel has no tcx.
+pub(super) fn attach_ingress(program: &OwnedFd, interface: u32, before: bool) -> Result<Option<OwnedFd>> {
     let attributes = LinkAttributes {
         program: program.as_raw_fd() as u32,
         ifindex: interface,
         attach_type: BPF_TCX_INGRESS,
         flags: if before { BPF_F_BEFORE } else { 0 },
     };
-    bpf_new(BPF_LINK_CREATE, &attributes).context("attach a program of the testbed")
+    match bpf_new(BPF_LINK_CREATE, &attributes) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(None),
+        link => link.map(Some).context("attach a program of the testbed"),
+    }
 }
 
 /// Runs a program on `count` live copies of a frame, as if an interface of this namespace had received them.
