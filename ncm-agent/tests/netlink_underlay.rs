@@ -114,6 +114,10 @@ fn settings() -> Settings {
     Settings::new(endpoints, 4789, vec!["up1".to_owned(), "up2".to_owned()], 64)
 }
 
+fn remove(index: u32) -> HostChange {
+    HostChange::Remove { index, address: Ipv4Addr::UNSPECIFIED.into() }
+}
+
 fn add(index: u32, address: impl Into<IpAddr>) -> HostChange {
     HostChange::Add { index, generation: 1, address: address.into() }
 }
@@ -180,9 +184,9 @@ fn a_gateway_is_resolved_kept_and_released() {
         assert_eq!(tables.path(2).unwrap().1, hops, "the same next hop, as the host beside is the gateway");
         let neighbours = site.host.ip("neigh show dev up1");
         assert!(neighbours.contains("managed"), "the next hop is not kept: {neighbours}");
-        underlay.change_hosts(&[HostChange::Remove { index: 1 }]);
+        underlay.change_hosts(&[remove(1)]);
         assert!(tables.path(1).is_err() && tables.path(2).is_ok());
-        underlay.change_hosts(&[HostChange::Remove { index: 2 }]);
+        underlay.change_hosts(&[remove(2)]);
         eventually("the next hop to be released", || {
             let neighbours = site.host.ip("neigh show dev up1");
             if neighbours.contains("managed") { Err(neighbours) } else { Ok(()) }
@@ -219,7 +223,7 @@ fn an_entry_given_by_hand_is_used_and_left_alone() {
         let underlay = start(&tables).await;
         underlay.change_hosts(&[add(1, Ipv4Addr::new(10, 1, 0, 9))]);
         eventually("the entry's MAC", || tables.expect(1, &[mac(9)])).await;
-        underlay.change_hosts(&[HostChange::Remove { index: 1 }]);
+        underlay.change_hosts(&[remove(1)]);
         tokio::time::sleep(std::time::Duration::from_millis(200)).await;
         assert!(site.host.ip("neigh show dev up1").contains("PERMANENT"));
     });
@@ -408,7 +412,7 @@ fn a_new_agent_takes_over_hosts_and_groups_under_their_indices() {
         site.gateways[0].ip("link set down1 address 02:00:00:00:00:55");
         site.host.ip("neigh replace 10.1.0.2 lladdr 02:00:00:00:00:55 dev up1 nud reachable");
         eventually("the adopted host to be followed", || tables.expect(7, &[mac(0x55)])).await;
-        again.change_hosts(&[HostChange::Remove { index: 3 }, HostChange::Remove { index: 7 }]);
+        again.change_hosts(&[remove(3), remove(7)]);
         assert!(tables.left().groups.is_empty() && tables.left().hosts.is_empty(), "slots are left");
     });
 }
@@ -523,7 +527,7 @@ fn hosts_over_ipv6_are_followed_as_those_over_ipv4() {
         eventually("both gateways once more", || tables.expect(1, &[mac(7), mac(2)])).await;
         site.host.ip("link set up1 down");
         eventually("the link that is left", || tables.expect(1, &[mac(2)])).await;
-        assert_eq!(underlay.change_hosts(&[1, 2, 3].map(|index| HostChange::Remove { index })), []);
+        assert_eq!(underlay.change_hosts(&[1, 2, 3].map(remove)), []);
         eventually("the next hops to be released", || {
             let neighbours = site.host.ip("-6 neigh show");
             if neighbours.contains("managed") { Err(neighbours) } else { Ok(()) }

@@ -275,7 +275,8 @@ fn what_came_on_demand_leaves_when_it_is_not_used_and_what_was_pushed_stays() {
         demand.net.host1.start()?;
         ensure!(origin("c")?.is_empty() && !origin("d")?.is_empty(), "after a kill");
         a.expect_ping(c.ip()).context("it is asked for again")?;
-        // Pushed without having been asked for, it stays.
+        // Pushed without having been asked for, it stays; what comes until the answer does was asked for.
+        eventually("an answer", SOON, || Ok(demand.net.host1.metric(&["ncm_upstream_outstanding"])? == 0.0))?;
         demand.push("c")?;
         ensure!(origin("c")?.contains("controller"), "{}", origin("c")?);
         demand.end()

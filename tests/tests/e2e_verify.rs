@@ -106,13 +106,20 @@ fn entries_that_were_deleted_altered_or_added_are_named_and_mended() {
             ensure!(repaired.contains("entries written"), "{repaired}");
             host.expect_ncmctl(&["verify"]).with_context(|| format!("after the repair of {table}"))?;
         }
-        for table in ["ENDPOINTS_MAC", "VTEPS", "PORT_BY_INTERFACE", "VNIS"] {
+        for table in ["ENDPOINTS_MAC", "VTEPS", "PORT_BY_INTERFACE", "VNIS", "DEVICES"] {
             let all = entries(host, table)?;
             let (key, _) = all.first().with_context(|| format!("{table} has no entries"))?;
             host.ns.run(&format!("bpftool map delete pinned {PINS}/maps/{table} key hex {}", hex(key)))?;
             expect_found(host, &["missing", &table.to_ascii_lowercase()])?;
             host.expect_ncmctl(&["verify", "--repair"])?;
         }
+        // A flow that was decided under either epoch is decided anew.
+        put(host, "REMOTE_EPOCHS", &[7, 0, 0, 0], &[5, 0, 0, 0])?;
+        expect_found(host, &["different", "remote_epochs"])?;
+        host.expect_ncmctl(&["verify", "--repair"])?;
+        let epochs = entries(host, "REMOTE_EPOCHS")?;
+        ensure!(epochs.contains(&(vec![7, 0, 0, 0], vec![6, 0, 0, 0])), "{epochs:?}");
+        host.expect_ncmctl(&["verify"])?;
         for (table, key) in
             [("VNIS", [9, 0, 0, 0]), ("HOSTS", [200, 0, 0, 0]), ("PORT_BY_INTERFACE", [99, 0, 0, 0])]
         {

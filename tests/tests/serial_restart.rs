@@ -4,43 +4,22 @@
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
-use ncm_tests::testbed::{Cloud, Host, HostOptions, Lab, Load, TwoHosts};
-
-fn cloud() -> Cloud {
-    let mut cloud = Cloud::new();
-    cloud
-        .vpc("red", 100)
-        .subnet("web", "red", "10.1.0.0/24")
-        .subnet("db", "red", "10.2.0.0/24")
-        .router("r", &["web", "db"])
-        .port("a", "web", "10.1.0.11", "host1")
-        .port("b", "web", "10.1.0.12", "host2")
-        .port("c", "db", "10.2.0.13", "host2")
-        .group("friends", &["in any from group friends", "out any"]);
-    for port in ["a", "b", "c"] {
-        cloud.member(port, &["friends"]);
-    }
-    cloud
-}
-
-/// Restarts the agent of a host.
-fn restart(host: &Host) -> Result<()> {
-    host.stop()?;
-    host.start()
-}
+use anyhow::Context;
+use ncm_tests::testbed::{Host, HostOptions, Lab, Load, TwoHosts};
 
 #[test]
 fn nothing_that_happens_to_the_agents_is_felt() {
     Lab::story(|lab| {
-        let cloud = cloud();
-        let mut net = TwoHosts::new(lab, HostOptions::default())?;
+        let cloud = Load::cloud();
+        let net = TwoHosts::new(lab, HostOptions::default())?;
         let guest = |port: &str, host: &Host| cloud.guest(lab, host, port);
         let (a, b, c) = (guest("a", &net.host1)?, guest("b", &net.host2)?, guest("c", &net.host2)?);
         net.push(&cloud)?;
-        let mut load = Load::begin(&a, &b, &c)?;
+        let mut load = Load::begin(&net, [&a, &b, &c])?;
 
-        let restarts = load.expect_unfelt("a restart", || net.hosts().into_iter().try_for_each(restart))?;
+        let restarts = load.expect_unfelt("a restart", || {
+            net.hosts().into_iter().try_for_each(|host| host.restart_with(|_| ()))
+        })?;
         println!("{restarts}");
         let kills = load.expect_unfelt("a kill", || {
             net.hosts().into_iter().try_for_each(|host| {
@@ -64,11 +43,13 @@ fn nothing_that_happens_to_the_agents_is_felt() {
             net.hosts().into_iter().try_for_each(|host| host.expect_ncmctl(&["prune"]).map(drop))
         })?;
         println!("{losses}");
-        for host in [&mut net.host1, &mut net.host2] {
-            host.config.set("log", "level", "\"debug\"").set("log", "dataplane", "\"error\"");
-        }
-        let levels =
-            load.expect_unfelt("another log level", || net.hosts().into_iter().try_for_each(restart))?;
+        let levels = load.expect_unfelt("another log level", || {
+            net.hosts().into_iter().try_for_each(|host| {
+                host.restart_with(|config| {
+                    config.set("log", "level", "\"debug\"").set("log", "dataplane", "\"error\"");
+                })
+            })
+        })?;
         println!("{levels}");
         Ok(())
     });

@@ -4,32 +4,7 @@
 use std::cell::Cell;
 
 use anyhow::{Context, Result, ensure};
-use ncm_tests::testbed::{AgentConfig, Cloud, Host, HostOptions, Lab, Load, TwoHosts, binary};
-
-fn cloud() -> Cloud {
-    let mut cloud = Cloud::new();
-    cloud
-        .vpc("red", 100)
-        .subnet("web", "red", "10.1.0.0/24")
-        .subnet("db", "red", "10.2.0.0/24")
-        .router("r", &["web", "db"])
-        .port("a", "web", "10.1.0.11", "host1")
-        .port("b", "web", "10.1.0.12", "host2")
-        .port("c", "db", "10.2.0.13", "host2")
-        .group("friends", &["in any from group friends", "out any"]);
-    for port in ["a", "b", "c"] {
-        cloud.member(port, &["friends"]);
-    }
-    cloud
-}
-
-/// Stops a host's agent, and starts it with what `change` makes of its configuration.
-fn restart_with(host: &Host, change: impl FnOnce(&mut AgentConfig)) -> Result<()> {
-    let mut config = host.config.clone();
-    change(&mut config);
-    host.stop()?;
-    host.start_as(&config)
-}
+use ncm_tests::testbed::{AgentConfig, Host, HostOptions, Lab, Load, TwoHosts, binary};
 
 /// The sets of tables that a host's agents have pinned.
 fn sets(host: &Host) -> Result<Vec<String>> {
@@ -76,11 +51,11 @@ fn expect_layout(host: &Host, layout: &str) -> Result<()> {
 
 /// Another layout takes over, with a pause of so many milliseconds wherever it may be interrupted, and gives back.
 fn there_and_back(host: &Host, pause: &str) -> Result<()> {
-    restart_with(host, |config| {
+    host.restart_with(|config| {
         config.program(OTHER).environment("NCM_PAUSE_MS", pause);
     })?;
     expect_layout(host, "v3")?;
-    restart_with(host, |_| ())?;
+    host.restart_with(|_| ())?;
     expect_layout(host, "v2")?;
     host.expect_ncmctl(&["verify"]).context("as all should be").map(drop)
 }
@@ -95,19 +70,19 @@ fn killed_at(host: &Host, place: &str, goes_on: &str) -> Result<()> {
     host.start_as(config.program(goes_on)).with_context(|| format!("after a kill when {place}"))?;
     expect_layout(host, if goes_on == OTHER { "v3" } else { "v2" })?;
     if goes_on == OTHER {
-        restart_with(host, |_| ())?;
+        host.restart_with(|_| ())?;
     }
     Ok(())
 }
 
 fn under_load(story: impl Fn(&TwoHosts, &mut Load<'_>) -> Result<()>) {
     Lab::story(|lab| {
-        let cloud = cloud();
+        let cloud = Load::cloud();
         let net = TwoHosts::new(lab, HostOptions::default())?;
         let guest = |port: &str, host: &Host| cloud.guest(lab, host, port);
         let (a, b, c) = (guest("a", &net.host1)?, guest("b", &net.host2)?, guest("c", &net.host2)?);
         net.push(&cloud)?;
-        let mut load = Load::begin(&a, &b, &c)?;
+        let mut load = Load::begin(&net, [&a, &b, &c])?;
         story(&net, &mut load)?;
         a.expect_ping(b.ip())
     });
@@ -116,7 +91,7 @@ fn under_load(story: impl Fn(&TwoHosts, &mut Load<'_>) -> Result<()>) {
 #[test]
 fn without_a_journal_what_another_layout_has_left_forwards_on_until_any_version_tears_it_down() {
     Lab::story(|lab| {
-        let cloud = cloud();
+        let cloud = Load::cloud();
         let net = TwoHosts::new(lab, HostOptions::default().with("store", "journal", "false"))?;
         let guest = |port: &str, host: &Host| cloud.guest(lab, host, port);
         let (a, b, _c) = (guest("a", &net.host1)?, guest("b", &net.host2)?, guest("c", &net.host2)?);
@@ -124,7 +99,7 @@ fn without_a_journal_what_another_layout_has_left_forwards_on_until_any_version_
         let on = b.begin_ping(a.ip())?;
         on.goes_on(3)?;
         let host = &net.host1;
-        restart_with(host, |config| {
+        host.restart_with(|config| {
             config.program(OTHER);
         })?;
         expect_layout(host, "v3")?;
@@ -159,18 +134,18 @@ fn another_layout_takes_over_and_gives_back_unfelt() {
 
 #[test]
 fn an_upgrade_that_is_killed_is_taken_up_or_taken_back_unfelt() {
-    under_load(|net, load| {
-        for (at, place) in PLACES.iter().enumerate() {
-            // One host goes on, the other goes back, by turns.
-            let agents = if at % 2 == 0 { [OTHER, "ncm-agent"] } else { ["ncm-agent", OTHER] };
+    for (at, place) in PLACES.iter().enumerate() {
+        // One host goes on, the other goes back, by turns.
+        let agents = if at % 2 == 0 { [OTHER, "ncm-agent"] } else { ["ncm-agent", OTHER] };
+        under_load(|net, load| {
             let told = load.expect_unfelt(&format!("a kill when {place}"), || {
                 let mut hosts = net.hosts().into_iter().zip(agents);
                 hosts.try_for_each(|(host, goes_on)| killed_at(host, place, goes_on))
             })?;
             println!("{told}");
-        }
-        Ok(())
-    });
+            Ok(())
+        });
+    }
 }
 
 #[test]
@@ -209,7 +184,7 @@ fn tables_get_larger_and_smaller_unfelt() {
             for _ in 0..2 {
                 round.set(round.get() + 1);
                 for host in net.hosts() {
-                    restart_with(host, |config| capacities(config, 1 + round.get() % 2))?;
+                    host.restart_with(|config| capacities(config, 1 + round.get() % 2))?;
                     let sets = sets(host)?;
                     ensure!(sets.len() == 1, "one set of tables is left: {sets:?}");
                     host.expect_ncmctl(&["verify"]).context("as all should be")?;

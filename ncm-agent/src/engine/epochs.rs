@@ -1,12 +1,15 @@
 //! The epochs of remote addresses: what makes a flow be decided anew when the other side has changed.
 
-use ncm_common::tables::EPOCH_SLOTS;
-use ncm_dataplane::Tables;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use ncm_common::tables::EPOCH_SLOTS;
+use ncm_dataplane::{Error, Tables};
+
+use super::own_tables::Differences;
 use crate::telemetry::own;
 
-/// What the table of remote epochs holds: only the writer changes it.
-pub(super) struct Epochs(Vec<u32>);
+/// What the table of remote epochs holds: nobody else changes it.
+pub(super) struct Epochs(Mutex<Vec<u32>>);
 
 impl Epochs {
     /// Reads what an earlier run left: flows have epochs up to it.
@@ -21,16 +24,22 @@ impl Epochs {
             // Flows have epochs up to what is there: one that comes again may let a flow keep an old decision.
             tracing::error!(%error, "cannot read the epochs of remote addresses");
         }
-        Self(epochs)
+        Self(Mutex::new(epochs))
+    }
+
+    fn known(&self) -> MutexGuard<'_, Vec<u32>> {
+        // A panic elsewhere leaves them as good as they were.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Has the flows with what has these slots decided anew.
-    pub(super) fn rise(&mut self, tables: &Tables, slots: &[u32]) {
+    pub(super) fn rise(&self, tables: &Tables, slots: &[u32]) {
         if slots.is_empty() {
             return;
         }
+        let mut known = self.known();
         let raised = slots.iter().filter_map(|slot| {
-            let epoch = self.0.get_mut(*slot as usize)?;
+            let epoch = known.get_mut(*slot as usize)?;
             *epoch = epoch.wrapping_add(1);
             Some((*slot, *epoch))
         });
@@ -39,5 +48,35 @@ impl Epochs {
             tracing::error!(slots = outcome.failed.len(), %error, "cannot raise the epochs of remote addresses");
             own::ENTRIES_FAILED.add(outcome.failed.len() as u64);
         }
+    }
+
+    /// Tells which are not as they were last written. `repair` has the flows with these slots decided anew, whichever of the two
+    /// epochs they were decided under. Says how many were written.
+    pub(super) fn compare(
+        &self,
+        tables: &Tables,
+        to: &mut impl Differences,
+        repair: bool,
+    ) -> Result<u64, Error> {
+        // Nobody writes meanwhile.
+        let mut known = self.known();
+        let mut altered = Vec::new();
+        tables.remote_epochs.for_each(|slot, found| {
+            if known.get(slot as usize).is_some_and(|epoch| *epoch != found) {
+                altered.push((slot, found));
+            }
+        })?;
+        let mut written = 0;
+        for (slot, found) in altered {
+            let Some(epoch) = known.get_mut(slot as usize) else { continue };
+            to.wrong(&tables.remote_epochs, slot, epoch);
+            if repair {
+                let next = found.max(*epoch).wrapping_add(1);
+                tables.remote_epochs.put(&slot, &next)?;
+                *epoch = next;
+                written += 1;
+            }
+        }
+        Ok(written)
     }
 }

@@ -8,7 +8,7 @@ use ncm_common::tables::{Endpoint, endpoint_flags};
 use ncm_model::{HostChange, Put};
 
 use super::writer::{Refusal, Refused};
-use crate::netlink::underlay::{self, Underlay};
+use crate::netlink::underlay::Underlay;
 use crate::telemetry::own;
 
 /// The writer's side of the remote hosts.
@@ -46,16 +46,7 @@ impl RemoteHosts {
             let (HostChange::Add { index, .. } | HostChange::Remove { index, .. }) = change;
             before.extend(self.refused.remove_entry(index));
         }
-        let wanted: Vec<_> = changes
-            .iter()
-            .map(|change| match *change {
-                HostChange::Add { index, generation, address } => {
-                    underlay::HostChange::Add { index, generation, address }
-                }
-                HostChange::Remove { index, .. } => underlay::HostChange::Remove { index },
-            })
-            .collect();
-        let failed: HashMap<u32, String> = underlay.change_hosts(&wanted).into_iter().collect();
+        let failed: HashMap<u32, String> = underlay.change_hosts(changes).into_iter().collect();
         if failed.is_empty() {
             return;
         }

@@ -1,4 +1,4 @@
-//! One agent per instance: the second one is refused, and told which process holds the name.
+//! One agent per instance, and one per underlay interface: the second one is refused, and told which process was first.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
@@ -29,6 +29,17 @@ pub enum LockError {
         /// The other agent's process, if it has written that.
         pid: Option<u32>,
     },
+    /// Another agent takes the frames of this interface.
+    #[error(
+        "the underlay interface {interface} belongs to another agent{}, and one only can take its frames: stop that one, or give this one other underlay.interfaces",
+        holder(*pid)
+    )]
+    Uplink {
+        /// The interface.
+        interface: String,
+        /// The other agent's process, if it can be told.
+        pid: Option<u32>,
+    },
     /// The lock file cannot be used.
     #[error("cannot use the lock file {path}: {source}")]
     File {
@@ -38,10 +49,10 @@ pub enum LockError {
         source: io::Error,
     },
     /// The name cannot be taken.
-    #[error("cannot take the name of instance {instance:?}: {source}")]
+    #[error("cannot take the name {name:?}: {source}")]
     Name {
-        /// The instance.
-        instance: String,
+        /// The name.
+        name: String,
         /// What the system said.
         source: io::Error,
     },
@@ -76,7 +87,9 @@ impl InstanceLock {
             .and_then(|()| file.rewind())
             .and_then(|()| writeln!(file, "{}", std::process::id()));
         written.map_err(failed)?;
-        Ok(Self { _file: file, _name: take_name(instance)?, path })
+        // Two agents may have been given different directories.
+        let name = take_name(instance, |pid| LockError::Held { instance: instance.to_owned(), pid })?;
+        Ok(Self { _file: file, _name: name, path })
     }
 
     /// Lets go of the instance, and of the file too. Somebody who waits for it has the name to be told apart by.
@@ -89,18 +102,39 @@ impl InstanceLock {
     }
 }
 
-/// Takes the instance's name in the host's network namespace, where its devices have it too: two agents may have been given different
-/// directories.
-fn take_name(instance: &str) -> Result<UnixListener, LockError> {
-    let failed = |source| LockError::Name { instance: instance.to_owned(), source };
-    let address = SocketAddr::from_abstract_name(format!("ncm-agent/{instance}")).map_err(failed)?;
+/// Underlay interfaces are ours until this is dropped; the kernel also drops it with the process.
+#[derive(Debug)]
+pub(super) struct UplinkLocks {
+    _names: Vec<UnixListener>,
+}
+
+impl UplinkLocks {
+    /// Takes these interfaces, which need not be there yet.
+    ///
+    /// # Errors
+    ///
+    /// Another process holds one of them.
+    pub(super) fn take(interfaces: &[String]) -> Result<Self, LockError> {
+        let take = |interface: &String| {
+            take_name(&format!("uplink/{interface}"), |pid| LockError::Uplink {
+                interface: interface.clone(),
+                pid,
+            })
+        };
+        Ok(Self { _names: interfaces.iter().map(take).collect::<Result<_, _>>()? })
+    }
+}
+
+/// Takes a name in the host's network namespace, where its devices are too. `held` says what it means that a process has it.
+fn take_name(name: &str, held: impl FnOnce(Option<u32>) -> LockError) -> Result<UnixListener, LockError> {
+    let failed = |source| LockError::Name { name: name.to_owned(), source };
+    let address = SocketAddr::from_abstract_name(format!("ncm-agent/{name}")).map_err(failed)?;
     match UnixListener::bind_addr(&address) {
-        Ok(name) => Ok(name),
+        Ok(listener) => Ok(listener),
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
             let peer = UnixStream::connect_addr(&address).ok();
             let peer = peer.and_then(|peer| getsockopt(&peer, sockopt::PeerCredentials).ok());
-            let pid = peer.and_then(|peer| u32::try_from(peer.pid()).ok());
-            Err(LockError::Held { instance: instance.to_owned(), pid })
+            Err(held(peer.and_then(|peer| u32::try_from(peer.pid()).ok())))
         }
         Err(error) => Err(failed(error)),
     }
@@ -126,5 +160,16 @@ mod tests {
         last.discard().expect("can be removed");
         assert!(!directory.join(format!("{one}.lock")).exists());
         fs::remove_dir_all(&directory).expect("can be removed");
+    }
+
+    #[test]
+    fn the_second_agent_of_an_underlay_interface_is_told_who_holds_it() {
+        let own = std::process::id();
+        let (one, two) = (format!("one{own}"), format!("two{own}"));
+        let first = UplinkLocks::take(&[one.clone(), two.clone()]).expect("free");
+        let refused = UplinkLocks::take(std::slice::from_ref(&two)).expect_err("held").to_string();
+        assert!(refused.contains(&two) && refused.contains(&format!("process {own}")), "{refused}");
+        drop(first);
+        UplinkLocks::take(&[one, two]).expect("free again");
     }
 }

@@ -96,6 +96,7 @@ pub(crate) struct Shared {
     turns: Arc<Semaphore>,
     trim: Arc<Notify>,
     started: SystemTime,
+    _uplink_locks: lock::UplinkLocks,
 }
 
 impl std::fmt::Debug for Shared {
@@ -143,7 +144,7 @@ impl Engine {
     pub async fn start(config: Config, _instance: &InstanceLock) -> anyhow::Result<Self> {
         let journal = journal::open(&config)?;
         let mut kernel = Kernel::open().context("cannot use netlink")?;
-        wire::refuse_held_uplinks(&config, &mut kernel).await?;
+        let uplink_locks = wire::take_uplink_locks(&config, &mut kernel).await?;
         let dataplane = Dataplane::open(&options(&config)).context("cannot load the dataplane")?;
         if config.guest.closed_defaults {
             guests::close_defaults()?;
@@ -186,6 +187,7 @@ impl Engine {
             turns: Arc::new(Semaphore::new(MESSAGES_AT_ONCE)),
             trim: Arc::default(),
             started: SystemTime::now(),
+            _uplink_locks: uplink_locks,
             config,
         });
         writer::start(receiver, &shared)?;

@@ -1,17 +1,21 @@
 //! Tables that are the agent's own and not the model's: what the packet path knows of its node, remote hosts' templates, next-hop
-//! groups, timeouts. What was last written is kept, so that what others do to them is found.
+//! groups, timeouts, underlay interfaces that XDP redirects to, epochs of remote addresses. What was last written is kept, so that
+//! what others do to them is found.
 
-use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::collections::{BTreeMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ncm_common::Plain;
 use ncm_common::tables::{Host, NextHopGroup, Node};
 use ncm_dataplane::{Error, Table, Tables};
 
+use super::epochs::Epochs;
+
 /// The tables, and what they should hold.
 pub(super) struct OwnTables {
     tables: Tables,
     state: Mutex<State>,
+    epochs: Arc<Epochs>,
 }
 
 struct State {
@@ -19,6 +23,8 @@ struct State {
     hosts: BTreeMap<u32, Host>,
     groups: BTreeMap<u32, NextHopGroup>,
     timeouts: BTreeMap<u32, u32>,
+    /// Of `DEVICES` what is an underlay interface's; the model has the guests'.
+    uplinks: BTreeMap<u32, u32>,
 }
 
 /// Whoever is told what differs.
@@ -40,8 +46,10 @@ impl OwnTables {
             hosts: tables.hosts.entries()?.into_iter().collect(),
             groups: tables.next_hop_groups.entries()?.into_iter().collect(),
             timeouts: timeouts.iter().copied().collect(),
+            uplinks: BTreeMap::new(),
         };
-        Ok(Self { tables: tables.clone(), state: Mutex::new(state) })
+        let epochs = Arc::new(Epochs::read(tables));
+        Ok(Self { tables: tables.clone(), state: Mutex::new(state), epochs })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -52,6 +60,11 @@ impl OwnTables {
     /// The tables of all kinds.
     pub(super) fn tables(&self) -> &Tables {
         &self.tables
+    }
+
+    /// The epochs of remote addresses.
+    pub(super) fn epochs(&self) -> &Arc<Epochs> {
+        &self.epochs
     }
 
     /// What the packet path should know of its node.
@@ -79,10 +92,22 @@ impl OwnTables {
         put(&self.tables.next_hop_groups, &mut self.state().groups, index, group)
     }
 
-    /// Tells what is not as it was last written. `repair` writes it again, `prune` removes what was never written. Says how many
-    /// entries were written, and how many removed.
+    /// Lets XDP programs redirect to an underlay interface, or no longer.
+    pub(super) fn put_uplink(&self, ifindex: u32, takes_xdp: bool) -> Result<(), Error> {
+        let mut state = self.state();
+        if takes_xdp {
+            return put(&self.tables.devices, &mut state.uplinks, ifindex, &ifindex);
+        }
+        self.tables.devices.delete(&ifindex)?;
+        state.uplinks.remove(&ifindex);
+        Ok(())
+    }
+
+    /// Tells what is not as it was last written. `repair` writes it again, `prune` removes what was never written; of `DEVICES` this
+    /// is about `uplinks`. Says how many entries were written, and how many removed.
     pub(super) fn compare(
         &self,
+        uplinks: &HashSet<u32>,
         to: &mut impl Differences,
         repair: bool,
         prune: bool,
@@ -92,10 +117,14 @@ impl OwnTables {
         let mut changed = (0, 0);
         let node = BTreeMap::from([(0, state.node)]);
         let mut check = Check { repair, prune, changed: &mut changed };
-        check.table(&self.tables.node, &node, to)?;
-        check.table(&self.tables.timeouts, &state.timeouts, to)?;
-        check.table(&self.tables.next_hop_groups, &state.groups, to)?;
-        check.table(&self.tables.hosts, &state.hosts, to)?;
+        let all = |_: &u32| true;
+        check.table(&self.tables.node, &node, all, to)?;
+        check.table(&self.tables.timeouts, &state.timeouts, all, to)?;
+        check.table(&self.tables.next_hop_groups, &state.groups, all, to)?;
+        check.table(&self.tables.hosts, &state.hosts, all, to)?;
+        let is_uplink = |ifindex: &u32| uplinks.contains(ifindex) || state.uplinks.contains_key(ifindex);
+        check.table(&self.tables.devices, &state.uplinks, is_uplink, to)?;
+        changed.0 += self.epochs.compare(&self.tables, to, repair)?;
         Ok(changed)
     }
 }
@@ -126,9 +155,11 @@ impl Check<'_> {
         &mut self,
         table: &Table<u32, V>,
         expected: &BTreeMap<u32, V>,
+        is_ours: impl Fn(&u32) -> bool,
         to: &mut impl Differences,
     ) -> Result<(), Error> {
-        let mut found: BTreeMap<u32, V> = table.entries()?.into_iter().collect();
+        let mut found: BTreeMap<u32, V> =
+            table.entries()?.into_iter().filter(|(key, _)| is_ours(key)).collect();
         for (key, value) in expected {
             if found.remove(key).as_ref() == Some(value) || *value == V::zeroed() {
                 continue;

@@ -144,15 +144,14 @@ impl Engine {
         if remedy.repair {
             verified.attached = shared.attach_again(&lost).await;
         }
-        let own = Arc::clone(shared);
+        let (own, looked) = (Arc::clone(shared), uplinks.clone());
         let mut verified = tokio::task::spawn_blocking(move || -> anyhow::Result<Verified> {
             let mut told = own.told(&mut verified);
-            verified.repaired = own.own.compare(&mut told, remedy.repair, remedy.prune)?;
+            verified.repaired = own.own.compare(&looked, &mut told, remedy.repair, remedy.prune)?;
             Ok(verified)
         })
         .await??;
-        let own = Arc::clone(shared);
-        let looked = uplinks.clone();
+        let (own, looked) = (Arc::clone(shared), uplinks.clone());
         let suspicious =
             tokio::task::spawn_blocking(move || own.differences(&looked).map(|changes| changes.len()))
                 .await??;

@@ -9,6 +9,7 @@ use ncm_dataplane::{Dataplane, Holder, Hook, Tables, held_by_another};
 
 use super::Shared;
 use super::guests::Interfaces;
+use super::lock::UplinkLocks;
 use super::own_tables::OwnTables;
 use super::status::{InterfaceStatus, Role};
 use crate::config::{Admission, Config, WireMode};
@@ -17,8 +18,10 @@ use crate::netlink::underlay::{Adopted, Settings, TableSink, TableWrite, Underla
 use crate::netlink::{Kernel, Link};
 use crate::telemetry::own;
 
-/// An underlay interface has one agent. Which one shows by the programs there, whether that agent runs or not.
-pub(super) async fn refuse_held_uplinks(config: &Config, kernel: &mut Kernel) -> anyhow::Result<()> {
+/// An underlay interface has one agent. Which one shows by the programs there, whether that agent runs or not; while it starts, by its
+/// locks.
+pub(super) async fn take_uplink_locks(config: &Config, kernel: &mut Kernel) -> anyhow::Result<UplinkLocks> {
+    let locks = UplinkLocks::take(&config.underlay.interfaces);
     for name in &config.underlay.interfaces {
         let Some(link) = kernel.link(name).await? else { continue };
         let xdp = kernel.native_xdp(name).await?;
@@ -32,10 +35,10 @@ pub(super) async fn refuse_held_uplinks(config: &Config, kernel: &mut Kernel) ->
             None => ("of another agent".to_owned(), "end that one".to_owned()),
         };
         bail!(
-            "the underlay interface {name} has the program {program} (id {id}) {whose}, and one agent only can take its              frames: {remedy}, or give this one other underlay.interfaces"
+            "the underlay interface {name} has the program {program} (id {id}) {whose}, and one agent only can take its frames: {remedy}, or give this one other underlay.interfaces"
         );
     }
-    Ok(())
+    Ok(locks?)
 }
 
 /// Makes the relay device and attaches its program, if there is a tunnel.
@@ -274,9 +277,7 @@ pub(super) fn lose(shared: &Shared, interfaces: &mut Interfaces, link: &Link) {
 
 /// Lets XDP programs redirect to the interface, or no longer.
 fn devices(shared: &Shared, link: &Link, takes_xdp: bool) {
-    let devices = &shared.dataplane.tables().devices;
-    let written = if takes_xdp { devices.put(&link.index, &link.index) } else { devices.delete(&link.index) };
-    if let Err(error) = written {
+    if let Err(error) = shared.own.put_uplink(link.index, takes_xdp) {
         tracing::warn!(interface = %link, "frames for this interface take the slow way: {error}");
     }
 }

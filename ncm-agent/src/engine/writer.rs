@@ -72,7 +72,7 @@ type Logged = HashMap<Arc<str>, Instant>;
 /// ever be answered again, while the next process goes on from the tables.
 pub(super) fn start(jobs: Receiver<Job>, shared: &Arc<Shared>) -> anyhow::Result<()> {
     let tables = shared.dataplane.tables().clone();
-    let writer = Writer::of(tables)?;
+    let writer = Writer::of(tables, Arc::clone(shared.own.epochs()))?;
     let shared = Arc::downgrade(shared);
     fault::supervise_thread("ncm-writer", "the writer of table entries", move || {
         run(&jobs, writer, &shared)
@@ -88,7 +88,7 @@ struct Writer {
     remote: RemoteHosts,
     undeleted: Undeleted,
     occupants: Occupants,
-    epochs: Epochs,
+    epochs: Arc<Epochs>,
     withheld: Withheld,
 }
 
@@ -177,13 +177,13 @@ fn report(shared: &Shared, refused: Refused, logged: &mut Logged) {
 }
 
 impl Writer {
-    fn of(tables: Tables) -> anyhow::Result<Self> {
+    fn of(tables: Tables, epochs: Arc<Epochs>) -> anyhow::Result<Self> {
         Ok(Self {
             beside: Beside::start(&tables.endpoints_mac)?,
             remote: RemoteHosts::default(),
             undeleted: Undeleted::default(),
             occupants: Occupants::new(tables.ports.entries()?),
-            epochs: Epochs::read(&tables),
+            epochs,
             withheld: Withheld::default(),
             tables,
         })

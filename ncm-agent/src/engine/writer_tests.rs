@@ -14,6 +14,10 @@ fn open() -> Dataplane {
     Dataplane::open(&Options { capacities, ..Options::unpinned() }).expect("the object loads")
 }
 
+fn writer_of(tables: &Tables) -> Writer {
+    Writer::of(tables.clone(), Arc::new(Epochs::read(tables))).expect("threads start")
+}
+
 fn rule(set: u32, port: u16) -> RuleKey {
     RuleKey {
         prefix_len: 96,
@@ -67,7 +71,7 @@ fn changes(
 #[test]
 fn a_port_keeps_its_set_whole_until_the_new_one_is() {
     let dataplane = open();
-    let mut writer = Writer::of(dataplane.tables().clone()).expect("threads start");
+    let mut writer = writer_of(dataplane.tables());
     let first = Delta { put: rules(1, 0..6), del: Vec::new() };
     assert!(writer.write(None, changes(first, port(1, 1), Vec::new())).0.is_empty());
 
@@ -106,7 +110,7 @@ fn a_port_keeps_its_set_whole_until_the_new_one_is() {
 #[test]
 fn rules_that_go_wait_for_those_that_come_in_their_place_but_not_for_ever() {
     let dataplane = open();
-    let mut writer = Writer::of(dataplane.tables().clone()).expect("threads start");
+    let mut writer = writer_of(dataplane.tables());
     let first = Delta { put: rules(1, 0..10), del: Vec::new() };
     assert!(writer.write(None, changes(first, port(1, 1), Vec::new())).0.is_empty());
     let step = || Delta { put: rules(1, 20..22), del: vec![rule(1, 0), rule(1, 1)] };
@@ -124,7 +128,7 @@ fn rules_that_go_wait_for_those_that_come_in_their_place_but_not_for_ever() {
 #[test]
 fn a_port_without_rules_or_closed_is_not_held_back() {
     let dataplane = open();
-    let mut writer = Writer::of(dataplane.tables().clone()).expect("threads start");
+    let mut writer = writer_of(dataplane.tables());
     assert!(writer.write(None, changes(Delta::default(), port(0, 1), Vec::new())).0.is_empty());
     let step = Delta { put: rules(2, 0..12), del: Vec::new() };
     let (refused, ..) = writer.write(None, changes(step, port(2, 1), port(2, 2)));
@@ -135,7 +139,7 @@ fn a_port_without_rules_or_closed_is_not_held_back() {
 #[test]
 fn a_port_that_is_without_a_table_of_half_open_flows_gets_it_when_it_is_written_again() {
     let dataplane = open();
-    let mut writer = Writer::of(dataplane.tables().clone()).expect("threads start");
+    let mut writer = writer_of(dataplane.tables());
     assert!(writer.write(None, changes(Delta::default(), port(0, 1), Vec::new())).0.is_empty());
     let tables = dataplane.tables();
     assert!(tables.half_open.has(1));
@@ -157,9 +161,9 @@ fn the_epochs_of_addresses_go_on_from_what_an_earlier_run_left() {
     let dataplane = open();
     let tables = dataplane.tables();
     tables.remote_epochs.put(&5, &41).expect("writable");
-    let mut writer = Writer::of(tables.clone()).expect("threads start");
+    let mut writer = writer_of(tables);
     writer.write(None, Changes { epochs: vec![5, 6], ..Changes::default() });
-    let mut next = Writer::of(tables.clone()).expect("threads start");
+    let mut next = writer_of(tables);
     next.write(None, Changes { epochs: vec![5], ..Changes::default() });
     let epoch = |slot: u32| tables.remote_epochs.get(&slot).expect("readable");
     assert_eq!((epoch(4), epoch(5), epoch(6)), (Some(0), Some(43), Some(1)));
@@ -169,7 +173,7 @@ fn the_epochs_of_addresses_go_on_from_what_an_earlier_run_left() {
 fn a_deletion_that_succeeds_only_later_has_flows_decided_anew() {
     let dataplane = open();
     let tables = dataplane.tables().clone();
-    let mut writer = Writer::of(tables.clone()).expect("threads start");
+    let mut writer = writer_of(&tables);
     let key = IpKey { vni: 7, ip: [9; 16] };
     tables.endpoints_ip.put(&key, &Endpoint::default()).expect("room");
     tables.rules.put(&rule(1, 80), &Rule { rules: 1 }).expect("room");

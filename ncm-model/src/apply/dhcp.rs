@@ -117,15 +117,7 @@ impl Model {
         {
             return Err(Outcome::invalid(format!("port_host_name {name:?} is no host's name")));
         }
-        let changed = held.is_none_or(|held| {
-            let plain = |config: &DhcpConfiguration| DhcpConfiguration {
-                revision_number: 0,
-                request_id: String::new(),
-                update_type: 0,
-                ..config.clone()
-            };
-            plain(held) != plain(&config)
-        });
+        let changed = held.is_none_or(|held| differ!(DhcpConfiguration, held, &config));
         Ok((config, changed))
     }
 

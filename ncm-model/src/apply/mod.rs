@@ -1,5 +1,18 @@
 //! Applying states: operations, revisions, and what is refused.
 
+/// Whether two configurations say different things: not what only is about their message (revision, request, update type).
+macro_rules! differ {
+    ($type:ident, $one:expr, $other:expr) => {{
+        let plain = |config: &$type| $type {
+            revision_number: 0,
+            request_id: String::new(),
+            update_type: 0,
+            ..config.clone()
+        };
+        plain($one) != plain($other)
+    }};
+}
+
 mod dhcp;
 mod fixed_ips;
 mod gateway;

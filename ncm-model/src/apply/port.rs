@@ -176,15 +176,7 @@ impl Model {
                 "limits.neighbours reached: the port has {new} addresses more than what {most} leaves room for"
             )));
         }
-        let changed = held.is_none_or(|held| {
-            let plain = |config: &PortConfiguration| PortConfiguration {
-                revision_number: 0,
-                request_id: String::new(),
-                update_type: 0,
-                ..config.clone()
-            };
-            plain(held) != plain(&config)
-        });
+        let changed = held.is_none_or(|held| differ!(PortConfiguration, held, &config));
         Ok((config, changed))
     }
 

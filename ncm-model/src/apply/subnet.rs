@@ -114,15 +114,7 @@ impl Model {
         if config.tunnel_id != 0 && !config.vpc_id.is_empty() {
             self.check_vni_owner(config.tunnel_id as u32, &config.vpc_id)?;
         }
-        let changed = held.is_none_or(|held| {
-            let plain = |config: &SubnetConfiguration| SubnetConfiguration {
-                revision_number: 0,
-                request_id: String::new(),
-                update_type: 0,
-                ..config.clone()
-            };
-            plain(held) != plain(&config)
-        });
+        let changed = held.is_none_or(|held| differ!(SubnetConfiguration, held, &config));
         Ok((config, changed))
     }
 

@@ -121,6 +121,17 @@ impl Host {
         Ok(())
     }
 
+    /// Stops the agent, and starts it with what `change` makes of its configuration.
+    ///
+    /// # Errors
+    /// If it does not stop, or not start.
+    pub fn restart_with(&self, change: impl FnOnce(&mut AgentConfig)) -> Result<()> {
+        let mut config = self.config.clone();
+        change(&mut config);
+        self.stop()?;
+        self.start_as(&config)
+    }
+
     /// The running agent.
     ///
     /// # Panics

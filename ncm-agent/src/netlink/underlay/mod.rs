@@ -20,6 +20,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ncm_common::tables::{Host, Name, NextHopGroup, Uplink};
+pub use ncm_model::HostChange;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
@@ -89,25 +90,6 @@ pub struct Adopted {
     pub hosts: Vec<(u32, Host)>,
     /// Used slots of `NEXT_HOP_GROUPS`, by index, with their texts from `NAMES` (kind `GROUP`).
     pub groups: Vec<(u32, String, NextHopGroup)>,
-}
-
-/// What the model wants of the hosts.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum HostChange {
-    /// Lead to this host. Again for a known one with the same generation and address changes nothing.
-    Add {
-        /// Index in `HOSTS`.
-        index: u32,
-        /// Generation of the index.
-        generation: u32,
-        /// The host's tunnel endpoint.
-        address: IpAddr,
-    },
-    /// The index is free: its slot is cleared.
-    Remove {
-        /// Index in `HOSTS`.
-        index: u32,
-    },
 }
 
 /// A write to a table. They come in an order in which a reader never sees a half-written value: an idle half first,

@@ -273,7 +273,7 @@ impl State {
         let mut refused = Vec::new();
         for change in changes {
             match *change {
-                HostChange::Remove { index } => self.remove_host(index),
+                HostChange::Remove { index, .. } => self.remove_host(index),
                 HostChange::Add { index, address, .. } if self.lacks_endpoint(address) => {
                     self.remove_host(index);
                     refused.push((index, lacking(address)));

@@ -149,6 +149,10 @@ fn new_route(third: u8, length: u8, ways: &[(u32, u8)]) -> RouteMessage {
     RouteMessage::New { prefix, route, replace: true, append: false }
 }
 
+fn remove(index: u32) -> HostChange {
+    HostChange::Remove { index, address: [0; 4].into() }
+}
+
 fn add(index: u32, third: u8) -> HostChange {
     HostChange::Add { index, generation: 1, address: [10, 9, third, 1].into() }
 }
@@ -407,7 +411,7 @@ fn next_hops_are_cared_for_exactly_while_they_are_needed() {
     state.tick();
     assert_eq!(state.next_care(), Some((hop(2, 1), Care::Keep)), "it is still unresolved");
     state.apply(Event::Neighbour(neighbour(2, 1)));
-    state.change_hosts(&[HostChange::Remove { index: 1 }]);
+    state.change_hosts(&[remove(1)]);
     state.flush(&mut tables);
     assert_eq!(state.next_care(), Some((hop(2, 1), Care::Release)));
     state.tick();
@@ -445,7 +449,7 @@ fn refused_writes_are_tried_again_until_all_is_as_it_should_be() {
         assert!(state.is_settled(), "after {refuse} refused writes");
         assert_eq!((tables.path(1).unwrap().0, tables.path(2).unwrap().0), (vec![1], vec![1]));
         tables.refuse = refuse;
-        state.change_hosts(&[HostChange::Remove { index: 1 }, HostChange::Remove { index: 2 }]);
+        state.change_hosts(&[remove(1), remove(2)]);
         for _ in 0..20 {
             state.flush(&mut tables);
         }
@@ -463,7 +467,7 @@ fn a_host_that_found_no_group_gets_the_next_free_one() {
     state.flush(&mut tables);
     assert_eq!((tables.path(1).unwrap().0, tables.path(2).unwrap().0), (vec![1], vec![]));
     assert!(state.report()[1].problem.is_some());
-    state.change_hosts(&[HostChange::Remove { index: 1 }]);
+    state.change_hosts(&[remove(1)]);
     state.flush(&mut tables);
     state.flush(&mut tables);
     assert_eq!(tables.path(2).unwrap().0, [2]);
@@ -566,7 +570,7 @@ proptest! {
                 }
                 Happening::NoHost { index } => {
                     hosts.remove(&index);
-                    state.change_hosts(&[HostChange::Remove { index }]);
+                    state.change_hosts(&[remove(index)]);
                     while !state.clearing.is_empty() {
                         state.flush(&mut tables);
                     }
