@@ -118,8 +118,10 @@ impl Ageing {
     }
 
     fn apply(&self, shared: &Arc<Shared>, message: &NeighborRulesRequest) -> anyhow::Result<()> {
-        let _turn = self.runtime.block_on(Arc::clone(&shared.turns).acquire_owned())?;
-        shared.apply(&self.runtime, message.encode_to_vec().into(), Kind::Rules, Origin::OnDemand, |_| ())?;
-        Ok(())
+        let turn = self.runtime.block_on(Arc::clone(&shared.turns).acquire_owned())?;
+        let bytes = message.encode_to_vec().into();
+        let programmed = shared.apply(&self.runtime, bytes, Kind::Rules, Origin::OnDemand, |_| ())?;
+        drop(turn);
+        Ok(self.runtime.block_on(programmed.kept(shared))?)
     }
 }

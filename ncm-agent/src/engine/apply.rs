@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 use super::times::Times;
 use super::writer::Job;
 use super::{Engine, Shared};
-use crate::store::Cause;
+use crate::store::{Cause, Ticket};
 use crate::telemetry::own;
 
 /// States applied in one step at most: enough to fill the kernel's batches, few enough that no one waits long.
@@ -75,18 +75,44 @@ impl Engine {
     ) -> Result<T, ApplyError> {
         let shared = Arc::clone(&self.shared);
         let turn = Arc::clone(&shared.turns).acquire_owned().await.map_err(|_| ApplyError::Stopping)?;
-        let runtime = Handle::current();
-        let task = tokio::task::spawn_blocking(move || {
-            let answer = shared.apply(&runtime, bytes, kind, origin, answer);
-            drop(turn);
-            answer
+        let (runtime, applied) = (Handle::current(), Arc::clone(&shared));
+        let task = tokio::spawn(async move {
+            let programmed = tokio::task::spawn_blocking(move || {
+                let programmed = applied.apply(&runtime, bytes, kind, origin, answer);
+                // The next message need not wait until this one is durable.
+                drop(turn);
+                programmed
+            });
+            programmed.await.map_err(|error| ApplyError::Internal(error.to_string()))??.kept(&shared).await
         });
         task.await.map_err(|error| ApplyError::Internal(error.to_string()))?
     }
 }
 
+/// What came of a message that is in the kernel's tables, and has still to be durable.
+pub(super) struct Programmed<T> {
+    answer: T,
+    ticket: Option<Ticket>,
+    version: u64,
+}
+
+impl<T> Programmed<T> {
+    /// The answer, once the message is kept.
+    ///
+    /// # Errors
+    ///
+    /// It is not kept.
+    pub(super) async fn kept(self, shared: &Shared) -> Result<T, ApplyError> {
+        if let Some(ticket) = self.ticket {
+            ticket.await.map_err(|_| ApplyError::Stopping)?.map_err(ApplyError::NotKept)?;
+        }
+        shared.following.tell(self.version);
+        Ok(self.answer)
+    }
+}
+
 impl Shared {
-    /// Applies a message on this thread, which has its turn.
+    /// Applies a message on this thread, which has its turn, until all of it is in the kernel's tables.
     pub(super) fn apply<T>(
         self: &Arc<Self>,
         runtime: &Handle,
@@ -94,7 +120,7 @@ impl Shared {
         kind: Kind,
         origin: Origin,
         answer: impl FnOnce(&Applied<'_>) -> T,
-    ) -> Result<T, ApplyError> {
+    ) -> Result<Programmed<T>, ApplyError> {
         let times = Arc::new(Times::begin());
         let size = bytes.len();
         let received = bytes.clone();
@@ -136,12 +162,10 @@ impl Shared {
             }
             step = STEP.min(step * 2);
         }
-        let kept = journaled.map(|(store, _)| store.commit());
+        let ticket = journaled.map(|(store, _)| store.commit());
         let (written, wait) = oneshot::channel();
         self.writer.send(Job::Flush(written)).map_err(|_| ApplyError::Stopping)?;
         wait.blocking_recv().map_err(|_| ApplyError::Stopping)?;
-        let kept = kept.map_or(Ok(Ok(())), oneshot::Receiver::blocking_recv);
-        let kept = kept.map_err(|_| ApplyError::Stopping)?;
         let written_us = times.elapsed_us();
         for warning in run.take_warnings() {
             tracing::warn!("{warning}");
@@ -158,8 +182,6 @@ impl Shared {
         let answer = answer(&applied);
         drop(model);
         drop(run);
-        kept.map_err(ApplyError::NotKept)?;
-        self.following.tell(version);
         if size >= LARGE {
             tracing::info!(
                 bytes = size,
@@ -172,7 +194,7 @@ impl Shared {
             );
             self.trim.notify_one();
         }
-        Ok(answer)
+        Ok(Programmed { answer, ticket, version })
     }
 }
 

@@ -21,6 +21,10 @@ const LARGE: u64 = 8 << 20;
 /// Longest piece of a message that is written at once.
 const PIECE: usize = 4 << 20;
 
+/// What nobody waits for yet is handed to the thread with what somebody does, unless it is longer than this: waking it for each
+/// step of each message would cost more than what it does then.
+const WAKES: usize = 64 << 10;
+
 /// Why something is not durable.
 pub(crate) type Cause = Arc<str>;
 
@@ -34,6 +38,16 @@ pub(super) enum Job {
     Cut(oneshot::Sender<Result<u64, Cause>>),
     Publish { segment: u64, bytes: u64, answer: oneshot::Sender<Result<(), Cause>> },
     Close(oneshot::Sender<()>),
+}
+
+impl Job {
+    /// Whether the thread is to be told at once.
+    fn wakes(&self) -> bool {
+        match self {
+            Self::Append { kind: Kind::Message | Kind::Step, body, .. } => body.len() >= WAKES,
+            _ => true,
+        }
+    }
 }
 
 /// What is known of the journal without asking its thread.
@@ -53,7 +67,9 @@ pub(super) struct State {
 /// The running journal. When the last of its clones is gone, its thread ends.
 #[derive(Clone)]
 pub(crate) struct Store {
-    jobs: Sender<Job>,
+    jobs: Sender<Vec<Job>>,
+    /// What is handed to the thread with the next that wakes it.
+    kept: Arc<Mutex<Vec<Job>>>,
     state: Arc<State>,
     disk: Arc<Mutex<dyn Disk>>,
     instance: Arc<str>,
@@ -125,8 +141,13 @@ impl Store {
     }
 
     fn send(&self, job: Job) {
-        // The thread goes only when the last sender does, or by a fault that ends the process.
-        drop(self.jobs.send(job));
+        let wakes = job.wakes();
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.push(job);
+        if wakes {
+            // The thread goes only when the last sender does, or by a fault that ends the process.
+            drop(self.jobs.send(std::mem::take(&mut kept)));
+        }
     }
 
     /// Why what is accepted is not durable, while it is not.
@@ -195,8 +216,13 @@ pub(super) fn start(
 ) -> io::Result<Store> {
     let (jobs, receiver) = channel();
     let (state, instance) = (Arc::new(state), Arc::<str>::from(instance));
-    let store =
-        Store { jobs, state: Arc::clone(&state), disk: Arc::clone(&disk), instance: Arc::clone(&instance) };
+    let store = Store {
+        jobs,
+        kept: Arc::default(),
+        state: Arc::clone(&state),
+        disk: Arc::clone(&disk),
+        instance: Arc::clone(&instance),
+    };
     let durable = segment.frames;
     let mut log = Log { disk, segment, durable, unsynced: 0, facts, instance, durability, state, due: None };
     fault::supervise_thread("ncm-journal", "the journal", move || log.run(&receiver))?;
@@ -219,7 +245,7 @@ struct Log {
 }
 
 impl Log {
-    fn run(&mut self, jobs: &Receiver<Job>) {
+    fn run(&mut self, jobs: &Receiver<Vec<Job>>) {
         let mut waiting = Vec::new();
         loop {
             let wait = self.due.map_or(Duration::MAX, |due| due.saturating_duration_since(Instant::now()));
@@ -228,12 +254,12 @@ impl Log {
                 Some(_) => jobs.recv_timeout(wait),
             };
             let mut next = match first {
-                Ok(job) => Some(job),
+                Ok(jobs) => Some(jobs),
                 Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => break,
             };
-            while let Some(job) = next {
-                self.take(job, &mut waiting);
+            while let Some(some) = next {
+                some.into_iter().for_each(|job| self.take(job, &mut waiting));
                 // What came meanwhile is made durable by the same call.
                 next = jobs.try_recv().ok();
             }

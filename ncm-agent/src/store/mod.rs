@@ -25,7 +25,7 @@ mod tests;
 use std::path::PathBuf;
 
 pub(crate) use frame::Kind as FrameKind;
-pub(crate) use log::{Cause, Store};
+pub(crate) use log::{Cause, Store, Ticket};
 pub(crate) use open::{Journal, Origin as Beginning, Record};
 pub(crate) use snapshot::SnapshotFile;
 

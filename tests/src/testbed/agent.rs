@@ -394,6 +394,8 @@ impl tonic::codec::Decoder for Encoded {
 /// Speaks HTTP/2 over a stream that is connected.
 pub(super) async fn connect(stream: TcpStream) -> Result<Channel> {
     stream.set_nonblocking(true)?;
+    // As gRPC's libraries do: what is sent in two parts would wait for the other end's word of the first.
+    stream.set_nodelay(true)?;
     let mut stream = Some(tokio::net::TcpStream::from_std(stream)?);
     let connector = tower::service_fn(move |_: Uri| {
         let stream =

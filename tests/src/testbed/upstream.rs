@@ -78,7 +78,7 @@ struct State {
     calls: usize,
     manner: Option<Manner>,
     delay: Duration,
-    knows: HashMap<IpAddr, wire::GoalState>,
+    knows: HashMap<IpAddr, Arc<wire::GoalState>>,
     open: Vec<TcpStream>,
     connections: usize,
     failures: Vec<String>,
@@ -157,7 +157,7 @@ impl Upstream {
 
     /// What is pushed when that address is asked for.
     pub fn knows(&self, ip: impl Into<IpAddr>, state: wire::GoalState) {
-        self.shared.state().knows.insert(ip.into(), state);
+        self.shared.state().knows.insert(ip.into(), Arc::new(state));
     }
 
     /// From now on it answers so.
@@ -316,7 +316,7 @@ async fn answer(
         let call = state.calls;
         state.asked.extend(requests.iter().map(|request| Asked { request: request.clone(), peer, call }));
         shared.changed.notify_all();
-        let known: Vec<Option<wire::GoalState>> = requests
+        let known: Vec<Option<Arc<wire::GoalState>>> = requests
             .iter()
             .map(|request| state.knows.get(&request.destination_ip.parse().ok()?).cloned())
             .collect();
@@ -338,7 +338,7 @@ async fn answer(
     if !delay.is_zero() {
         sleep(delay).await;
     }
-    let push = merged(known.iter().flatten());
+    let push: Vec<Arc<wire::GoalState>> = known.iter().flatten().cloned().collect();
     match manner {
         Manner::Honest => {
             shared.push(push, false).await;
@@ -402,19 +402,19 @@ async fn answer(
 
 impl Shared {
     /// Pushes to the agent; with `apart`, over a connection of its own. Returns when the agent has answered.
-    async fn push(&self, state: wire::GoalState, apart: bool) {
-        if state == merged([].into_iter()) {
+    async fn push(&self, states: Vec<Arc<wire::GoalState>>, apart: bool) {
+        if states.is_empty() {
             return;
         }
-        let first = self.try_push(state.clone(), apart).await;
+        let first = self.try_push(&states, apart).await;
         // The agent may have been started again since.
-        let pushed = if first.is_ok() { first } else { self.try_push(state, true).await };
+        let pushed = if first.is_ok() { first } else { self.try_push(&states, true).await };
         if let Err(error) = pushed {
             self.state().failures.push(format!("{error:#}"));
         }
     }
 
-    async fn try_push(&self, state: wire::GoalState, apart: bool) -> Result<()> {
+    async fn try_push(&self, states: &[Arc<wire::GoalState>], apart: bool) -> Result<()> {
         let mut kept = self.pusher.lock().await;
         let channel = match kept.as_ref().filter(|_| !apart) {
             Some(channel) => channel.clone(),
@@ -431,7 +431,7 @@ impl Shared {
         let codec: ProstCodec<wire::GoalState, wire::GoalStateOperationReply> = ProstCodec::default();
         let mut client = tonic::client::Grpc::new(channel);
         client.ready().await.map_err(|error| anyhow!("{error}"))?;
-        let reply = client.unary(tonic::Request::new(state), path, codec).await?.into_inner();
+        let reply = client.unary(tonic::Request::new(merged(states)), path, codec).await?.into_inner();
         let bad = reply.operation_statuses.iter().find(|row| row.operation_status != 0);
         ensure!(bad.is_none(), "the agent answered {bad:?}");
         Ok(())
@@ -439,7 +439,7 @@ impl Shared {
 }
 
 /// Goal states in one message, each resource once.
-fn merged<'a>(states: impl Iterator<Item = &'a wire::GoalState>) -> wire::GoalState {
+fn merged(states: &[Arc<wire::GoalState>]) -> wire::GoalState {
     let mut all = wire::GoalState { format_version: 101, ..Default::default() };
     for state in states {
         all.neighbor_states.extend(state.neighbor_states.iter().cloned());
