@@ -52,6 +52,11 @@ pub(crate) fn load(
     }
     if let Some(directory) = directory {
         compare_pinned(directory, capacities)?;
+        // aya would make the example of ports' tables with a description of their types. Some kernels (6.1) then refuse tables that have
+        // none, as ours.
+        for spec in TABLES.iter().filter(|spec| spec.kind == TableKind::LruByPort) {
+            create(spec, capacities.of(spec), Some(&directory.join(spec.name)))?;
+        }
     }
     let (level, is_on) = (log as u8, u8::from(takeover.is_some()));
     let conversion = takeover.map_or(Conversion::NONE, |takeover| takeover.conversion);
