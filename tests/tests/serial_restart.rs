@@ -26,23 +26,19 @@ fn unfelt(options: HostOptions) {
         net.push(&cloud)?;
         let mut load = Load::begin(&net, [&a, &b, &c])?;
 
-        let restarts = load.expect_unfelt("a restart", || {
+        load.expect_unfelt("a restart", || {
             net.hosts().into_iter().try_for_each(|host| host.restart_with(|_| ()))
         })?;
-        println!("{restarts}");
-        let kills = load.expect_unfelt("a kill", || {
+        load.expect_unfelt("a kill", || {
             net.hosts().into_iter().try_for_each(|host| {
                 host.kill();
                 thread::sleep(Duration::from_millis(200));
                 host.start()
             })
         })?;
-        println!("{kills}");
-        let pushes =
-            load.expect_unfelt("pushes of everything", || (0..20).try_for_each(|_| net.push(&cloud)))?;
-        println!("{pushes}");
+        load.expect_unfelt("pushes of everything", || (0..20).try_for_each(|_| net.push(&cloud)))?;
         let state = lab.run_directory().join("ncm-state");
-        let losses = load.expect_unfelt("the loss of the journal, and a push of everything", || {
+        load.expect_unfelt("the loss of the journal, and a push of everything", || {
             for host in net.hosts() {
                 host.stop()?;
                 std::fs::remove_dir_all(state.join(host.name())).context("remove the journal")?;
@@ -51,15 +47,13 @@ fn unfelt(options: HostOptions) {
             net.push(&cloud)?;
             net.hosts().into_iter().try_for_each(|host| host.expect_ncmctl(&["prune"]).map(drop))
         })?;
-        println!("{losses}");
-        let levels = load.expect_unfelt("another log level", || {
+        load.expect_unfelt("another log level", || {
             net.hosts().into_iter().try_for_each(|host| {
                 host.restart_with(|config| {
                     config.set("log", "level", "\"debug\"").set("log", "dataplane", "\"error\"");
                 })
             })
         })?;
-        println!("{levels}");
         Ok(())
     });
 }

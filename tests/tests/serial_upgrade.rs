@@ -128,10 +128,9 @@ fn without_a_journal_what_another_layout_has_left_forwards_on_until_any_version_
 #[test]
 fn another_layout_takes_over_and_gives_back_unfelt() {
     under_load(|net, load| {
-        let told = load.expect_unfelt("another layout", || {
+        load.expect_unfelt("another layout", || {
             net.hosts().into_iter().try_for_each(|host| there_and_back(host, "20"))
         })?;
-        println!("{told}");
         Ok(())
     });
 }
@@ -139,14 +138,12 @@ fn another_layout_takes_over_and_gives_back_unfelt() {
 #[test]
 fn so_it_does_where_programs_are_filters() {
     under_load_with(HostOptions::default().by_clsact().with("underlay", "mode", "\"tc\""), |net, load| {
-        let told = load.expect_unfelt("another layout", || {
+        load.expect_unfelt("another layout", || {
             net.hosts().into_iter().try_for_each(|host| there_and_back(host, "20"))
         })?;
-        println!("{told}");
-        let told = load.expect_unfelt("a kill amid the exchange of programs", || {
+        load.expect_unfelt("a kill amid the exchange of programs", || {
             net.hosts().into_iter().try_for_each(|host| killed_at(host, "swapping", OTHER))
         })?;
-        println!("{told}");
         Ok(())
     });
 }
@@ -154,7 +151,7 @@ fn so_it_does_where_programs_are_filters() {
 #[test]
 fn programs_change_from_tcx_to_filters_and_back_unfelt() {
     under_load(|net, load| {
-        let told = load.expect_unfelt("another way of attaching", || {
+        load.expect_unfelt("another way of attaching", || {
             net.hosts().into_iter().try_for_each(|host| {
                 host.restart_with(|config| {
                     config.set("programs", "attach", "\"clsact\"");
@@ -166,7 +163,6 @@ fn programs_change_from_tcx_to_filters_and_back_unfelt() {
                 host.expect_ncmctl(&["verify"]).map(drop)
             })
         })?;
-        println!("{told}");
         Ok(())
     });
 }
@@ -177,11 +173,10 @@ fn an_upgrade_that_is_killed_is_taken_up_or_taken_back_unfelt() {
         // One host goes on, the other goes back, by turns.
         let agents = if at % 2 == 0 { [OTHER, "ncm-agent"] } else { ["ncm-agent", OTHER] };
         under_load(|net, load| {
-            let told = load.expect_unfelt(&format!("a kill when {place}"), || {
+            load.expect_unfelt(&format!("a kill when {place}"), || {
                 let mut hosts = net.hosts().into_iter().zip(agents);
                 hosts.try_for_each(|(host, goes_on)| killed_at(host, place, goes_on))
             })?;
-            println!("{told}");
             Ok(())
         });
     }
@@ -193,20 +188,18 @@ fn many_upgrades_and_kills_are_unfelt() {
     for round in 0..4 {
         let pause = if round % 2 == 0 { "0" } else { "150" };
         under_load(|net, load| {
-            let told = load.expect_unfelt("another layout", || {
+            load.expect_unfelt("another layout", || {
                 net.hosts().into_iter().try_for_each(|host| there_and_back(host, pause))
             })?;
-            println!("{round}: {told}");
             Ok(())
         });
         for place in PLACES {
             under_load(|net, load| {
                 for goes_on in [OTHER, "ncm-agent"] {
                     let what = format!("a kill when {place}, then {goes_on}");
-                    let told = load.expect_unfelt(&what, || {
+                    load.expect_unfelt(&what, || {
                         net.hosts().into_iter().try_for_each(|host| killed_at(host, place, goes_on))
                     })?;
-                    println!("{round}: {told}");
                 }
                 Ok(())
             });
@@ -218,7 +211,7 @@ fn many_upgrades_and_kills_are_unfelt() {
 fn tables_get_larger_and_smaller_unfelt() {
     under_load(|net, load| {
         let round = Cell::new(0);
-        let told = load.expect_unfelt("tables of other sizes", || {
+        load.expect_unfelt("tables of other sizes", || {
             // Larger and smaller by turns.
             for _ in 0..2 {
                 round.set(round.get() + 1);
@@ -231,7 +224,6 @@ fn tables_get_larger_and_smaller_unfelt() {
             }
             Ok(())
         })?;
-        println!("{told}");
         Ok(())
     });
 }

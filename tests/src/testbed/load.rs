@@ -13,6 +13,7 @@ use super::guest::Guest;
 use super::host::TwoHosts;
 use super::lab::slowness;
 use super::namespace::Namespace;
+use super::say;
 use super::sequence::{Round, Sequence};
 use super::talk::Talk;
 
@@ -142,14 +143,14 @@ impl<'a> Load<'a> {
         Ok(round)
     }
 
-    /// Expects that nothing is lost by what happens, if nothing is while nothing happens for as long. Says what was sent.
+    /// Expects that nothing is lost by what happens, if nothing is while nothing happens for as long; says what was sent.
     ///
     /// A round is void, and there is another, if the control phase loses something too, or if the kernel says itself that queues
     /// were full for all that is missing.
     ///
     /// # Errors
     /// If it was felt, or this machine loses packets by itself.
-    pub fn expect_unfelt(&mut self, what: &str, happens: impl Fn() -> Result<()>) -> Result<String> {
+    pub fn expect_unfelt(&mut self, what: &str, happens: impl Fn() -> Result<()>) -> Result<()> {
         let mut void = Vec::new();
         for _ in 0..ATTEMPTS {
             let before = self.overflowed()?;
@@ -173,7 +174,8 @@ impl<'a> Load<'a> {
                 continue;
             }
             if round.lost == 0 && round.twice == 0 {
-                return Ok(format!("{what}: {told}; void before: {void:?}"));
+                say(&format!("{what}: {told}; void before: {void:?}"));
+                return Ok(());
             }
             let is_void = control.lost > 0 || (round.twice == 0 && u64::from(round.lost) <= overflowed);
             ensure!(is_void, "{what} was felt: {told}");
