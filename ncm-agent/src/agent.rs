@@ -29,6 +29,7 @@ const CLOSE_WITHIN: Duration = Duration::from_millis(300);
 ///
 /// It cannot start, or a part of it ends by itself.
 pub fn run(config: Config) -> anyhow::Result<()> {
+    ncm_dataplane::share_memory();
     log::start(&config.log);
     let instance = InstanceLock::take(&config.paths.run, &config.instance)?;
     let runtime = runtime()?;

@@ -36,7 +36,7 @@ pub use attach::{Attachment, Foreign, Holder, Hook, TcAttach, held_by_another};
 pub use by_port::{OfPort, PortTables};
 pub use error::Error;
 pub use log::{LogLevel, ProgramLog};
-pub use memory::release_memory;
+pub use memory::{release_memory, share_memory};
 pub use pin::{PinPaths, teardown};
 pub use programs::ProgramInfo;
 pub use raw::{Outcome, Position};

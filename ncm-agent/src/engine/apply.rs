@@ -22,7 +22,7 @@ const STEP: usize = 8192;
 /// States applied in a message's first step; each has twice as many as the one before, so that writing begins early.
 const FIRST_STEP: usize = 128;
 
-/// From this size on, the memory that a message used is given back to the system at once.
+/// From this size on, where a message's time went is logged.
 const LARGE: usize = 1 << 20;
 
 /// A message that was applied, and the model that answers for it.
@@ -192,8 +192,8 @@ impl Shared {
                 answered_us = times.elapsed_us(),
                 "a large message was applied"
             );
-            self.trim.notify_one();
         }
+        self.trim.notify_one();
         Ok(Programmed { answer, ticket, version })
     }
 }

@@ -10,7 +10,7 @@ use ncm_dataplane::ProgramLog;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::sync::Notify;
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use super::status::monotonic_ns;
 use super::writer::Job;
@@ -35,8 +35,12 @@ const LOG_POLL_MS: u16 = 500;
 /// Resources retried in one step.
 const RETRIED: usize = 8192;
 
-/// How long after a large message memory is given back: others often follow at once.
+/// How long there are no messages before memory is given back: others often follow at once.
 const TRIM_AFTER: Duration = Duration::from_secs(1);
+
+/// How long after a message it is given back, also if there are others all the time; and the least pause between two times.
+const TRIM_WITHIN: Duration = Duration::from_secs(5);
+const TRIM_PAUSE: Duration = Duration::from_secs(5);
 
 /// Starts the tasks; each ends when the engine is gone.
 pub(super) fn start(shared: &Arc<Shared>, links: Links) {
@@ -104,6 +108,10 @@ async fn retry(shared: Weak<Shared>) {
         sleep(RETRY.max(took * RETRY_PAUSES)).await;
         let Some(shared) = shared.upgrade() else { return };
         shared.retry_interfaces().await;
+        if shared.is_settled() {
+            took = Duration::ZERO;
+            continue;
+        }
         let begun = Instant::now();
         let retried = tokio::task::spawn_blocking(move || shared.retry_entries()).await;
         if let Err(error) = retried {
@@ -118,6 +126,16 @@ async fn retry(shared: Weak<Shared>) {
 }
 
 impl Shared {
+    /// Nothing is to be tried again, as far as is known without waiting.
+    fn is_settled(&self) -> bool {
+        let settled = self.undeleted.load(Ordering::Relaxed) == 0
+            && self.model.try_lock().is_ok_and(|model| model.failed() == 0);
+        if settled {
+            own::UNWRITTEN.set(0);
+        }
+        settled
+    }
+
     /// Writes once more what the kernel refused: there may be room by now.
     fn retry_entries(&self) {
         if self.undeleted.load(Ordering::Relaxed) > 0 {
@@ -148,11 +166,18 @@ impl Shared {
     }
 }
 
+/// Gives memory back when messages have come and come no more. What the allocator keeps is in pieces between others, and of thousands
+/// of small messages as much as of a large one.
 async fn trim(wanted: Arc<Notify>, shared: Weak<Shared>) {
     while shared.strong_count() > 0 {
         wanted.notified().await;
-        sleep(TRIM_AFTER).await;
+        let begun = Instant::now();
+        while begun.elapsed() < TRIM_WITHIN && timeout(TRIM_AFTER, wanted.notified()).await.is_ok() {
+            // Not for each of many.
+            sleep(TRIM_AFTER).await;
+        }
         drop(tokio::task::spawn_blocking(ncm_dataplane::release_memory).await);
+        sleep(TRIM_PAUSE).await;
     }
 }
 
