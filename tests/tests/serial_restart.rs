@@ -5,7 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::Context;
-use ncm_tests::testbed::{Host, HostOptions, Lab, Load, TwoHosts};
+use ncm_tests::testbed::{Host, HostOptions, Lab, Load, TwoHosts, say};
 
 #[test]
 fn nothing_that_happens_to_the_agents_is_felt() {
@@ -29,7 +29,7 @@ fn unfelt(options: HostOptions) {
         let restarts = load.expect_unfelt("a restart", || {
             net.hosts().into_iter().try_for_each(|host| host.restart_with(|_| ()))
         })?;
-        println!("{restarts}");
+        say(&restarts);
         let kills = load.expect_unfelt("a kill", || {
             net.hosts().into_iter().try_for_each(|host| {
                 host.kill();
@@ -37,10 +37,10 @@ fn unfelt(options: HostOptions) {
                 host.start()
             })
         })?;
-        println!("{kills}");
+        say(&kills);
         let pushes =
             load.expect_unfelt("pushes of everything", || (0..20).try_for_each(|_| net.push(&cloud)))?;
-        println!("{pushes}");
+        say(&pushes);
         let state = lab.run_directory().join("ncm-state");
         let losses = load.expect_unfelt("the loss of the journal, and a push of everything", || {
             for host in net.hosts() {
@@ -51,7 +51,7 @@ fn unfelt(options: HostOptions) {
             net.push(&cloud)?;
             net.hosts().into_iter().try_for_each(|host| host.expect_ncmctl(&["prune"]).map(drop))
         })?;
-        println!("{losses}");
+        say(&losses);
         let levels = load.expect_unfelt("another log level", || {
             net.hosts().into_iter().try_for_each(|host| {
                 host.restart_with(|config| {
@@ -59,7 +59,7 @@ fn unfelt(options: HostOptions) {
                 })
             })
         })?;
-        println!("{levels}");
+        say(&levels);
         Ok(())
     });
 }
