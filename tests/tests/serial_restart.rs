@@ -14,7 +14,7 @@ fn nothing_that_happens_to_the_agents_is_felt() {
 
 #[test]
 fn nor_is_it_where_programs_are_filters() {
-    unfelt(HostOptions::default().by_clsact().with("underlay", "mode", "\"tc\""));
+    unfelt(HostOptions::default().by_clsact());
 }
 
 fn unfelt(options: HostOptions) {

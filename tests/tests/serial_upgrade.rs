@@ -137,7 +137,7 @@ fn another_layout_takes_over_and_gives_back_unfelt() {
 
 #[test]
 fn so_it_does_where_programs_are_filters() {
-    under_load_with(HostOptions::default().by_clsact().with("underlay", "mode", "\"tc\""), |net, load| {
+    under_load_with(HostOptions::default().by_clsact(), |net, load| {
         load.expect_unfelt("another layout", || {
             net.hosts().into_iter().try_for_each(|host| there_and_back(host, "20"))
         })?;
@@ -157,8 +157,8 @@ fn programs_change_from_tcx_to_filters_and_back_unfelt() {
                     config.set("programs", "attach", "\"clsact\"");
                 })?;
                 host.expect_ncmctl(&["verify"]).context("by filters")?;
-                let filters = host.ns.run("tc filter show dev tapa ingress")?;
-                ensure!(filters.contains("guest_tc"), "no filter of ours: {filters}");
+                let filters = host.ns.run(&format!("tc filter show dev ncm-{} ingress", host.name()))?;
+                ensure!(filters.contains("relay_tc"), "no filter of ours: {filters}");
                 host.restart_with(|_| ())?;
                 host.expect_ncmctl(&["verify"]).map(drop)
             })
