@@ -41,6 +41,12 @@ fn datagram(from: &Guest, to: &Guest) -> Result<()> {
     Ok(())
 }
 
+/// Waits until nothing is asked for: a packet goes on as soon as its destination is known, and upstream answers after that.
+fn answered(demand: &Demand) -> Result<()> {
+    let outstanding = || demand.net.host1.metric(&["ncm_upstream_outstanding"]);
+    eventually("an answer", SOON, || Ok(outstanding()? == 0.0))
+}
+
 /// A whole life with an upstream that answers so: `c` is not known and its packets are dropped for that reason in the end, while
 /// `d`, which was pushed, is reached as ever; an honest answer later is as good as it would have been before.
 fn lives_with(lab: &Lab, manner: Manner, reason: &str) -> Result<()> {
@@ -163,6 +169,7 @@ fn each_start_is_announced_once_and_a_lost_connection_is_no_start() {
         let (a, b) = (demand.guest("a")?, demand.guest("b")?);
         a.expect_ping(b.ip())?;
         restarts(1)?;
+        answered(&demand)?;
         demand.net.host1.stop()?;
         demand.net.host1.start()?;
         restarts(2)?;
@@ -276,7 +283,7 @@ fn what_came_on_demand_leaves_when_it_is_not_used_and_what_was_pushed_stays() {
         ensure!(origin("c")?.is_empty() && !origin("d")?.is_empty(), "after a kill");
         a.expect_ping(c.ip()).context("it is asked for again")?;
         // Pushed without having been asked for, it stays; what comes until the answer does was asked for.
-        eventually("an answer", SOON, || Ok(demand.net.host1.metric(&["ncm_upstream_outstanding"])? == 0.0))?;
+        answered(&demand)?;
         demand.push("c")?;
         ensure!(origin("c")?.contains("controller"), "{}", origin("c")?);
         demand.end()

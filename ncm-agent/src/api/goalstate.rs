@@ -17,7 +17,7 @@ use tonic::server::NamedService;
 use tonic::{Code, Status};
 
 use super::codec::{self, Bounds, Messages, Received};
-use super::reply;
+use super::reply::Reply;
 use crate::engine::{ApplyError, Engine, Kind};
 use crate::telemetry::own;
 
@@ -74,12 +74,12 @@ impl Provisioner {
         own::BUFFERED_BYTES.set(self.bounds.budget.used());
         // The reservation is held to the end of the work, also if the sender has gone meanwhile.
         let answer =
-            self.engine.apply(bytes, kind, self.origin, move |applied| (reply::encode(applied), reserved));
+            self.engine.apply(bytes, kind, self.origin, move |applied| (Reply::of(applied), reserved));
         match answer.await {
             Ok((reply, reserved)) => {
                 drop(reserved);
                 own::BUFFERED_BYTES.set(self.bounds.budget.used());
-                Ok(reply)
+                Ok(reply.finish())
             }
             Err(error) => {
                 own::MESSAGES_REFUSED.increment();

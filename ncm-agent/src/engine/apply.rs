@@ -32,7 +32,7 @@ pub struct Applied<'a> {
     /// The message.
     pub run: &'a Run,
     /// Where its time went.
-    pub times: &'a Times,
+    pub times: &'a Arc<Times>,
 }
 
 impl Applied<'_> {

@@ -5,8 +5,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use ncm_common::marks;
 use nix::sys::socket::{
-    AddressFamily, ControlMessageOwned, MsgFlags, MultiHeaders, SockFlag, SockType, recvmsg, sendmmsg,
-    sendmsg, setsockopt, socket, sockopt,
+    AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, setsockopt, socket,
+    sockopt,
 };
 
 /// Bytes of `struct virtio_net_hdr`, which precedes every frame.
@@ -122,35 +122,13 @@ impl Socket {
 
     /// Sends a frame that the kernel has still to do something with.
     pub(crate) fn send_with(&mut self, mark: u32, offload: &Offload, frame: &[u8]) -> io::Result<()> {
-        self.mark(mark)?;
-        let parts = [IoSlice::new(offload), IoSlice::new(frame)];
-        sendmsg::<()>(self.socket.as_raw_fd(), &parts, &[], MsgFlags::MSG_DONTWAIT, None)?;
-        Ok(())
-    }
-
-    /// Sends such frames in their order, by one system call, so that whom they wake does not come in between. Gives how many were sent:
-    /// of those behind, the first was refused.
-    pub(crate) fn send_many<'a>(
-        &mut self,
-        mark: u32,
-        frames: impl Iterator<Item = (&'a Offload, &'a [u8])>,
-    ) -> io::Result<usize> {
-        self.mark(mark)?;
-        let parts: Vec<_> =
-            frames.map(|(offload, frame)| [IoSlice::new(offload), IoSlice::new(frame)]).collect();
-        let mut headers = MultiHeaders::<()>::preallocate(parts.len(), None);
-        let nobodys = vec![None; parts.len()];
-        let socket = self.socket.as_raw_fd();
-        Ok(sendmmsg(socket, &mut headers, &parts, nobodys, [], MsgFlags::MSG_DONTWAIT)?.count())
-    }
-
-    /// Has what is sent marked so.
-    fn mark(&mut self, mark: u32) -> io::Result<()> {
         if self.marked != Some(mark) {
             self.marked = None;
             setsockopt(&self.socket, sockopt::Mark, &mark)?;
             self.marked = Some(mark);
         }
+        let parts = [IoSlice::new(offload), IoSlice::new(frame)];
+        sendmsg::<()>(self.socket.as_raw_fd(), &parts, &[], MsgFlags::MSG_DONTWAIT, None)?;
         Ok(())
     }
 

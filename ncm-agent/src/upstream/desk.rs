@@ -17,7 +17,6 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::io::Interest;
 use tokio::io::unix::{AsyncFd, AsyncFdReadyMutGuard};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio::task::yield_now;
 use tokio::time::{sleep_until, timeout};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
@@ -32,14 +31,14 @@ use crate::fault;
 use crate::hand_up::socket::{Received, Socket, Wanted};
 use crate::telemetry::own;
 
-/// Frames that are read before what they want for is asked: upstream has something to do while more are read.
-const READ_AHEAD: usize = 64;
+/// Frames that are read before anything else is done.
+const READ_AHEAD: usize = 256;
 /// Frames that are read before others go on.
 const DRAINED: usize = 4_096;
 /// Bytes of frames that may wait in the kernel, either way.
 const WAITING: usize = 16 << 20;
 /// Calls up to which each request is asked at once; with more under way, requests gather for a moment.
-const FREE_CALLS: usize = 3;
+const FREE_CALLS: usize = 16;
 /// That moment.
 const GATHER: Duration = Duration::from_millis(1);
 /// Most calls under way.
@@ -48,8 +47,6 @@ const MOST_CALLS: usize = 512;
 const PAUSE: Duration = Duration::from_millis(100);
 /// How often it is looked whether the device is there, and whether anybody still wants this.
 const LOOK: Duration = Duration::from_secs(1);
-/// Frames that are sent at once.
-const SENT_AT_ONCE: usize = 64;
 /// How long a frame may wait for room to be sent, in milliseconds.
 const SEND_WAIT_MS: u16 = 10;
 /// Largest reply, in bytes: an answer has some fifty.
@@ -120,11 +117,8 @@ async fn run(setup: Setup) {
             () = sleep_until(wake.into()) => {}
         }
         desk.holds.expire(Instant::now(), &mut desk.fates);
-        if desk.ask() {
-            // On its way before anything else takes time: upstream's work and ours go on side by side.
-            yield_now().await;
-        }
         desk.send(&mut inbox);
+        desk.ask();
         if looked.elapsed() >= LOOK {
             looked = Instant::now();
             // Ours, and that of what is held.
@@ -264,16 +258,16 @@ impl Desk {
         }
     }
 
-    /// Asks for what is to be asked; says whether there was something.
-    fn ask(&mut self) -> bool {
-        let (now, before) = (Instant::now(), self.number);
+    /// Asks for what is to be asked.
+    fn ask(&mut self) {
+        let now = Instant::now();
         if self.paused.is_some_and(|until| now < until) {
-            return false;
+            return;
         }
         while self.channel.is_some() && self.holds.is_asking() && self.calls.len() < MOST_CALLS {
             let gathers = self.last_call.is_some_and(|last| now.duration_since(last) < GATHER);
             if self.calls.len() >= FREE_CALLS && gathers {
-                break;
+                return;
             }
             self.number += 1;
             let batch = self.holds.batch(self.setup.config.batch, self.number);
@@ -283,7 +277,6 @@ impl Desk {
                 self.call(self.number, batch);
             }
         }
-        self.number > before
     }
 
     fn call(&mut self, number: u64, batch: Vec<ResourceStateRequest>) {
@@ -349,28 +342,20 @@ impl Desk {
 
     /// Sends what goes on, and what is to be dropped where drops are counted.
     fn send(&mut self, inbox: &mut Option<AsyncFd<Socket>>) {
-        let fates = std::mem::take(&mut self.fates);
-        for (held, _) in fates.iter().filter(|(_, fate)| *fate == Fate::Release) {
-            own::HELD_RELEASED.increment();
-            own::HELD_MICROSECONDS.add(held.since.elapsed().as_micros() as u64);
-        }
-        let (Some(inbox), mut left) = (inbox, &fates[..]) else { return };
-        while let Some(first) = left.first() {
-            let mark = mark(first);
-            let alike = left.iter().take(SENT_AT_ONCE).take_while(|next| self::mark(next) == mark).count();
-            let frames = left[..alike].iter().map(|(held, _)| (&held.offload, &held.frame[..]));
-            let sent = match inbox.get_mut().send_many(mark, frames) {
-                Ok(sent) if sent > 0 => sent,
-                // By itself it says why, or finds room.
-                _ => {
-                    if let Err(error) = send(inbox.get_mut(), mark, &first.0) {
-                        own::HELD_LOST.increment();
-                        tracing::debug!(%error, "a packet that was held could not be sent");
-                    }
-                    1
+        for (held, fate) in std::mem::take(&mut self.fates) {
+            let why = match fate {
+                Fate::Release => {
+                    own::HELD_RELEASED.increment();
+                    own::HELD_MICROSECONDS.add(held.since.elapsed().as_micros() as u64);
+                    marks::RELEASE
                 }
+                Fate::End(reason) => marks::END | reason as u32,
             };
-            left = left.get(sent..).unwrap_or_default();
+            let Some(socket) = inbox else { continue };
+            if let Err(error) = send(socket.get_mut(), marks::mark(why, held.port), &held) {
+                own::HELD_LOST.increment();
+                tracing::debug!(%error, "a packet that was held could not be sent");
+            }
         }
     }
 
@@ -385,15 +370,6 @@ impl Desk {
             (standing.held_packets, standing.held_bytes) = (held.packets, held.bytes);
         });
     }
-}
-
-/// The mark that says what becomes of a packet.
-fn mark((held, fate): &(Held, Fate)) -> u32 {
-    let why = match fate {
-        Fate::Release => marks::RELEASE,
-        Fate::End(reason) => marks::END | *reason as u32,
-    };
-    marks::mark(why, held.port)
 }
 
 /// Sends a frame; where there is no room it waits a moment.
