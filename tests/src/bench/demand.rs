@@ -1,10 +1,6 @@
 //! On demand: how long first packets wait, how many of them can be asked for, and what a guest that scans does to others.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::channel;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
@@ -16,7 +12,6 @@ use crate::testbed::{Cloud, Guest, HostOptions, Lab, TwoHosts, Upstream, eventua
 
 /// What upstream takes for an answer, in milliseconds: what the budget is held against.
 const ANSWER: f64 = 0.2;
-const REFERENCE: &str = "an upstream that answers in 0.2 ms";
 /// First packets at once.
 const AT_ONCE: u32 = 200;
 /// Misses a second, in the long run.
@@ -142,74 +137,23 @@ pub(super) fn measure(plan: &Plan, done: &mut dyn FnMut(Row)) -> Result<()> {
     Ok(())
 }
 
-/// Keeps every processor awake with threads that run only where nobody else wants to (`SCHED_IDLE`), until it is dropped: a virtual
-/// machine's halted processor takes as long to wake as everything that is measured.
-struct Awake {
-    stop: Arc<AtomicBool>,
-    threads: Vec<JoinHandle<()>>,
-}
-
-impl Awake {
-    fn all() -> Result<Self> {
-        let stop = Arc::<AtomicBool>::default();
-        let (told, ready) = channel();
-        let threads = (0..std::thread::available_parallelism()?.get()).map(|_| {
-            let (stop, told) = (Arc::clone(&stop), told.clone());
-            std::thread::spawn(move || {
-                let lowest = libc::sched_param { sched_priority: 0 };
-                // SAFETY: it changes how this thread is scheduled, and reads the number beside.
-                let changed = unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const lowest) };
-                let is_lowest = changed == 0;
-                let _nobody_waits = told.send(is_lowest);
-                drop(told);
-                while is_lowest && !stop.load(Ordering::Relaxed) {
-                    std::hint::spin_loop();
-                }
-            })
-        });
-        let awake = Self { threads: threads.collect(), stop };
-        drop(told);
-        ensure!(ready.iter().all(|is_lowest| is_lowest), "threads cannot be scheduled as SCHED_IDLE");
-        Ok(awake)
-    }
-}
-
-impl Drop for Awake {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        for thread in self.threads.drain(..) {
-            drop(thread.join());
-        }
-    }
-}
-
 fn first_packets(plan: &Plan, done: &mut dyn FnMut(Row)) -> Result<()> {
     let rounds = 2 * plan.rounds() as u32 + 1;
-    let demand = Demand::new(2 * rounds * AT_ONCE, HostOptions::default())?;
-    let budget = Some(Bound::AtMost(10.0));
-    let awake = Awake::all()?;
-    let [mean, end] = added(&demand, 0..rounds)?;
-    drop(awake);
-    done(Row::new("on_demand_first_packets_mean", "ms", mean, REFERENCE, ANSWER, budget));
-    done(Row::new("on_demand_first_packets_p99", "ms", end, REFERENCE, ANSWER, None));
-    let [mean, end] = added(&demand, rounds..2 * rounds)?;
-    done(Row::new("on_demand_first_packets_halting_mean", "ms", mean, REFERENCE, ANSWER, None));
-    done(Row::new("on_demand_first_packets_halting_p99", "ms", end, REFERENCE, ANSWER, None));
-    Ok(())
-}
-
-/// What first packets take longer than others, on average and at the end: medians over some rounds.
-fn added(demand: &Demand, rounds: std::ops::Range<u32>) -> Result<[f64; 2]> {
+    let demand = Demand::new(rounds * AT_ONCE, HostOptions::default())?;
     let (mut means, mut ends) = (Vec::new(), Vec::new());
-    for round in rounds {
+    for round in 0..rounds {
         let numbers = round * AT_ONCE..(round + 1) * AT_ONCE;
-        let mut first = burst(demand, &demand.a, numbers.clone())?;
+        let mut first = burst(&demand, &demand.a, numbers.clone())?;
         ensure!(first.len() == AT_ONCE as usize, "{} of {AT_ONCE} first packets arrived", first.len());
-        let mut second = burst(demand, &demand.a, numbers)?;
+        let mut second = burst(&demand, &demand.a, numbers)?;
         means.push(mean(&first) - mean(&second));
         ends.push(percentile(&mut first, 99) - percentile(&mut second, 99));
     }
-    Ok([super::median(means), super::median(ends)])
+    let reference = "an upstream that answers in 0.2 ms";
+    let budget = Some(Bound::AtMost(10.0));
+    done(Row::new("on_demand_first_packets_mean", "ms", super::median(means), reference, ANSWER, budget));
+    done(Row::new("on_demand_first_packets_p99", "ms", super::median(ends), reference, ANSWER, None));
+    Ok(())
 }
 
 fn misses(plan: &Plan, done: &mut dyn FnMut(Row)) -> Result<()> {
@@ -239,8 +183,9 @@ fn misses(plan: &Plan, done: &mut dyn FnMut(Row)) -> Result<()> {
         Some(Bound::AtLeast(0.999)),
     ));
     let waited = mean(&times);
-    done(Row::new("on_demand_misses_mean", "ms", waited, REFERENCE, ANSWER, None));
-    done(Row::new("on_demand_misses_p99", "ms", percentile(&mut times, 99), REFERENCE, ANSWER, None));
+    let reference = "an upstream that answers in 0.2 ms";
+    done(Row::new("on_demand_misses_mean", "ms", waited, reference, ANSWER, None));
+    done(Row::new("on_demand_misses_p99", "ms", percentile(&mut times, 99), reference, ANSWER, None));
     Ok(())
 }
 
@@ -248,7 +193,7 @@ fn misses(plan: &Plan, done: &mut dyn FnMut(Row)) -> Result<()> {
 fn scan(done: &mut dyn FnMut(Row)) -> Result<()> {
     let demand = Demand::new(2 * AT_ONCE, HostOptions::default())?;
     let quiet = burst(&demand, &demand.n, 0..AT_ONCE)?;
-    let stop = AtomicBool::new(false);
+    let stop = std::sync::atomic::AtomicBool::new(false);
     let (mac, socket) = (demand.a.mac(), demand.a.packets()?);
     let frames: Vec<Vec<u8>> = (0..65_536_u32)
         .map(|number| {
@@ -260,14 +205,14 @@ fn scan(done: &mut dyn FnMut(Row)) -> Result<()> {
     let loud = std::thread::scope(|scope| {
         scope.spawn(|| {
             for frame in frames.iter().cycle() {
-                if stop.load(Ordering::Relaxed) || socket.try_send(frame).is_err() {
+                if stop.load(std::sync::atomic::Ordering::Relaxed) || socket.try_send(frame).is_err() {
                     return;
                 }
             }
         });
         std::thread::sleep(Duration::from_secs(1));
         let loud = burst(&demand, &demand.n, AT_ONCE..2 * AT_ONCE);
-        stop.store(true, Ordering::Relaxed);
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
         loud
     })?;
     ensure!(demand.net.host1.drops("ask_limited")? > 0, "the scan was within its limit");
