@@ -116,18 +116,8 @@ fn a_second_agent_on_an_uplink_is_refused_and_told_whose_it_is() {
     Lab::story(|lab| {
         let (net, a, b) = ready(lab)?;
         let host = &net.host1;
-        let mut config = host.config.clone();
-        config.set("", "instance", "\"second\"").set("api", "socket", "\"/run/ncm/second.sock\"");
-        config.set("api", "listeners", "[\"127.0.0.1:50002\"]").set(
-            "metrics",
-            "listen",
-            "\"127.0.0.1:9478\"",
-        );
-        config.set("underlay", "relay_port", "47891");
-        std::fs::write(lab.run_directory().join("second.toml"), config.to_toml())?;
-        let program = binary("ncm-agent")?.to_string_lossy().into_owned();
         let before = filters(host)?;
-        let refused = host.ns.outcome(&[program.as_str(), "--config", "/run/second.toml"])?;
+        let refused = host.run_second()?;
         ensure!(!refused.success, "a second agent runs on eth0");
         for part in ["eth0", "wire_tc", "instance \"host1\""] {
             ensure!(refused.stderr.contains(part), "{part} is not in {}", refused.stderr);

@@ -108,19 +108,9 @@ fn a_second_agent_on_an_uplink_is_refused_and_the_first_is_not_touched() {
         let on = b.begin_ping(a.ip())?;
         on.goes_on(3)?;
         let host = &net.host1;
-        let mut config = host.config.clone();
-        config.set("", "instance", "\"second\"").set("api", "socket", "\"/run/ncm/second.sock\"");
-        config.set("api", "listeners", "[\"127.0.0.1:50002\"]").set(
-            "metrics",
-            "listen",
-            "\"127.0.0.1:9478\"",
-        );
-        config.set("underlay", "relay_port", "47891");
-        std::fs::write(lab.run_directory().join("second.toml"), config.to_toml())?;
-        let program = binary("ncm-agent")?.to_string_lossy().into_owned();
         let seen = "bpftool net show; ip -o link; find /sys/fs/bpf/ncm -type f";
         let before = host.ns.run_words(&["sh", "-c", seen])?;
-        let refused = host.ns.outcome(&[program.as_str(), "--config", "/run/second.toml"])?;
+        let refused = host.run_second()?;
         ensure!(!refused.success, "a second agent runs on eth0");
         for part in ["eth0", "wire_xdp", "instance \"host1\""] {
             ensure!(refused.stderr.contains(part), "{part} is not in {}", refused.stderr);

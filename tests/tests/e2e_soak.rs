@@ -100,9 +100,10 @@ struct Soak {
     resources: u32,
     /// Part by which resident memory may have grown.
     part: f64,
-    /// How long nothing goes on before a measurement: memory is given back within six seconds. Threads that have nothing to do go after ten seconds: so many may be there
-    /// that were not before, or the other way round.
+    /// How long nothing goes on before a measurement: memory is given back within six seconds, threads without work go after ten.
     quiet: Duration,
+    /// So many threads may be there that were not before, or the other way round: those without work, while `quiet` is shorter than
+    /// they stay.
     threads: usize,
     seed: u64,
 }

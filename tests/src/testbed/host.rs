@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use super::agent::{Agent, AgentConfig, Statuses, ncmctl};
+use super::agent::{Agent, AgentConfig, Statuses, binary, ncmctl};
 use super::cloud::Cloud;
 use super::lab::{Lab, eventually};
 use super::namespace::{Namespace, Outcome};
@@ -125,6 +125,23 @@ impl Host {
         let agent = Agent::start(&self.ns, &self.run, self.name(), config)?;
         self.agent.replace(Some(agent));
         Ok(())
+    }
+
+    /// Runs a second agent on the same underlay interfaces, under a name and sockets of its own, to its end.
+    ///
+    /// # Errors
+    /// If it cannot be run; that it fails is an outcome.
+    pub fn run_second(&self) -> Result<Outcome> {
+        let mut config = self.config.clone();
+        config
+            .set("", "instance", "\"second\"")
+            .set("api", "socket", "\"/run/ncm/second.sock\"")
+            .set("api", "listeners", "[\"127.0.0.1:50002\"]")
+            .set("metrics", "listen", "\"127.0.0.1:9478\"")
+            .set("underlay", "relay_port", "47891");
+        std::fs::write(self.run.join("second.toml"), config.to_toml())?;
+        let program = binary("ncm-agent")?.to_string_lossy().into_owned();
+        self.ns.outcome(&[program.as_str(), "--config", "/run/second.toml"])
     }
 
     /// Stops the agent, and starts it with what `change` makes of its configuration.
